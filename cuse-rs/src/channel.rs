@@ -1,0 +1,227 @@
+//! The open channel: a file from which requests are read and to which replies are written.
+//!
+//! Owns the descriptor, the read loop and the way of each reply. Leaves what a message means to [`crate::codec`],
+//! what to do about it to a [`Device`], and how the channel came about to [`crate::cuse`].
+//!
+//! # States and operations
+//!
+//! A channel is *connected* until the kernel aborts it (`fuse_abort_conn` of `fs/fuse/dev.c`: the module goes,
+//! or somebody writes to `/sys/class/cuse/NAME/abort`). Then every read gives ENODEV or ECONNABORTED, which ends
+//! [`Channel::serve`], and every reply finds its request gone (ENOENT).
+//!
+//! # Caveats
+//!
+//! * A message is read whole or not at all: a buffer that is too small fails every read with EINVAL
+//!   (`fuse_dev_do_read`), or the client's call with EIO.
+//! * A reply the kernel refuses may leave its client waiting, so a refused one is followed by EIO.
+//! * Nothing on the way of a call takes a lock or allocates: requests are borrowed from the thread's buffer,
+//!   replies are one `writev`.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::uio::writev;
+use nix::unistd::read;
+
+use crate::abi;
+use crate::codec::{self, DecodeError, Message, Reply, Request};
+use crate::device::Device;
+use crate::reply::{ReplyIoctl, ReplyOpen, ReplyPoll, ReplyRead, ReplyRelease, ReplyWrite};
+use crate::request::{PollHandle, RequestId};
+
+/// Where requests come from and replies go: `/dev/cuse` after the handshake.
+///
+/// Closed, and the device removed, when dropped. Share it by reference or in an [`Arc`](std::sync::Arc).
+#[derive(Debug)]
+pub struct Channel {
+    fd: OwnedFd,
+    max_write: u32,
+    reported: AtomicU32,
+}
+
+/// Why [`Channel::serve`] ended early.
+#[derive(Debug, thiserror::Error)]
+#[error("reading requests of the device: {}", .errno.desc())]
+pub struct ServeError {
+    /// The error of `read(2)`.
+    pub errno: Errno,
+}
+
+impl Channel {
+    /// Takes over a channel whose handshake is done, with the `max_write` that was agreed there.
+    ///
+    /// For a descriptor that another process has opened, and for tests. The descriptor should be blocking.
+    pub fn from_fd(fd: OwnedFd, max_write: u32) -> Self {
+        Self { fd, max_write, reported: AtomicU32::new(0) }
+    }
+
+    /// The most bytes a WRITE on this channel carries.
+    pub fn max_write(&self) -> u32 {
+        self.max_write
+    }
+
+    /// Serves requests until the connection ends. Several threads may do so at the same time.
+    ///
+    /// A message that is malformed is answered with EIO, one that is unknown with ENOSYS; each kind is logged
+    /// once. Costs one `read` and, for each reply, one `writev`.
+    ///
+    /// # Errors
+    ///
+    /// [`ServeError`] with the error of `read(2)`, where that does not mean the end (ENODEV, ECONNABORTED) and is
+    /// not passing either (EINTR, EAGAIN, ENOENT). EINVAL: `max_write` was not what the handshake agreed on;
+    /// EPERM: the descriptor is no channel yet.
+    pub fn serve<D: Device + ?Sized>(&self, device: &D) -> Result<(), ServeError> {
+        let mut buffer = vec![0; self.buffer_size()];
+        while let Some(length) = self.receive(&mut buffer)? {
+            match codec::decode(&buffer[..length]) {
+                Ok(message) => self.dispatch(device, &message),
+                Err(error) => self.reject(&error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the kernel of an event on the file that `handle` names, so that sleepers in `poll`, `select` and
+    /// `epoll_wait` ask again. Returns whether the kernel took it; a handle that is gone is not an error.
+    pub fn notify_poll(&self, handle: PollHandle) -> bool {
+        let sent =
+            codec::notify_poll(handle, |pieces| retry_interrupted(|| writev(&self.fd, pieces)));
+        match sent {
+            Ok(_) => true,
+            Err(errno) => {
+                tracing::debug!(%errno, handle = handle.0, "poll notification not sent, ignoring");
+                false
+            }
+        }
+    }
+
+    /// Sends a reply; returns whether the kernel took it.
+    pub(crate) fn answer(&self, id: RequestId, reply: &Reply<'_>) -> bool {
+        match self.send(id, reply) {
+            Ok(()) => true,
+            // EPIPE: a socket whose other end is closed.
+            Err(Errno::ENOENT | Errno::EPIPE) => {
+                tracing::trace!(id = id.0, "reply to a request that is gone, ignoring");
+                false
+            }
+            Err(errno) => {
+                tracing::warn!(%errno, id = id.0, "reply refused by the kernel, answering EIO");
+                // Refused early, the request is still open; refused late, it is gone and this is ignored.
+                let _ = self.send(id, &Reply::Error(Errno::EIO));
+                false
+            }
+        }
+    }
+
+    pub(crate) fn send(&self, id: RequestId, reply: &Reply<'_>) -> Result<(), Errno> {
+        reply.with_pieces(id, |pieces| retry_interrupted(|| writev(&self.fd, pieces)))?;
+        Ok(())
+    }
+
+    /// Reads one message into `buffer`; `None`: the connection has ended.
+    pub(crate) fn receive(&self, buffer: &mut [u8]) -> Result<Option<usize>, ServeError> {
+        loop {
+            match read(&self.fd, buffer) {
+                // A socket whose other end is closed; the kernel's own channel never says this.
+                Ok(0) | Err(Errno::ECONNRESET) => return Ok(None),
+                Ok(length) => return Ok(Some(length)),
+                Err(Errno::ENODEV | Errno::ECONNABORTED) => return Ok(None),
+                // ENOENT: the request was aborted while it was being copied.
+                Err(Errno::EINTR | Errno::ENOENT) => {}
+                Err(Errno::EAGAIN) => self.wait_readable(),
+                Err(errno) => return Err(ServeError { errno }),
+            }
+        }
+    }
+
+    /// Room for any message: `fuse_dev_do_read` wants [`abi::MIN_READ_BUFFER`] bytes and a WRITE of full size; an
+    /// IOCTL can be larger than that WRITE.
+    pub(crate) fn buffer_size(&self) -> usize {
+        const HEADERS: usize = size_of::<abi::InHeader>() + size_of::<abi::WriteIn>();
+        let data = self.max_write.max(abi::MAX_DATA);
+        (HEADERS + data as usize).max(abi::MIN_READ_BUFFER)
+    }
+
+    fn dispatch<D: Device + ?Sized>(&self, device: &D, message: &Message<'_>) {
+        let Message { id, opcode, caller, request } = *message;
+        tracing::trace!(id = id.0, ?opcode, tid = caller.tid, "request");
+        match request {
+            Request::Open(open) => device.open(caller, open, ReplyOpen::new(self, id)),
+            Request::Read(read) => device.read(caller, read, ReplyRead::new(self, id)),
+            Request::Write(write) => device.write(caller, write, ReplyWrite::new(self, id)),
+            Request::Ioctl(ioctl) => device.ioctl(caller, ioctl, ReplyIoctl::new(self, id)),
+            Request::Poll(poll) => device.poll(caller, poll, ReplyPoll::new(self, id)),
+            Request::Release(file) => device.release(file, ReplyRelease::new(self, id)),
+            Request::Interrupt(target) => {
+                // Of all replies to INTERRUPT only two mean something: EAGAIN brings it again, and ENOSYS ends
+                // interrupts for good (fuse_dev_do_write), so that clients could not be killed any more.
+                if !device.interrupt(target) {
+                    self.answer(id, &Reply::Error(Errno::EAGAIN));
+                }
+            }
+            Request::Destroy => {
+                self.answer(id, &Reply::Done);
+            }
+            Request::Silent => {}
+            Request::CuseInit(_) | Request::Unknown => {
+                if self.is_first(Report::Unknown) {
+                    tracing::warn!(?opcode, "request of an unknown kind, answering ENOSYS");
+                }
+                self.answer(id, &Reply::Error(Errno::ENOSYS));
+            }
+        }
+    }
+
+    fn reject(&self, error: &DecodeError) {
+        let report = match error {
+            DecodeError::Header { .. } => Report::Header,
+            DecodeError::Length { .. } => Report::Length,
+            DecodeError::Body { .. } => Report::Body,
+        };
+        if self.is_first(report) {
+            tracing::warn!(%error, "malformed request, ignoring");
+        }
+        if let Some(id) = error.waiting() {
+            self.answer(id, &Reply::Error(Errno::EIO));
+        }
+    }
+
+    /// Whether this is the channel's first message of such a kind, so that each is logged once.
+    fn is_first(&self, report: Report) -> bool {
+        let bit = 1 << report as u32;
+        self.reported.fetch_or(bit, Ordering::Relaxed) & bit == 0
+    }
+
+    /// Sleeps until there is something to read, or nothing to come; for a descriptor in non-blocking mode.
+    fn wait_readable(&self) {
+        let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
+        // Whatever it says, the next read knows better.
+        let _ = nix::poll::poll(&mut fds, PollTimeout::NONE);
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// The kinds of odd messages that are logged.
+#[derive(Clone, Copy)]
+enum Report {
+    Unknown,
+    Header,
+    Length,
+    Body,
+}
+
+fn retry_interrupted<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+    loop {
+        match call() {
+            Err(Errno::EINTR) => {}
+            result => return result,
+        }
+    }
+}

@@ -1,0 +1,360 @@
+//! Bytes of the channel to requests, replies to bytes.
+//!
+//! Pure: knows no file and no thread. [`decode`] takes one message as one `read` of the channel brings it;
+//! [`Reply::with_pieces`] gives the pieces that one `writev` sends. What is accepted and sent follows
+//! `fuse_dev_do_read`, `fuse_dev_do_write` and `copy_out_args` of `fs/fuse/dev.c`, and `fs/fuse/ioctl.c`.
+//!
+//! Invariants: no input panics; decoding copies headers and borrows data, encoding borrows data (nothing is
+//! allocated, unless a reply has more than [`MAX_PIECES`] pieces); a reply's length field is
+//! the length of its pieces; an error is in -511..=-1 and has no data.
+
+use std::io::IoSlice;
+
+use nix::errno::Errno;
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::abi::{self, CuseInitFlags, Opcode};
+use crate::request::{
+    Caller, FileHandle, Ioctl, IoctlFlags, Open, Poll, PollHandle, Read, RequestId, UserRange,
+    Write,
+};
+
+/// Replies with up to this many pieces of data go out without a copy.
+pub const MAX_PIECES: usize = 8;
+
+/// One message of the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Message<'a> {
+    /// The id that the reply repeats. Odd for INTERRUPT, even for all others (`FUSE_INT_REQ_BIT`).
+    pub id: RequestId,
+    /// What is asked, as a number.
+    pub opcode: Opcode,
+    /// Who asks.
+    pub caller: Caller,
+    /// What is asked.
+    pub request: Request<'a>,
+}
+
+/// What the kernel asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Request<'a> {
+    /// CUSE_INIT, the first message on `/dev/cuse` and only there.
+    CuseInit(CuseInit),
+    /// OPEN.
+    Open(Open),
+    /// READ.
+    Read(Read),
+    /// WRITE.
+    Write(Write<'a>),
+    /// IOCTL.
+    Ioctl(Ioctl<'a>),
+    /// POLL.
+    Poll(Poll),
+    /// RELEASE.
+    Release(FileHandle),
+    /// INTERRUPT, of the request with this id.
+    Interrupt(RequestId),
+    /// DESTROY: the connection ends; the kernel waits for an empty reply.
+    Destroy,
+    /// FORGET and the others without a reply: nothing to do.
+    Silent,
+    /// Anything else; to be answered with ENOSYS.
+    Unknown,
+}
+
+/// What the kernel offers in CUSE_INIT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CuseInit {
+    /// Major version of the protocol.
+    pub major: u32,
+    /// Minor version of the protocol.
+    pub minor: u32,
+    /// What the kernel can do.
+    pub flags: CuseInitFlags,
+}
+
+/// Why a message could not be decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// Shorter than its header: nobody can be answered.
+    #[error("{length} bytes are no message: its header has {}", size_of::<abi::InHeader>())]
+    Header {
+        /// Length of what was read.
+        length: usize,
+    },
+    /// The length that the header states is not the length that was read.
+    #[error("{opcode:?}: the header states {stated} bytes, {length} arrived")]
+    Length {
+        /// The request.
+        id: RequestId,
+        /// Its kind.
+        opcode: Opcode,
+        /// The length in the header.
+        stated: u32,
+        /// Length of what was read.
+        length: usize,
+    },
+    /// The message ends before its arguments do.
+    #[error("{opcode:?}: {length} bytes after the header, {needed} needed")]
+    Body {
+        /// The request.
+        id: RequestId,
+        /// Its kind.
+        opcode: Opcode,
+        /// How many bytes the arguments have at least.
+        needed: usize,
+        /// How many there are.
+        length: usize,
+    },
+}
+
+impl DecodeError {
+    /// The request to answer with an error, if there is one that waits.
+    pub fn waiting(&self) -> Option<RequestId> {
+        match *self {
+            Self::Header { .. } => None,
+            // A reply with id 0 would be a notification.
+            Self::Length { id, opcode, .. } | Self::Body { id, opcode, .. } => {
+                (opcode.has_reply() && id != RequestId(0)).then_some(id)
+            }
+        }
+    }
+}
+
+/// Decodes the bytes of one `read` of the channel.
+///
+/// # Errors
+///
+/// [`DecodeError`] for bytes that the kernel does not send: truncated ones, or ones with a wrong length.
+/// Bytes after the arguments are ignored, since the protocol grows there.
+pub fn decode(bytes: &[u8]) -> Result<Message<'_>, DecodeError> {
+    let length = bytes.len();
+    let (header, body) =
+        abi::InHeader::read_from_prefix(bytes).map_err(|_| DecodeError::Header { length })?;
+    let id = RequestId(header.unique);
+    let opcode = Opcode(header.opcode);
+    if usize::try_from(header.len) != Ok(length) {
+        return Err(DecodeError::Length { id, opcode, stated: header.len, length });
+    }
+    let caller = Caller { tid: header.pid, uid: header.uid, gid: header.gid };
+    let request = decode_body(Body { id, opcode, bytes: body })?;
+    Ok(Message { id, opcode, caller, request })
+}
+
+fn decode_body(body: Body<'_>) -> Result<Request<'_>, DecodeError> {
+    Ok(match body.opcode {
+        Opcode::CUSE_INIT => {
+            let (init, _): (abi::CuseInitIn, _) = body.split()?;
+            let flags = CuseInitFlags::from_bits_retain(init.flags);
+            Request::CuseInit(CuseInit { major: init.major, minor: init.minor, flags })
+        }
+        Opcode::OPEN => {
+            let (open, _): (abi::OpenIn, _) = body.split()?;
+            Request::Open(Open { flags: open.flags })
+        }
+        Opcode::READ => {
+            let (read, _): (abi::ReadIn, _) = body.split()?;
+            Request::Read(Read {
+                file: FileHandle(read.fh),
+                offset: read.offset,
+                size: read.size,
+                flags: read.flags,
+            })
+        }
+        Opcode::WRITE => {
+            let (write, tail): (abi::WriteIn, _) = body.split()?;
+            Request::Write(Write {
+                file: FileHandle(write.fh),
+                offset: write.offset,
+                data: body.data(tail, write.size)?,
+                flags: write.flags,
+            })
+        }
+        Opcode::IOCTL => {
+            let (ioctl, tail): (abi::IoctlIn, _) = body.split()?;
+            Request::Ioctl(Ioctl {
+                file: FileHandle(ioctl.fh),
+                command: ioctl.cmd,
+                argument: ioctl.arg,
+                flags: IoctlFlags::from_bits_retain(ioctl.flags),
+                input: body.data(tail, ioctl.in_size)?,
+                output_size: ioctl.out_size,
+            })
+        }
+        Opcode::POLL => {
+            let (poll, _): (abi::PollIn, _) = body.split()?;
+            let flags = abi::PollFlags::from_bits_retain(poll.flags);
+            Request::Poll(Poll {
+                file: FileHandle(poll.fh),
+                events: poll.events,
+                notify: flags
+                    .contains(abi::PollFlags::SCHEDULE_NOTIFY)
+                    .then_some(PollHandle(poll.kh)),
+            })
+        }
+        Opcode::RELEASE => {
+            let (release, _): (abi::ReleaseIn, _) = body.split()?;
+            Request::Release(FileHandle(release.fh))
+        }
+        Opcode::INTERRUPT => {
+            let (interrupt, _): (abi::InterruptIn, _) = body.split()?;
+            Request::Interrupt(RequestId(interrupt.unique))
+        }
+        Opcode::DESTROY => Request::Destroy,
+        opcode if opcode.has_reply() => Request::Unknown,
+        _ => Request::Silent,
+    })
+}
+
+/// What follows the header of a message.
+#[derive(Clone, Copy)]
+struct Body<'a> {
+    id: RequestId,
+    opcode: Opcode,
+    bytes: &'a [u8],
+}
+
+impl<'a> Body<'a> {
+    /// The fixed arguments and what follows them.
+    fn split<T: FromBytes>(self) -> Result<(T, &'a [u8]), DecodeError> {
+        T::read_from_prefix(self.bytes).map_err(|_| self.too_short(size_of::<T>()))
+    }
+
+    /// The first `size` bytes of `tail`, the part after the fixed arguments.
+    fn data(self, tail: &'a [u8], size: u32) -> Result<&'a [u8], DecodeError> {
+        let size = usize::try_from(size).unwrap_or(usize::MAX);
+        let fixed = self.bytes.len() - tail.len();
+        tail.get(..size).ok_or_else(|| self.too_short(fixed.saturating_add(size)))
+    }
+
+    fn too_short(self, needed: usize) -> DecodeError {
+        DecodeError::Body { id: self.id, opcode: self.opcode, needed, length: self.bytes.len() }
+    }
+}
+
+/// What a server says about one request.
+#[derive(Clone, Copy, Debug)]
+pub enum Reply<'a> {
+    /// The request failed. (A value without a number becomes EIO.)
+    Error(Errno),
+    /// The request is done; RELEASE and DESTROY have no more to say.
+    Done,
+    /// To CUSE_INIT.
+    CuseInit(&'a abi::CuseInitOut, &'a [u8]),
+    /// To OPEN: the file's name.
+    Opened(FileHandle),
+    /// To READ: the data, to be joined.
+    Data(&'a [IoSlice<'a>]),
+    /// To WRITE: how many bytes were taken.
+    Written(u32),
+    /// To IOCTL: what `ioctl(2)` returns, and the data for its output ranges.
+    Ioctl {
+        /// The result of the system call.
+        result: i32,
+        /// What to store at the caller.
+        output: &'a [u8],
+    },
+    /// To IOCTL: ask again with these ranges. More than [`abi::IOCTL_MAX_IOV`] ranges become ENOMEM, as in
+    /// `fuse_do_ioctl`.
+    Retry {
+        /// What to fetch from the caller.
+        input: &'a [UserRange],
+        /// Where there will be something to store.
+        output: &'a [UserRange],
+    },
+    /// To POLL: the events that hold now.
+    Ready(u32),
+}
+
+impl Reply<'_> {
+    /// Calls `send` with the bytes of the reply to the request `id`, in pieces, and passes on what it returns.
+    pub fn with_pieces<R>(&self, id: RequestId, send: impl FnOnce(&[IoSlice<'_>]) -> R) -> R {
+        match *self {
+            Self::Error(errno) => frame(id, -number(errno), &[], send),
+            Self::Done => frame(id, 0, &[], send),
+            Self::CuseInit(init, info) => {
+                frame(id, 0, &[IoSlice::new(init.as_bytes()), IoSlice::new(info)], send)
+            }
+            Self::Opened(file) => {
+                let open = abi::OpenOut { fh: file.0, ..Default::default() };
+                frame(id, 0, &[IoSlice::new(open.as_bytes())], send)
+            }
+            Self::Data(pieces) => frame(id, 0, pieces, send),
+            Self::Written(size) => {
+                let write = abi::WriteOut { size, ..Default::default() };
+                frame(id, 0, &[IoSlice::new(write.as_bytes())], send)
+            }
+            Self::Ioctl { result, output } => {
+                let ioctl = abi::IoctlOut { result, ..Default::default() };
+                frame(id, 0, &[IoSlice::new(ioctl.as_bytes()), IoSlice::new(output)], send)
+            }
+            Self::Retry { input, output } => retry(id, input, output, send),
+            Self::Ready(revents) => {
+                let poll = abi::PollOut { revents, ..Default::default() };
+                frame(id, 0, &[IoSlice::new(poll.as_bytes())], send)
+            }
+        }
+    }
+}
+
+/// Calls `send` with the bytes of FUSE_NOTIFY_POLL, in pieces: a message with id 0 whose error is its kind.
+pub fn notify_poll<R>(handle: PollHandle, send: impl FnOnce(&[IoSlice<'_>]) -> R) -> R {
+    let wakeup = abi::NotifyPollWakeupOut { kh: handle.0 };
+    frame(RequestId(0), abi::NOTIFY_POLL, &[IoSlice::new(wakeup.as_bytes())], send)
+}
+
+fn retry<R>(
+    id: RequestId,
+    input: &[UserRange],
+    output: &[UserRange],
+    send: impl FnOnce(&[IoSlice<'_>]) -> R,
+) -> R {
+    let mut iovecs = [abi::IoctlIovec::default(); abi::IOCTL_MAX_IOV];
+    let Some(used) = iovecs.get_mut(..input.len().saturating_add(output.len())) else {
+        return frame(id, -number(Errno::ENOMEM), &[], send);
+    };
+    for (iovec, range) in used.iter_mut().zip(input.iter().chain(output)) {
+        *iovec = abi::IoctlIovec { base: range.address, len: range.length as u64 };
+    }
+    let ioctl = abi::IoctlOut {
+        result: 0,
+        flags: IoctlFlags::RETRY.bits(),
+        in_iovs: count(input),
+        out_iovs: count(output),
+    };
+    frame(id, 0, &[IoSlice::new(ioctl.as_bytes()), IoSlice::new(used.as_bytes())], send)
+}
+
+/// Puts the header before `body`.
+fn frame<R>(
+    id: RequestId,
+    error: i32,
+    body: &[IoSlice<'_>],
+    send: impl FnOnce(&[IoSlice<'_>]) -> R,
+) -> R {
+    let mut pieces = [IoSlice::new(&[]); 1 + MAX_PIECES];
+    let Some(used) = pieces.get_mut(..=body.len()) else {
+        let joined = body.iter().flat_map(|piece| piece.iter().copied()).collect::<Vec<u8>>();
+        return frame(id, error, &[IoSlice::new(&joined)], send);
+    };
+    let length = size_of::<abi::OutHeader>() + body.iter().map(|piece| piece.len()).sum::<usize>();
+    // The kernel refuses a length that is not the one of the pieces; it takes far less than 4 GiB anyway.
+    let len = u32::try_from(length).unwrap_or(u32::MAX);
+    let header = abi::OutHeader { len, error, unique: id.0 };
+    used[0] = IoSlice::new(header.as_bytes());
+    used[1..].copy_from_slice(body);
+    send(used)
+}
+
+/// The number of an error, which is never 0: an error of 0 without data would be a malformed success.
+fn number(errno: Errno) -> i32 {
+    if errno == Errno::UnknownErrno { Errno::EIO as i32 } else { errno as i32 }
+}
+
+fn count(ranges: &[UserRange]) -> u32 {
+    u32::try_from(ranges.len()).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests;

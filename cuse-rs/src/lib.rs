@@ -1,0 +1,86 @@
+//! Character devices in user space: the kernel's CUSE protocol.
+//!
+//! # Theory of operation
+//!
+//! A server opens `/dev/cuse`. The kernel puts one message into that file, CUSE_INIT; the answer names
+//! the device, and while it is being written the kernel creates the character device. From then on
+//! every `open`, `read`, `write`, `ioctl`, `poll` and last `close` of the device node is a message to
+//! be read from the same file, and the client sleeps in its system call until the answer to that message
+//! has been written. Closing the file removes the device.
+//!
+//! ```text
+//!   client            kernel (fs/fuse/cuse.c, dev.c)             server (this crate)
+//!   read(fd, b, 64) ─▶ FUSE_READ {unique 42, fh 7, size 64} ─▶ Channel::serve ─▶ Device::read
+//!     (sleeps)                                                    ReplyRead 42 ◀─ defer(): id 42
+//!     (sleeps)         ...                                        later, from any thread:
+//!   returns 5       ◀─ {len 21, error 0, unique 42} "hello"  ◀─ channel.reply_read(42).bytes(b"hello")
+//! ```
+//!
+//! A device that cannot answer yet does not block: it takes [`ReplyRead::defer`]'s id, returns, and
+//! answers when it can. So one thread serves any number of blocked clients. A client that gets a signal
+//! meanwhile is announced by [`Device::interrupt`]; the device then answers that call with
+//! [`Errno::EINTR`]. Until it does the client cannot even be killed.
+//!
+//! # Layers
+//!
+//! | module | owns | does I/O |
+//! | --- | --- | --- |
+//! | [`abi`] | `linux/fuse.h`: layouts and numbers | no |
+//! | [`codec`] | bytes to typed requests, typed replies to bytes | no |
+//! | `request`, `device`, `reply` | what a device sees: requests, the trait [`Device`], one token per open call | by `channel` |
+//! | `channel` | [`Channel`]: the file, the read loop, one `writev` per reply | yes |
+//! | [`cuse`] | the CUSE_INIT handshake, the device's name, node and end | yes |
+//! | `fake` (feature `fake-kernel`) | a strict kernel on a socket pair, for tests | yes |
+//!
+//! Only [`cuse`] knows that the channel is `/dev/cuse`: everything above the handshake is the FUSE
+//! protocol as it is.
+//!
+//! # Example
+//!
+//! ```no_run
+//! use cuse_rs::{Caller, Device, Read, ReplyRead, cuse::DeviceOptions};
+//!
+//! /// `/dev/hello`: every read says hello.
+//! struct Hello;
+//!
+//! impl Device for Hello {
+//!     fn read(&self, _caller: Caller, read: Read, reply: ReplyRead<'_>) {
+//!         let text = b"hello\n";
+//!         reply.bytes(&text[..text.len().min(read.size as usize)]);
+//!     }
+//! }
+//!
+//! let registration = DeviceOptions::new("hello".parse()?).mode(0o444).register()?;
+//! registration.channel().serve(&Hello)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+#![forbid(unsafe_code)]
+
+pub mod abi;
+mod channel;
+pub mod codec;
+pub mod cuse;
+mod device;
+#[cfg(feature = "fake-kernel")]
+pub mod fake;
+mod reply;
+mod request;
+
+/// The error of a request: what the client finds in `errno`.
+///
+/// Every value fits the range -511..=-1 that the kernel takes from a server.
+pub use nix::errno::Errno;
+
+pub use crate::channel::{Channel, ServeError};
+pub use crate::device::Device;
+pub use crate::reply::{ReplyIoctl, ReplyOpen, ReplyPoll, ReplyRead, ReplyRelease, ReplyWrite};
+pub use crate::request::{
+    Caller, FileHandle, Ioctl, IoctlFlags, Open, Poll, PollHandle, Read, RequestId, UserRange,
+    Write,
+};
+
+/// Compiles the examples of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

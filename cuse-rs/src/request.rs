@@ -1,0 +1,109 @@
+//! What a device is asked: the requests of `linux/fuse.h` without their transport.
+//!
+//! Owns plain data only. [`crate::codec`] makes these values from the kernel's bytes.
+
+pub use crate::abi::IoctlFlags;
+
+/// Who made a system call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// Thread id in the pid namespace of whoever opened the channel; 0: not visible there.
+    pub tid: u32,
+    /// The thread's fsuid in the user namespace of whoever opened the channel.
+    pub uid: u32,
+    /// The thread's fsgid, likewise.
+    pub gid: u32,
+}
+
+/// The kernel's name for one request (`unique`), valid until it is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub u64);
+
+/// The device's name for one open file: what the reply to OPEN gave comes back with each later request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileHandle(pub u64);
+
+/// The kernel's name for one open file in notifications, valid as long as the file is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PollHandle(pub u64);
+
+/// `open(2)` of the device node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Open {
+    /// The `O_*` flags.
+    pub flags: u32,
+}
+
+/// `read(2)`, `readv(2)` and the like.
+///
+/// A call with more room than one message carries (`max_read`, 32 pages, 32 pieces of an iovec) arrives in
+/// pieces, but the next piece is asked for only when the one before it was filled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Read {
+    /// The open file.
+    pub file: FileHandle,
+    /// Bytes that earlier pieces of the same call have brought (not a position: `pread` looks like `read`).
+    pub offset: u64,
+    /// Room in bytes. A longer answer is refused by the kernel, and the caller gets EIO.
+    pub size: u32,
+    /// The open file's `O_*` flags at this moment: O_NONBLOCK may have been set or cleared since OPEN.
+    pub flags: u32,
+}
+
+/// `write(2)`, `writev(2)` and the like.
+///
+/// A call with more data than one message carries (`max_write`, 32 pages, 32 pieces of an iovec) arrives in
+/// pieces; the first does not tell that more will follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Write<'a> {
+    /// The open file.
+    pub file: FileHandle,
+    /// Bytes that earlier pieces of the same call have carried (not a position).
+    pub offset: u64,
+    /// What is written, gathered.
+    pub data: &'a [u8],
+    /// The open file's `O_*` flags at this moment: O_NONBLOCK may have been set or cleared since OPEN.
+    pub flags: u32,
+}
+
+/// `ioctl(2)`.
+///
+/// Where ioctls are unrestricted, each call first arrives without data. A device that needs memory of the
+/// caller answers with [`retry`](crate::ReplyIoctl::retry), and is asked again, under another id, with
+/// `input` read and room for `output`; as many times as it takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ioctl<'a> {
+    /// The open file.
+    pub file: FileHandle,
+    /// The second argument of `ioctl(2)`.
+    pub command: u32,
+    /// The third one: a number, or an address of the caller.
+    pub argument: u64,
+    /// Width of the caller and the mode of the channel.
+    pub flags: IoctlFlags,
+    /// The bytes of the ranges that a retry named as input, joined.
+    pub input: &'a [u8],
+    /// Room in bytes in the ranges that a retry named as output.
+    pub output_size: u32,
+}
+
+/// `poll(2)`, `select(2)`, `epoll_wait(2)`, and `epoll_ctl(2)` too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Poll {
+    /// The open file.
+    pub file: FileHandle,
+    /// The `POLL*` events of interest.
+    pub events: u32,
+    /// Whom to notify: the caller may go to sleep. Call [`Channel::notify_poll`](crate::Channel::notify_poll)
+    /// at every later event, for as long as the file is open: an edge-triggered epoll counts them.
+    pub notify: Option<PollHandle>,
+}
+
+/// A range of the caller's memory that an ioctl needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UserRange {
+    /// Address.
+    pub address: u64,
+    /// Length in bytes.
+    pub length: usize,
+}

@@ -1,0 +1,3 @@
+//! The `memtun` program.
+
+fn main() {}
