@@ -1,0 +1,136 @@
+//! What observers see: `watch`, later captures and traces.
+
+use bytes::Bytes;
+
+use super::{FileId, Mode, TunnelId};
+use crate::abi::tun::Name;
+
+/// Something happened. Built only while somebody observes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A client opened the device.
+    Opened {
+        /// The file.
+        file: FileId,
+        /// Process id of the client.
+        pid: u32,
+        /// Its command name.
+        command: String,
+    },
+    /// A file was closed for the last time.
+    Closed {
+        /// The file.
+        file: FileId,
+    },
+    /// A file was attached to a tunnel.
+    Attached {
+        /// The tunnel.
+        tunnel: TunnelId,
+        /// Its name.
+        name: Name,
+        /// Its mode.
+        mode: Mode,
+        /// The file.
+        file: FileId,
+        /// The attach made the tunnel.
+        created: bool,
+    },
+    /// A file left its tunnel.
+    Detached {
+        /// The tunnel.
+        tunnel: TunnelId,
+        /// Its name.
+        name: Name,
+        /// The file.
+        file: FileId,
+        /// The tunnel went with it.
+        deleted: bool,
+    },
+    /// A datagram joined a file's queue or was given to a reader.
+    ToClient {
+        /// The tunnel.
+        tunnel: TunnelId,
+        /// Its name.
+        name: Name,
+        /// Its mode.
+        mode: Mode,
+        /// The datagram.
+        payload: Bytes,
+    },
+    /// A client wrote a datagram.
+    FromClient {
+        /// The tunnel.
+        tunnel: TunnelId,
+        /// Its name.
+        name: Name,
+        /// Its mode.
+        mode: Mode,
+        /// The datagram.
+        payload: Bytes,
+    },
+    /// A datagram was lost.
+    Dropped {
+        /// The tunnel.
+        tunnel: TunnelId,
+        /// Its name.
+        name: Name,
+        /// Why.
+        reason: DropReason,
+        /// Its length in bytes.
+        length: usize,
+    },
+    /// A tunnel went up or down.
+    Link {
+        /// The tunnel.
+        tunnel: TunnelId,
+        /// Its name.
+        name: Name,
+        /// It is up.
+        up: bool,
+    },
+}
+
+impl Event {
+    /// The tunnel it happened on, if it did on one.
+    #[must_use]
+    pub fn tunnel(&self) -> Option<TunnelId> {
+        match self {
+            Self::Opened { .. } | Self::Closed { .. } => None,
+            Self::Attached { tunnel, .. }
+            | Self::Detached { tunnel, .. }
+            | Self::ToClient { tunnel, .. }
+            | Self::FromClient { tunnel, .. }
+            | Self::Dropped { tunnel, .. }
+            | Self::Link { tunnel, .. } => Some(*tunnel),
+        }
+    }
+}
+
+/// Why a datagram was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DropReason {
+    /// The file's queue was full.
+    QueueFull,
+    /// The harness has not taken what the client wrote before.
+    WriteBufferFull,
+    /// A read had no room for the headers.
+    ReadTooShort,
+    /// A continuation of a write whose first part was taken already.
+    Continuation,
+    /// The attached peer did not read what the client wrote before.
+    PeerFull,
+}
+
+impl DropReason {
+    /// The word that stands for it on the control socket.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::QueueFull => "queue-full",
+            Self::WriteBufferFull => "write-buffer-full",
+            Self::ReadTooShort => "read-too-short",
+            Self::Continuation => "continuation",
+            Self::PeerFull => "peer-full",
+        }
+    }
+}

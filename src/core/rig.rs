@@ -1,0 +1,275 @@
+//! Scenarios for the core: clients and the harness in one line each, time as the test says.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+
+use super::*;
+use crate::abi::tun::{IfFlags, IfReq, Name, ioctl};
+
+/// A core, and everything it has put out so far.
+pub(super) struct Rig {
+    pub(super) core: Core,
+    epoch: Instant,
+    last_request: u64,
+    outcomes: BTreeMap<u64, Outcome>,
+    pub(super) wakes: usize,
+    answers: BTreeMap<WaitId, Answer>,
+    pub(super) forwarded: Vec<Datagram>,
+    pub(super) events: Vec<Event>,
+}
+
+impl Rig {
+    pub(super) fn new() -> Self {
+        Self::with_limits(Limits::default())
+    }
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "an Instant can be made in no other way; it is only an origin"
+    )]
+    pub(super) fn with_limits(limits: Limits) -> Self {
+        Self {
+            core: Core::new(limits, 1),
+            epoch: Instant::now(),
+            last_request: 0,
+            outcomes: BTreeMap::new(),
+            wakes: 0,
+            answers: BTreeMap::new(),
+            forwarded: Vec::new(),
+            events: Vec::new(),
+        }
+    }
+
+    pub(super) fn at(&self, ms: u64) -> Instant {
+        self.epoch + Duration::from_millis(ms)
+    }
+
+    pub(super) fn pass_until(&mut self, ms: u64) {
+        self.core.handle_timeout(self.at(ms));
+        self.drain();
+    }
+
+    fn drain(&mut self) {
+        let mut outputs = Vec::new();
+        self.core.take_outputs(&mut outputs);
+        for output in outputs {
+            match output {
+                Output::Complete(id, outcome) => {
+                    let before = self.outcomes.insert(id.unique, outcome);
+                    assert!(before.is_none(), "request {} was answered twice", id.unique);
+                }
+                Output::Wake(..) => self.wakes += 1,
+                Output::Answer(wait, answer) => {
+                    assert!(
+                        self.answers.insert(wait, answer).is_none(),
+                        "{wait:?} was answered twice"
+                    );
+                }
+                Output::Forward(_, datagram) => self.forwarded.push(datagram),
+                Output::Event(event) => self.events.push(event),
+            }
+        }
+    }
+
+    /// Sends a request and returns its number; [`outcome`](Self::outcome) has the answer, if there is one.
+    pub(super) fn ask(&mut self, op: Op) -> u64 {
+        self.last_request += 1;
+        self.core.handle_request(Request { id: id(self.last_request), op });
+        self.drain();
+        self.last_request
+    }
+
+    pub(super) fn outcome(&mut self, request: u64) -> Option<Outcome> {
+        self.outcomes.remove(&request)
+    }
+
+    fn answered(&mut self, op: Op) -> Outcome {
+        let request = self.ask(op);
+        self.outcome(request).expect("the request is answered at once")
+    }
+
+    pub(super) fn cancel(&mut self, request: u64) -> bool {
+        let known = self.core.handle_cancel(id(request));
+        self.drain();
+        known
+    }
+
+    pub(super) fn open(&mut self) -> FileId {
+        self.open_in(Scope(1))
+    }
+
+    pub(super) fn open_in(&mut self, scope: Scope) -> FileId {
+        let opener = Opener { pid: 7, command: "client".to_owned(), scope, ..Opener::default() };
+        match self.answered(Op::Open { flags: 2, opener }) {
+            Ok(Reply::Opened(file)) => file,
+            other => panic!("open gave {other:?}"),
+        }
+    }
+
+    pub(super) fn close(&mut self, file: FileId) {
+        assert_eq!(self.answered(Op::Close(file)), Ok(Reply::Closed));
+    }
+
+    /// An ioctl with everything it asks for: the return value, and what it stored.
+    pub(super) fn ioctl(
+        &mut self,
+        file: FileId,
+        command: u32,
+        argument: u64,
+        input: &[u8],
+    ) -> Result<Vec<u8>, Errno> {
+        let mut call =
+            IoctlCall { command, argument, compat: false, input: Bytes::new(), output_room: 0 };
+        for _ in 0..3 {
+            match self.answered(Op::Ioctl(file, call.clone()))? {
+                Reply::Fetch { address, input: wanted, output } => {
+                    assert_eq!(address, argument);
+                    assert!(
+                        wanted == 0 || wanted == input.len(),
+                        "{command:#x} wants {wanted} bytes"
+                    );
+                    call.input = Bytes::copy_from_slice(&input[..wanted]);
+                    call.output_room = output;
+                }
+                Reply::Ioctl { result: 0, output } => return Ok(output.as_bytes().to_vec()),
+                other @ (Reply::Ioctl { .. }
+                | Reply::Opened(_)
+                | Reply::Read { .. }
+                | Reply::Written(_)
+                | Reply::Ready(_)
+                | Reply::Closed) => panic!("ioctl {command:#x} gave {other:?}"),
+            }
+        }
+        panic!("ioctl {command:#x} does not come to an end")
+    }
+
+    pub(super) fn set_iff(
+        &mut self,
+        file: FileId,
+        name: &str,
+        flags: u16,
+    ) -> Result<String, Errno> {
+        let mut request = IfReq::zeroed(false);
+        request.copy_name(&Name::new(name.as_bytes()));
+        request.set_flags(IfFlags::from_bits_retain(flags));
+        let stored = self.ioctl(file, ioctl::TUNSETIFF, 0x1000, request.as_bytes())?;
+        Ok(IfReq::from_bytes(&stored).expect("a whole ifreq").name().to_string())
+    }
+
+    /// A file attached to a tunnel of its own.
+    pub(super) fn attached(&mut self, name: &str, flags: u16) -> (FileId, TunnelId) {
+        let file = self.open();
+        let name = self.set_iff(file, name, flags).expect("TUNSETIFF succeeds");
+        (
+            file,
+            self.core
+                .find(&Address::Name(Name::new(name.as_bytes())))
+                .expect("the tunnel is there"),
+        )
+    }
+
+    pub(super) fn read_later(&mut self, file: FileId, limit: usize) -> u64 {
+        self.ask(Op::Read(file, ReadCall { limit, offset: 0, nonblock: false }))
+    }
+
+    /// A read that does not wait.
+    pub(super) fn read(&mut self, file: FileId, limit: usize) -> Result<Vec<u8>, Errno> {
+        self.read_part(file, limit, 0)
+    }
+
+    pub(super) fn read_part(
+        &mut self,
+        file: FileId,
+        limit: usize,
+        offset: u64,
+    ) -> Result<Vec<u8>, Errno> {
+        bytes_read(self.answered(Op::Read(file, ReadCall { limit, offset, nonblock: true })))
+    }
+
+    pub(super) fn write(&mut self, file: FileId, data: &[u8]) -> Result<usize, Errno> {
+        self.write_part(file, data, 0)
+    }
+
+    pub(super) fn write_part(
+        &mut self,
+        file: FileId,
+        data: &[u8],
+        offset: u64,
+    ) -> Result<usize, Errno> {
+        let data = Bytes::copy_from_slice(data);
+        let reply = self.answered(Op::Write(file, WriteCall { data, offset, nonblock: false }))?;
+        let Reply::Written(count) = reply else { panic!("write gave {reply:?}") };
+        Ok(count)
+    }
+
+    pub(super) fn poll(&mut self, file: FileId, arm: Option<WakeHandle>) -> u32 {
+        match self.answered(Op::Poll { file, arm }) {
+            Ok(Reply::Ready(events)) => events,
+            other => panic!("poll gave {other:?}"),
+        }
+    }
+
+    pub(super) fn inject(
+        &mut self,
+        tunnel: TunnelId,
+        bytes: &[u8],
+    ) -> Result<Delivery, CommandError> {
+        self.inject_as(tunnel, bytes, Wrap::Raw)
+    }
+
+    pub(super) fn inject_as(
+        &mut self,
+        to: TunnelId,
+        bytes: &[u8],
+        wrap: Wrap,
+    ) -> Result<Delivery, CommandError> {
+        let injected = self.core.inject(to, Bytes::copy_from_slice(bytes), wrap);
+        self.drain();
+        injected
+    }
+
+    pub(super) fn take(&mut self, tunnel: TunnelId) -> Option<Vec<u8>> {
+        self.core.take(tunnel).map(|datagram| datagram.payload.to_vec())
+    }
+
+    pub(super) fn set_link(&mut self, tunnel: TunnelId, up: bool) {
+        self.core.set_link(tunnel, up).expect("the tunnel is there");
+        self.drain();
+    }
+
+    pub(super) fn wait(
+        &mut self,
+        id: u64,
+        condition: Condition,
+        deadline_ms: u64,
+    ) -> Result<(), CommandError> {
+        let deadline = self.at(deadline_ms);
+        let waiting = self.core.wait(WaitId(id), condition, Some(deadline));
+        self.drain();
+        waiting
+    }
+
+    pub(super) fn answer(&mut self, wait: u64) -> Option<Answer> {
+        self.answers.remove(&WaitId(wait))
+    }
+
+    pub(super) fn set_peer(&mut self, tunnel: TunnelId, peer: PeerId) -> Result<(), CommandError> {
+        let set = self.core.set_peer(tunnel, peer);
+        self.drain();
+        set
+    }
+}
+
+fn id(unique: u64) -> RequestId {
+    RequestId { origin: Origin(0), unique }
+}
+
+pub(super) fn bytes_read(outcome: Outcome) -> Result<Vec<u8>, Errno> {
+    let reply = outcome?;
+    let Reply::Read { head, body } = reply else { panic!("read gave {reply:?}") };
+    Ok([head.as_bytes(), &body].concat())
+}

@@ -1,0 +1,259 @@
+//! One emulated interface (kernel: `struct tun_struct` and its `net_device`).
+
+use super::{FileId, Limits, MacAddress, PeerId, Scope, datagram::Framing, file::Queue};
+use crate::abi::{
+    tun::{ARPHRD_ETHER, ARPHRD_NONE, IfFlags, Name, Offload},
+    virtio_net::VnetHeader,
+};
+
+/// A tunnel's number; never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TunnelId(pub u32);
+
+/// Layer 3 or layer 2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// IP datagrams.
+    Tun,
+    /// Ethernet frames.
+    Tap,
+}
+
+impl Mode {
+    /// `"tun"` or `"tap"`.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Tun => "tun",
+            Self::Tap => "tap",
+        }
+    }
+
+    /// Queue length: `TUN_READQ_SIZE` for tun, the default `tx_queue_len` of Ethernet for tap.
+    fn queue_length(self) -> usize {
+        match self {
+            Self::Tun => 500,
+            Self::Tap => 1000,
+        }
+    }
+}
+
+/// What was counted, in datagrams and bytes since the tunnel was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Given to a reader or to a file's queue.
+    pub to_client: Count,
+    /// Written by a client.
+    pub from_client: Count,
+    /// Injected and lost: a full queue, or a read without room for the headers.
+    pub to_client_dropped: Count,
+    /// Written and lost: the harness did not take what was written before.
+    pub from_client_dropped: Count,
+}
+
+/// Datagrams and their bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// How many.
+    pub datagrams: u64,
+    /// Their bytes, without headers.
+    pub bytes: u64,
+}
+
+impl Count {
+    pub(super) fn add(&mut self, bytes: usize) {
+        self.datagrams += 1;
+        self.bytes += bytes as u64;
+    }
+}
+
+/// One emulated interface.
+#[derive(Debug)]
+pub struct Tunnel {
+    pub(super) id: TunnelId,
+    pub(super) name: Name,
+    pub(super) requested_name: Name,
+    pub(super) scope: Scope,
+    pub(super) mode: Mode,
+    pub(super) flags: IfFlags,
+    pub(super) persistent: bool,
+    pub(super) owner: Option<u32>,
+    pub(super) group: Option<u32>,
+    pub(super) up: bool,
+    pub(super) mtu: u32,
+    pub(super) hwaddr: MacAddress,
+    pub(super) link_type: u16,
+    pub(super) vnet_header_size: i32,
+    pub(super) vnet_little_endian: bool,
+    pub(super) send_buffer: i32,
+    pub(super) offload: Offload,
+    /// Attached files, in the order they came.
+    pub(super) files: Vec<FileId>,
+    /// What clients wrote and the harness has not taken.
+    pub(super) written: Queue,
+    /// The file whose write is the newest in `written`.
+    pub(super) last_writer: Option<FileId>,
+    pub(super) peer: Option<PeerId>,
+    pub(super) counters: Counters,
+    /// Deleted; kept only until the harness has taken what was written.
+    pub(super) gone: bool,
+}
+
+impl Tunnel {
+    /// A tunnel as TUNSETIFF makes it, except that it is up.
+    ///
+    /// DIFFERS: a tunnel starts up, the kernel's starts down. Nobody else could bring it up: there is no interface.
+    pub(super) fn new(
+        id: TunnelId,
+        name: Name,
+        requested_name: Name,
+        scope: Scope,
+        mode: Mode,
+        hwaddr: MacAddress,
+        limits: &Limits,
+    ) -> Self {
+        Self {
+            id,
+            name,
+            requested_name,
+            scope,
+            mode,
+            flags: IfFlags::empty(),
+            persistent: false,
+            owner: None,
+            group: None,
+            up: true,
+            mtu: 1500,
+            hwaddr,
+            link_type: match mode {
+                Mode::Tun => ARPHRD_NONE,
+                Mode::Tap => ARPHRD_ETHER,
+            },
+            vnet_header_size: 10,
+            vnet_little_endian: false,
+            send_buffer: i32::MAX,
+            offload: Offload::empty(),
+            files: Vec::new(),
+            written: Queue::new(limits.written_datagrams, limits.written_bytes),
+            last_writer: None,
+            peer: None,
+            counters: Counters::default(),
+            gone: false,
+        }
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn id(&self) -> TunnelId {
+        self.id
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &Name {
+        &self.name
+    }
+
+    /// The name that was asked for: perhaps empty, or a template such as `tun%d`.
+    #[must_use]
+    pub fn requested_name(&self) -> &Name {
+        &self.requested_name
+    }
+
+    /// The network namespace its name is in.
+    #[must_use]
+    pub fn scope(&self) -> Scope {
+        self.scope
+    }
+
+    /// Layer 3 or layer 2.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// The flags that TUNSETIFF gave it, without the mode.
+    #[must_use]
+    pub fn flags(&self) -> IfFlags {
+        self.flags
+    }
+
+    /// It outlives its files.
+    #[must_use]
+    pub fn is_persistent(&self) -> bool {
+        self.persistent
+    }
+
+    /// The user and the group that TUNSETOWNER and TUNSETGROUP set.
+    #[must_use]
+    pub fn owner(&self) -> (Option<u32>, Option<u32>) {
+        (self.owner, self.group)
+    }
+
+    /// Clients can write to it.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.up
+    }
+
+    /// Maximum transmission unit in bytes.
+    #[must_use]
+    pub fn mtu(&self) -> u32 {
+        self.mtu
+    }
+
+    /// Its Ethernet address, in tap mode.
+    #[must_use]
+    pub fn hwaddr(&self) -> Option<MacAddress> {
+        (self.mode == Mode::Tap).then_some(self.hwaddr)
+    }
+
+    /// The attached files, in the order they came.
+    #[must_use]
+    pub fn files(&self) -> &[FileId] {
+        &self.files
+    }
+
+    /// What clients wrote and the harness has not taken.
+    #[must_use]
+    pub fn written(&self) -> &Queue {
+        &self.written
+    }
+
+    /// What was counted.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// A peer takes what clients write.
+    #[must_use]
+    pub fn has_peer(&self) -> bool {
+        self.peer.is_some()
+    }
+
+    /// The tunnel was deleted; it is kept until the harness has taken what was written.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.gone
+    }
+
+    /// How its datagrams are framed.
+    #[must_use]
+    pub fn framing(&self) -> Framing {
+        Framing::new(
+            self.mode,
+            self.flags,
+            usize::try_from(self.vnet_header_size).unwrap_or(VnetHeader::SIZE),
+        )
+    }
+
+    /// Whether `POLLOUT` is due: up, and half of the send buffer beyond the one byte that `sock_writeable` always counts.
+    pub(super) fn is_writable(&self) -> bool {
+        self.up && self.send_buffer >> 1 > 1
+    }
+
+    pub(super) fn new_queue(&self, limits: &Limits) -> Queue {
+        Queue::new(self.mode.queue_length(), limits.queue_bytes)
+    }
+}
