@@ -1,0 +1,106 @@
+//! `serve`: the daemon.
+
+use std::{num::NonZero, path::PathBuf};
+
+use cuse_rs::cuse::{DeviceName, DeviceOptions};
+use nix::unistd::{Group, User};
+
+use crate::{
+    control::server::SocketOptions,
+    daemon::{self, Config},
+};
+
+/// Registers the device and serves it until SIGTERM or SIGINT.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Register the character device /dev/NAME; a slash in it is fine, as in net/tun.
+    #[arg(long, value_name = "NAME")]
+    cuse: DeviceName,
+    /// Permission bits of the device node, octal.
+    #[arg(long, value_name = "MODE", default_value = "0600", value_parser = octal)]
+    mode: u32,
+    /// Owner of the device node, as USER, USER:GROUP or :GROUP, by name or number.
+    #[arg(long, value_name = "USER[:GROUP]", value_parser = owner)]
+    owner: Option<Owner>,
+    /// Number of the device, as MAJOR:MINOR; default: one that is free.
+    #[arg(long, value_name = "MAJOR:MINOR", value_parser = number)]
+    number: Option<(u32, u32)>,
+    /// Threads that read the device; one serves any number of blocked clients.
+    #[arg(long, value_name = "N", default_value = "1")]
+    threads: NonZero<u8>,
+    /// Permission bits of the control socket, octal.
+    #[arg(long, value_name = "MODE", default_value = "0600", value_parser = octal)]
+    control_mode: u32,
+    /// Group of the control socket, by name or number.
+    #[arg(long, value_name = "GROUP")]
+    control_group: Option<String>,
+}
+
+type Owner = (Option<u32>, Option<u32>);
+
+impl Args {
+    pub(super) fn run(self, control: PathBuf) -> anyhow::Result<()> {
+        let mut device = DeviceOptions::new(self.cuse).mode(self.mode);
+        if let Some((uid, gid)) = self.owner {
+            device = device.owner(uid, gid);
+        }
+        if let Some((major, minor)) = self.number {
+            device = device.number(major, minor);
+        }
+        let socket =
+            SocketOptions { path: control, mode: self.control_mode, group: self.control_group };
+        Ok(daemon::run(Config { device, socket, device_threads: self.threads })?)
+    }
+}
+
+fn octal(text: &str) -> Result<u32, String> {
+    u32::from_str_radix(text, 8)
+        .ok()
+        .filter(|mode| *mode <= 0o7777)
+        .ok_or_else(|| format!("{text:?} is no mode; write it in octal, such as 0666"))
+}
+
+fn number(text: &str) -> Result<(u32, u32), String> {
+    text.split_once(':')
+        .and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)))
+        .ok_or_else(|| {
+            format!("{text:?} is no device number; write it as MAJOR:MINOR, such as 241:0")
+        })
+}
+
+fn owner(text: &str) -> Result<Owner, String> {
+    let (user, group) = text.split_once(':').unwrap_or((text, ""));
+    let uid = |name: &str| User::from_name(name).ok().flatten().map(|user| user.uid.as_raw());
+    let gid = |name: &str| Group::from_name(name).ok().flatten().map(|group| group.gid.as_raw());
+    Ok((resolve(user, "user", uid)?, resolve(group, "group", gid)?))
+}
+
+fn resolve(
+    name: &str,
+    kind: &str,
+    look_up: impl Fn(&str) -> Option<u32>,
+) -> Result<Option<u32>, String> {
+    if name.is_empty() {
+        return Ok(None);
+    }
+    let id = name.parse().ok().or_else(|| look_up(name));
+    id.map(Some).ok_or_else(|| format!("there is no {kind} {name:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_parsed_or_refused_with_a_hint() {
+        assert_eq!(octal("0666"), Ok(0o666));
+        assert!(octal("0888").unwrap_err().contains("octal"));
+        assert!(octal("77777").is_err());
+        assert_eq!(number("241:7"), Ok((241, 7)));
+        assert!(number("241").unwrap_err().contains("MAJOR:MINOR"));
+        assert_eq!(owner("0:0"), Ok((Some(0), Some(0))));
+        assert_eq!(owner("root"), Ok((Some(0), None)));
+        assert_eq!(owner(":5"), Ok((None, Some(5))));
+        assert!(owner("no-such-user").is_err());
+    }
+}

@@ -1,0 +1,207 @@
+//! The harness's side of the control socket: one call at a time, blocking.
+
+use std::{
+    collections::VecDeque,
+    io::{self, IoSliceMut, Write},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    path::{Path, PathBuf},
+};
+
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::{
+    command::{Method, attach::Attach, list::List, watch::WatchEvent},
+    control::wire::{Call, Failure, Greeting, Line, PROTOCOL},
+    core::Address,
+};
+
+/// A connection to a daemon.
+#[derive(Debug)]
+pub struct Client {
+    stream: UnixStream,
+    received: Vec<u8>,
+    /// Descriptors that came with what was received, in order.
+    descriptors: VecDeque<OwnedFd>,
+    events: VecDeque<Value>,
+    last_call: u64,
+}
+
+/// Why a call gave no result.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error(
+        "connecting to control socket {path}: {source}; is 'memtun serve' running, and is this its --control path?"
+    )]
+    Connect {
+        /// The path.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The daemon speaks another version of the protocol.
+    #[error(
+        "the daemon speaks control protocol {daemon}, this program {ours}; use both from one version"
+    )]
+    Protocol {
+        /// The daemon's.
+        daemon: u32,
+        /// This program's.
+        ours: u32,
+    },
+    /// The daemon refused the call.
+    #[error(transparent)]
+    Refused(#[from] Failure),
+    /// The daemon's answer is no answer.
+    #[error("the daemon sent something that is no answer: {0}")]
+    Garbled(#[from] serde_json::Error),
+    /// The connection failed.
+    #[error("talking to the daemon: {0}")]
+    Io(#[from] io::Error),
+    /// The daemon closed the connection.
+    #[error("the daemon closed the connection")]
+    Closed,
+}
+
+impl Client {
+    /// Connects to the daemon that listens at `path`.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::Connect`], [`ClientError::Protocol`], or a refusal (too many connections).
+    pub fn connect(path: &Path) -> Result<Self, ClientError> {
+        let stream = UnixStream::connect(path)
+            .map_err(|source| ClientError::Connect { path: path.to_owned(), source })?;
+        let mut client = Self {
+            stream,
+            received: Vec::new(),
+            descriptors: VecDeque::new(),
+            events: VecDeque::new(),
+            last_call: 0,
+        };
+        let line: Value = client.receive()?;
+        if let Ok(Line::Error { error, .. }) = serde_json::from_value::<Line>(line.clone()) {
+            return Err(error.into());
+        }
+        let greeting: Greeting = serde_json::from_value(line)?;
+        if greeting.protocol != PROTOCOL {
+            return Err(ClientError::Protocol { daemon: greeting.protocol, ours: PROTOCOL });
+        }
+        Ok(client)
+    }
+
+    /// Calls a method and waits for its result. Events that come meanwhile are kept.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::Refused`] with what the daemon says, or that the connection failed.
+    pub fn call<M: Method>(&mut self, params: &M) -> Result<M::Result, ClientError> {
+        self.last_call += 1;
+        let call = Call { id: self.last_call.into(), method: M::NAME.to_owned(), params };
+        let mut line = serde_json::to_vec(&call)?;
+        line.push(b'\n');
+        self.stream.write_all(&line)?;
+        loop {
+            match self.receive::<Line>()? {
+                Line::Result { id, result } if id == call.id => {
+                    return Ok(serde_json::from_value(result)?);
+                }
+                Line::Error { id, error } if id == call.id || id.is_null() => {
+                    return Err(error.into());
+                }
+                Line::Event { event } => self.events.push_back(event),
+                Line::Result { .. } | Line::Error { .. } => {}
+            }
+        }
+    }
+
+    /// Waits for the next event of a watch.
+    ///
+    /// # Errors
+    ///
+    /// That the connection failed.
+    pub fn next_event(&mut self) -> Result<WatchEvent, ClientError> {
+        let event = match self.events.pop_front() {
+            Some(event) => event,
+            None => loop {
+                if let Line::Event { event } = self.receive::<Line>()? {
+                    break event;
+                }
+            },
+        };
+        Ok(serde_json::from_value(event)?)
+    }
+
+    /// A `SOCK_SEQPACKET` socket for a tunnel: one message is one datagram, each way.
+    ///
+    /// # Errors
+    ///
+    /// As [`call`](Self::call).
+    pub fn attach(&mut self, tunnel: Address) -> Result<OwnedFd, ClientError> {
+        self.call(&Attach { tunnel })?;
+        self.descriptors
+            .pop_front()
+            .ok_or_else(|| io::Error::other("no descriptor came with the answer").into())
+    }
+
+    /// Whether a tunnel is a tap.
+    ///
+    /// # Errors
+    ///
+    /// As [`call`](Self::call).
+    pub fn is_tap(&mut self, address: &Address) -> Result<bool, ClientError> {
+        let listing = self.call(&List {})?;
+        let shown = address.to_string();
+        let is_meant = |name: &str, id: u32, scope: u64| {
+            shown == name || shown == format!("#{id}") || shown == format!("{name}@{scope}")
+        };
+        let tunnel =
+            listing.tunnels.iter().find(|tunnel| is_meant(&tunnel.name, tunnel.id, tunnel.scope));
+        Ok(tunnel.is_some_and(|tunnel| tunnel.mode == "tap"))
+    }
+
+    fn receive<T: DeserializeOwned>(&mut self) -> Result<T, ClientError> {
+        loop {
+            if let Some(end) = self.received.iter().position(|&byte| byte == b'\n') {
+                let line: Vec<u8> = self.received.drain(..=end).collect();
+                return Ok(serde_json::from_slice(&line)?);
+            }
+            if self.receive_more()? == 0 {
+                return Err(ClientError::Closed);
+            }
+        }
+    }
+
+    /// Descriptors come with bytes, so every byte is received in the way that takes them too.
+    fn receive_more(&mut self) -> Result<usize, io::Error> {
+        let mut buffer = [0; 16 << 10];
+        let mut control = nix::cmsg_space!([std::os::fd::RawFd; 1]);
+        let (length, arrived) = {
+            let mut pieces = [IoSliceMut::new(&mut buffer)];
+            let message = loop {
+                let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+                match recvmsg::<()>(self.stream.as_raw_fd(), &mut pieces, Some(&mut control), flags)
+                {
+                    Err(nix::errno::Errno::EINTR) => {}
+                    message => break message?,
+                }
+            };
+            let mut arrived = Vec::new();
+            for piece in message.cmsgs()? {
+                if let ControlMessageOwned::ScmRights(descriptors) = piece {
+                    arrived.extend(descriptors);
+                }
+            }
+            (message.bytes, arrived)
+        };
+        self.received.extend_from_slice(&buffer[..length]);
+        self.descriptors.extend(arrived.into_iter().map(crate::sys::own_received));
+        Ok(length)
+    }
+}

@@ -1,0 +1,277 @@
+//! `inject`: puts datagrams on their way to the client.
+
+use std::{
+    fs::File,
+    io::{Read, Write},
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::Method;
+use crate::{
+    client::{Client, ClientError},
+    control::{
+        session::{Reply, Session},
+        wire::hex_bytes,
+    },
+    core::{Address, Delivery, MacAddress, Wrap},
+    packet::{self, Captured},
+};
+
+/// Parameters on the wire.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Inject {
+    /// The tunnel.
+    pub tunnel: Address,
+    /// The bytes without PI and vnet header, in hex.
+    #[serde(with = "hex_bytes")]
+    pub datagram: Bytes,
+    /// The bytes are a whole Ethernet frame for a tap, and go untouched.
+    #[serde(default)]
+    pub frame: bool,
+    /// Source of the Ethernet header that a tap's IP datagram gets; default: the tunnel's own address.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "mac")]
+    pub source: Option<MacAddress>,
+    /// Its destination; default: broadcast.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "mac")]
+    pub destination: Option<MacAddress>,
+}
+
+/// What it gives.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Injected {
+    /// A blocked read got the datagram.
+    pub read: bool,
+    /// Else: how many datagrams wait in the client's queue, this one included.
+    pub queued: usize,
+}
+
+mod mac {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    use crate::core::MacAddress;
+
+    #[expect(clippy::ref_option, reason = "serde hands out references")]
+    pub(super) fn serialize<S: Serializer>(
+        address: &Option<MacAddress>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match address {
+            Some(address) => serializer.collect_str(address),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<MacAddress>, D::Error> {
+        let text = Option::<String>::deserialize(deserializer)?;
+        text.map(|text| text.parse().map_err(D::Error::custom)).transpose()
+    }
+}
+
+impl Method for Inject {
+    const NAME: &'static str = "inject";
+    type Result = Injected;
+
+    fn perform(self, session: &Arc<Session>, reply: Reply<Injected>) {
+        let Self { tunnel, datagram, frame, source, destination } = self;
+        let wrap = if frame { Wrap::Frame } else { Wrap::Ethernet { source, destination } };
+        let injected = session.hub().with(|core| {
+            let tunnel = core.find(&tunnel)?;
+            core.inject(tunnel, datagram, wrap)
+        });
+        let result = injected.map(|delivery| match delivery {
+            Delivery::Read => Injected { read: true, queued: 0 },
+            Delivery::Queued(queued) => Injected { read: false, queued },
+        });
+        reply.send(result.map_err(Into::into));
+    }
+}
+
+/// Puts datagrams on their way to the client: from an option, a file or standard input.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Without --hex, --file, --pcap, --ping or --udp, standard input to its end is one datagram.\n\
+    A tap gets an Ethernet header before each IP datagram, unless --frame is given."
+)]
+pub struct Args {
+    /// NAME, NAME@SCOPE or #ID, as 'memtun list' shows them.
+    tunnel: Address,
+    #[command(flatten)]
+    source: Source,
+    /// Source of --ping (ADDR) or --udp (ADDR:PORT; IPv6 in brackets).
+    #[arg(long, value_name = "ADDR[:PORT]")]
+    from: Option<String>,
+    /// Destination of --ping (ADDR) or --udp (ADDR:PORT).
+    #[arg(long, value_name = "ADDR[:PORT]")]
+    to: Option<String>,
+    /// Payload of --udp.
+    #[arg(long, value_name = "TEXT", requires = "udp")]
+    data: Option<String>,
+    /// The bytes are a whole Ethernet frame for a tap, and go untouched.
+    #[arg(long, conflicts_with_all = ["source_mac", "destination_mac"])]
+    frame: bool,
+    /// Source address of a tap's Ethernet header; default: the tunnel's own.
+    #[arg(long, value_name = "MAC")]
+    source_mac: Option<MacAddress>,
+    /// Destination address of a tap's Ethernet header; default: broadcast.
+    #[arg(long, value_name = "MAC")]
+    destination_mac: Option<MacAddress>,
+}
+
+#[derive(Debug, clap::Args)]
+#[group(multiple = false)]
+struct Source {
+    /// One datagram, as hex digits; white space and colons between bytes are fine.
+    #[arg(long, value_name = "HEX")]
+    hex: Option<String>,
+    /// One datagram, the bytes of a file.
+    #[arg(long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// All datagrams of a capture (pcap or pcapng), without their timing; frames lose or keep their Ethernet header as
+    /// the tunnel needs.
+    #[arg(long, value_name = "FILE")]
+    pcap: Option<PathBuf>,
+    /// An ICMP or ICMPv6 echo request.
+    #[arg(long, requires = "from", requires = "to")]
+    ping: bool,
+    /// A UDP datagram.
+    #[arg(long, requires = "from", requires = "to")]
+    udp: bool,
+}
+
+impl Args {
+    /// Runs it: datagrams go in order, and the first that is refused ends it.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the source, or what the daemon says.
+    pub fn run(self, client: &mut Client, out: &mut dyn Write) -> Result<(), InjectError> {
+        let mut injected = Injected { read: false, queued: 0 };
+        let Captured { datagrams, skipped } = self.datagrams(client)?;
+        let count = datagrams.len();
+        for (number, (datagram, is_frame)) in datagrams.into_iter().enumerate() {
+            let call = Inject {
+                tunnel: self.tunnel.clone(),
+                datagram,
+                frame: is_frame,
+                source: self.source_mac,
+                destination: self.destination_mac,
+            };
+            injected = client.call(&call).map_err(|error| match count {
+                1 => InjectError::Client(error),
+                _ => InjectError::Datagram { number: number + 1, count, source: error },
+            })?;
+        }
+        let Injected { read, queued } = injected;
+        let plural = if count == 1 { "datagram" } else { "datagrams" };
+        let fate = if read { "read at once".to_owned() } else { format!("{queued} queued") };
+        let skipped = if skipped > 0 {
+            format!(", {skipped} frames skipped that are not IP")
+        } else {
+            String::new()
+        };
+        writeln!(out, "{count} {plural} injected, {fate}{skipped}").map_err(ClientError::from)?;
+        Ok(())
+    }
+
+    fn datagrams(&self, client: &mut Client) -> Result<Captured, InjectError> {
+        let one = |bytes: Vec<u8>| {
+            Ok(Captured { datagrams: vec![(Bytes::from(bytes), self.frame)], skipped: 0 })
+        };
+        let Source { hex, file, pcap, ping, udp } = &self.source;
+        if let Some(digits) = hex {
+            let digits: String =
+                digits.chars().filter(|c| !c.is_whitespace() && *c != ':').collect();
+            one(hex::decode(&digits).map_err(InjectError::Hex)?)
+        } else if let Some(path) = file {
+            let mut bytes = Vec::new();
+            let read = File::open(path).and_then(|mut file| file.read_to_end(&mut bytes));
+            read.map_err(|source| InjectError::File { path: path.clone(), source })?;
+            one(bytes)
+        } else if let Some(path) = pcap {
+            let is_tap = self.frame || client.is_tap(&self.tunnel)?;
+            packet::read_capture(path, is_tap)
+                .map_err(|source| InjectError::Capture { path: path.clone(), source })
+        } else if *ping {
+            let (from, to): (IpAddr, IpAddr) = self.endpoints("an IP address, such as 10.0.0.1")?;
+            one(packet::echo_request(from, to).map_err(InjectError::Build)?)
+        } else if *udp {
+            let (from, to): (SocketAddr, SocketAddr) =
+                self.endpoints("an address with a port, such as 10.0.0.1:53")?;
+            let data = self.data.as_deref().unwrap_or_default();
+            one(packet::udp(from, to, data.as_bytes()).map_err(InjectError::Build)?)
+        } else {
+            let mut bytes = Vec::new();
+            std::io::stdin().read_to_end(&mut bytes).map_err(InjectError::Stdin)?;
+            one(bytes)
+        }
+    }
+
+    fn endpoints<T: std::str::FromStr>(&self, wanted: &'static str) -> Result<(T, T), InjectError> {
+        let parse = |option: &'static str, text: &Option<String>| {
+            let given = text.clone().unwrap_or_default();
+            given.parse().map_err(|_| InjectError::Endpoint { option, given, wanted })
+        };
+        Ok((parse("--from", &self.from)?, parse("--to", &self.to)?))
+    }
+}
+
+/// Why nothing, or not everything, was injected.
+#[derive(Debug, thiserror::Error)]
+pub enum InjectError {
+    /// `--hex` is not hex.
+    #[error("--hex: {0}; give two hex digits for each byte")]
+    Hex(hex::FromHexError),
+    /// `--file` cannot be read.
+    #[error("reading {path}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// `--pcap` cannot be read.
+    #[error("reading capture {path}: {source}")]
+    Capture {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: packet::CaptureError,
+    },
+    /// Standard input cannot be read.
+    #[error("reading standard input: {0}")]
+    Stdin(std::io::Error),
+    /// `--from` or `--to` is not an endpoint.
+    #[error("{option} {given:?} is not {wanted}")]
+    Endpoint {
+        /// The option.
+        option: &'static str,
+        /// What was given.
+        given: String,
+        /// What should have been.
+        wanted: &'static str,
+    },
+    /// A datagram cannot be built.
+    #[error("building the datagram: {0}")]
+    Build(packet::BuildError),
+    /// One of several datagrams was refused.
+    #[error("datagram {number} of {count}: {source}")]
+    Datagram {
+        /// Which, from 1.
+        number: usize,
+        /// Of how many.
+        count: usize,
+        /// Why.
+        source: ClientError,
+    },
+    /// The daemon refused, or is not there.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+}

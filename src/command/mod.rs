@@ -1,0 +1,72 @@
+//! The verbs: one file each, which serves the wire (parameters and result), the daemon (the effect) and the command line
+//! (arguments and text).
+
+pub mod attach;
+pub mod inject;
+pub mod list;
+pub mod set;
+pub mod take;
+pub mod wait;
+pub mod watch;
+
+use std::{sync::Arc, time::Duration};
+
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use crate::control::{
+    session::{AnyReply, Reply, Session},
+    wire::Failure,
+};
+
+/// A method of the control protocol; the type is its parameters.
+pub trait Method: Serialize + DeserializeOwned {
+    /// Its name on the wire.
+    const NAME: &'static str;
+    /// What it gives.
+    type Result: Serialize + DeserializeOwned + Send + 'static;
+
+    /// Does it, in the daemon, and answers now or later. Must not block.
+    fn perform(self, session: &Arc<Session>, reply: Reply<Self::Result>);
+}
+
+/// How long `take` and `wait` wait unless they are told, in milliseconds.
+pub const DEFAULT_TIMEOUT_MS: u64 = 10_000;
+
+pub(crate) fn default_timeout_ms() -> u64 {
+    DEFAULT_TIMEOUT_MS
+}
+
+/// The daemon's side: finds the method of a call and performs it.
+pub(crate) fn dispatch(method: &str, params: Value, session: &Arc<Session>, reply: AnyReply) {
+    match method {
+        list::List::NAME => perform::<list::List>(params, session, reply),
+        inject::Inject::NAME => perform::<inject::Inject>(params, session, reply),
+        take::Take::NAME => perform::<take::Take>(params, session, reply),
+        wait::Wait::NAME => perform::<wait::Wait>(params, session, reply),
+        watch::Watch::NAME => perform::<watch::Watch>(params, session, reply),
+        set::Set::NAME => perform::<set::Set>(params, session, reply),
+        attach::Attach::NAME => perform::<attach::Attach>(params, session, reply),
+        _ => {
+            let message = format!(
+                "no method {method:?}; there are list, inject, take, wait, watch, set and attach"
+            );
+            reply.fail(Failure::new("unknown-method", message));
+        }
+    }
+}
+
+fn perform<M: Method>(params: Value, session: &Arc<Session>, reply: AnyReply) {
+    // No parameters at all are the same as none of them.
+    let params = if params.is_null() { Value::Object(serde_json::Map::new()) } else { params };
+    match serde_json::from_value::<M>(params) {
+        Ok(method) => method.perform(session, reply.typed()),
+        Err(error) => reply.fail(Failure::new("bad-params", format_args!("{}: {error}", M::NAME))),
+    }
+}
+
+/// A wait that ran into its deadline.
+pub(crate) fn timed_out(what: impl std::fmt::Display, after_ms: u64) -> Failure {
+    let after = humantime::format_duration(Duration::from_millis(after_ms));
+    Failure::new("timeout", format_args!("{what} within {after}"))
+}

@@ -1,0 +1,212 @@
+//! What is on its way out of a socket: sent at once if the socket takes it, else by a thread of its own.
+//!
+//! A socket's reader may be slow or gone, and what is sent comes from threads that must not wait, such as the one that
+//! serves the device. So [`Outbox::send`] never blocks: what the socket does not take at once is queued.
+
+use std::{
+    collections::VecDeque,
+    io::IoSlice,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+};
+
+use bytes::{Buf, Bytes};
+use nix::{
+    errno::Errno,
+    sys::socket::{ControlMessage, MsgFlags, sendmsg},
+};
+
+/// Something to send: bytes, perhaps with a descriptor.
+#[derive(Debug)]
+struct Item {
+    bytes: Bytes,
+    descriptor: Option<OwnedFd>,
+}
+
+/// The sending half of a stream or packet socket.
+#[derive(Debug)]
+pub struct Outbox {
+    socket: OwnedFd,
+    state: Mutex<State>,
+    changed: Condvar,
+    /// Bytes that may be queued.
+    limit: usize,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    queue: VecDeque<Item>,
+    bytes: usize,
+    /// The thread is in a blocking send; what follows must queue up behind it.
+    sending: bool,
+    closed: bool,
+}
+
+/// Something was not sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// The queue is full.
+    Full,
+    /// The other end is gone.
+    Closed,
+}
+
+impl Outbox {
+    /// An outbox for a socket; [`run`](Self::run) must be running.
+    #[must_use]
+    pub fn new(socket: OwnedFd, limit: usize) -> Arc<Self> {
+        Arc::new(Self { socket, state: Mutex::default(), changed: Condvar::new(), limit })
+    }
+
+    /// Sends bytes, or drops them if too many wait.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`].
+    pub fn try_send(&self, bytes: Bytes) -> Result<(), Refused> {
+        let state = self.lock();
+        if state.bytes > self.limit {
+            return Err(Refused::Full);
+        }
+        self.send_locked(state, Item { bytes, descriptor: None })
+    }
+
+    /// Sends bytes and perhaps a descriptor, however many wait: for what was asked for, once.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused::Closed`].
+    pub fn send(&self, bytes: Bytes, descriptor: Option<OwnedFd>) -> Result<(), Refused> {
+        self.send_locked(self.lock(), Item { bytes, descriptor })
+    }
+
+    /// Waits until less than the limit is queued: for whoever can be made to slow down.
+    pub fn wait_for_room(&self) {
+        let mut state = self.lock();
+        while state.bytes > self.limit && !state.closed {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Sends what is queued, until the outbox is closed; the body of its thread.
+    pub fn run(&self) {
+        let mut state = self.lock();
+        loop {
+            if state.closed {
+                return;
+            }
+            let Some(mut item) = state.queue.pop_front() else {
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            state.bytes -= item.bytes.len();
+            state.sending = true;
+            drop(state);
+            let sent = self.send_all(&mut item);
+            state = self.lock();
+            state.sending = false;
+            state.closed |= sent.is_err();
+            self.changed.notify_all();
+        }
+    }
+
+    /// Ends [`run`](Self::run) and refuses what comes; what is queued is lost.
+    pub fn close(&self) {
+        self.lock().closed = true;
+        // Ends a blocked send too. It fails only where the other end has closed already.
+        let _already_closed =
+            nix::sys::socket::shutdown(self.socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+        self.changed.notify_all();
+    }
+
+    fn send_locked(&self, mut state: MutexGuard<'_, State>, mut item: Item) -> Result<(), Refused> {
+        if state.closed {
+            return Err(Refused::Closed);
+        }
+        if state.queue.is_empty() && !state.sending {
+            match self.send_some(&mut item, MsgFlags::MSG_DONTWAIT) {
+                Ok(()) if item.bytes.is_empty() => return Ok(()),
+                Ok(()) | Err(Errno::EAGAIN) => {}
+                Err(_) => {
+                    state.closed = true;
+                    self.changed.notify_all();
+                    return Err(Refused::Closed);
+                }
+            }
+        }
+        state.bytes += item.bytes.len();
+        state.queue.push_back(item);
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    fn send_all(&self, item: &mut Item) -> Result<(), Errno> {
+        while !item.bytes.is_empty() {
+            self.send_some(item, MsgFlags::empty())?;
+        }
+        Ok(())
+    }
+
+    /// One send; what was sent is taken off the item. A descriptor goes with the first byte.
+    fn send_some(&self, item: &mut Item, flags: MsgFlags) -> Result<(), Errno> {
+        let descriptor = item.descriptor.as_ref().map(|fd| [fd.as_fd().as_raw_fd()]);
+        let rights = descriptor.as_ref().map(|fds| ControlMessage::ScmRights(fds));
+        let sent = loop {
+            let pieces = [IoSlice::new(&item.bytes)];
+            let control = rights.as_slice();
+            match sendmsg::<()>(
+                self.socket.as_raw_fd(),
+                &pieces,
+                control,
+                flags | MsgFlags::MSG_NOSIGNAL,
+                None,
+            ) {
+                Err(Errno::EINTR) => {}
+                sent => break sent?,
+            }
+        };
+        item.bytes.advance(sent);
+        item.descriptor = None;
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Read, os::unix::net::UnixStream, thread};
+
+    use super::*;
+
+    #[test]
+    fn a_slow_reader_gets_everything_in_order_and_holds_nobody_up() {
+        let (mut reader, writer) = UnixStream::pair().unwrap();
+        let outbox = Outbox::new(writer.into(), 1 << 20);
+        let runner = thread::spawn({
+            let outbox = Arc::clone(&outbox);
+            move || outbox.run()
+        });
+        let mut sent = Vec::new();
+        let mut number = 0_u32;
+        while sent.len() <= 2 << 20 {
+            let piece = Bytes::from(number.to_ne_bytes().repeat(100));
+            if outbox.try_send(piece.clone()).is_err() {
+                break;
+            }
+            sent.extend_from_slice(&piece);
+            number += 1;
+        }
+        assert!(sent.len() > 1 << 20, "the limit was reached after {} bytes", sent.len());
+        assert_eq!(outbox.try_send(Bytes::from_static(b"x")), Err(Refused::Full));
+        let mut received = vec![0; sent.len()];
+        reader.read_exact(&mut received).unwrap();
+        assert!(received == sent, "bytes came in another order");
+        outbox.wait_for_room();
+        outbox.close();
+        assert_eq!(outbox.send(Bytes::from_static(b"x"), None), Err(Refused::Closed));
+        runner.join().unwrap();
+    }
+}

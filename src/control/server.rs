@@ -1,0 +1,236 @@
+//! The socket: binding it, accepting harnesses, reading their lines.
+
+use std::{
+    fs,
+    io::{self, BufRead, BufReader, Write},
+    os::unix::{
+        fs::{FileTypeExt, PermissionsExt},
+        net::{UnixListener, UnixStream},
+    },
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use nix::unistd::{Gid, Group};
+use tracing::{debug, info, warn};
+
+use super::{
+    session::{Session, encode},
+    wire::{Failure, Greeting, Line, MAX_LINE, PROTOCOL},
+};
+use crate::hub::Hub;
+
+/// Connections at one time.
+const MAX_CONNECTIONS: usize = 128;
+
+/// Where the socket is, and who may use it.
+#[derive(Clone, Debug)]
+pub struct SocketOptions {
+    /// Its path.
+    pub path: PathBuf,
+    /// Its permission bits.
+    pub mode: u32,
+    /// Its group, by name or number.
+    pub group: Option<String>,
+}
+
+/// Why there is no control socket.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BindError {
+    /// A daemon listens there.
+    #[error(
+        "control socket {0} is in use by another daemon; stop that one, or give another path with --control"
+    )]
+    InUse(PathBuf),
+    /// Something that is no socket is there.
+    #[error("{0} exists and is no socket; remove it, or give another path with --control")]
+    NotASocket(PathBuf),
+    /// The folder cannot be made, or the socket not be bound.
+    #[error("binding control socket {path}: {source}; give a path you may write to with --control")]
+    Bind {
+        /// The path.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// There is no such group.
+    #[error("control socket group {0:?}: there is no such group")]
+    UnknownGroup(String),
+    /// Mode or group could not be set.
+    #[error("setting mode and group of control socket {path}: {source}")]
+    Permission {
+        /// The path.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// The bound socket; the path is removed when it is dropped.
+pub struct Server {
+    listener: UnixListener,
+    /// `None` for a socket that was inherited, which is not ours to remove.
+    path: Option<PathBuf>,
+}
+
+impl Server {
+    /// Binds the socket. A path that a dead daemon left is replaced.
+    ///
+    /// # Errors
+    ///
+    /// As [`BindError`] says.
+    pub fn bind(options: &SocketOptions) -> Result<Self, BindError> {
+        let path = &options.path;
+        let failed = |source| BindError::Bind { path: path.clone(), source };
+        let group = options.group.as_deref().map(find_group).transpose()?;
+        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            fs::create_dir_all(folder).map_err(failed)?;
+        }
+        remove_dead_socket(path)?;
+        // Nobody may connect before mode and group are set, so it is bound for the owner alone.
+        let mask = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
+        let bound = UnixListener::bind(path);
+        nix::sys::stat::umask(mask);
+        let server = Self { listener: bound.map_err(failed)?, path: Some(path.clone()) };
+        let denied = |source| BindError::Permission { path: path.clone(), source };
+        if group.is_some() {
+            nix::unistd::chown(path, None, group).map_err(|errno| denied(errno.into()))?;
+        }
+        fs::set_permissions(path, fs::Permissions::from_mode(options.mode)).map_err(denied)?;
+        Ok(server)
+    }
+
+    /// Takes a socket that the service manager bound.
+    #[must_use]
+    pub fn inherited(listener: UnixListener) -> Self {
+        Self { listener, path: None }
+    }
+
+    /// Accepts harnesses for as long as the daemon lives; the body of the control thread.
+    pub fn run(&self, hub: &Arc<Hub>) {
+        let connections = Arc::new(AtomicUsize::new(0));
+        for stream in self.listener.incoming() {
+            match stream {
+                Ok(stream) => accept(stream, hub, &connections),
+                Err(error) => {
+                    // Out of descriptors, most likely; whoever waits to connect has it tried again.
+                    warn!(%error, "accepting on the control socket failed, ignoring");
+                    thread::yield_now();
+                }
+            }
+        }
+    }
+
+    /// The path is gone from now on.
+    pub fn remove(&self) {
+        if let Some(path) = &self.path
+            && let Err(error) = fs::remove_file(path)
+        {
+            debug!(path = %path.display(), %error, "removing the control socket failed, ignoring");
+        }
+    }
+}
+
+fn find_group(name: &str) -> Result<Gid, BindError> {
+    let unknown = || BindError::UnknownGroup(name.to_owned());
+    if let Ok(number) = name.parse() {
+        return Ok(Gid::from_raw(number));
+    }
+    Group::from_name(name).ok().flatten().map(|group| group.gid).ok_or_else(unknown)
+}
+
+fn remove_dead_socket(path: &Path) -> Result<(), BindError> {
+    let Ok(metadata) = fs::symlink_metadata(path) else { return Ok(()) };
+    if !metadata.file_type().is_socket() {
+        return Err(BindError::NotASocket(path.to_owned()));
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            info!(path = %path.display(), "replacing the control socket of a daemon that is gone");
+            fs::remove_file(path)
+                .map_err(|source| BindError::Bind { path: path.to_owned(), source })
+        }
+        Ok(_) => Err(BindError::InUse(path.to_owned())),
+        Err(source) => Err(BindError::Bind { path: path.to_owned(), source }),
+    }
+}
+
+fn accept(stream: UnixStream, hub: &Arc<Hub>, connections: &Arc<AtomicUsize>) {
+    if connections.fetch_add(1, Ordering::Relaxed) >= MAX_CONNECTIONS {
+        connections.fetch_sub(1, Ordering::Relaxed);
+        let message = format!("{MAX_CONNECTIONS} connections are open, the limit; close one first");
+        refuse(stream, Failure::new("too-many-connections", message));
+        return;
+    }
+    let hub = Arc::clone(hub);
+    let counter = Arc::clone(connections);
+    let spawned = thread::Builder::new().name("harness".to_owned()).spawn(move || {
+        if let Err(error) = serve(stream, hub) {
+            debug!(%error, "a harness's connection ended");
+        }
+        counter.fetch_sub(1, Ordering::Relaxed);
+    });
+    if let Err(error) = spawned {
+        connections.fetch_sub(1, Ordering::Relaxed);
+        warn!(%error, "starting a thread for a harness failed, ignoring");
+    }
+}
+
+/// Says why before the connection is closed. A harness that is gone already does not need to know.
+fn refuse(mut stream: UnixStream, failure: Failure) {
+    let line = Line::<(), ()>::Error { id: serde_json::Value::Null, error: failure };
+    let _gone = stream.write_all(&encode(&line));
+}
+
+fn serve(stream: UnixStream, hub: Arc<Hub>) -> io::Result<()> {
+    let session = Session::new(hub, stream.try_clone()?.into());
+    let sender = {
+        let outbox = Arc::clone(session.outbox());
+        thread::Builder::new().name("outbox".to_owned()).spawn(move || outbox.run())?
+    };
+    let greeting = Greeting { memtun: env!("CARGO_PKG_VERSION").to_owned(), protocol: PROTOCOL };
+    // If the harness is gone already, reading says so.
+    let _gone = session.outbox().send(encode(&greeting), None);
+    let read = read_lines(BufReader::new(stream), &session);
+    session.close();
+    // The outbox thread does not panic; nothing would be left to do if it did.
+    let _ended = sender.join();
+    read
+}
+
+fn read_lines(mut reader: BufReader<UnixStream>, session: &Arc<Session>) -> io::Result<()> {
+    let mut line = Vec::new();
+    let mut too_long = false;
+    loop {
+        let available = reader.fill_buf()?;
+        if available.is_empty() {
+            return Ok(());
+        }
+        let end = available.iter().position(|&byte| byte == b'\n');
+        let part = &available[..end.unwrap_or(available.len())];
+        if line.len() + part.len() > MAX_LINE {
+            too_long = true;
+        } else {
+            line.extend_from_slice(part);
+        }
+        let consumed = part.len() + usize::from(end.is_some());
+        reader.consume(consumed);
+        if end.is_none() {
+            continue;
+        }
+        if too_long {
+            let message =
+                format!("a line has more than {MAX_LINE} bytes, the limit; it is skipped");
+            session.refuse(&serde_json::Value::Null, Failure::new("line-too-long", message));
+        } else if !line.trim_ascii().is_empty() {
+            session.handle_line(&line);
+        }
+        line.clear();
+        too_long = false;
+    }
+}

@@ -1,0 +1,226 @@
+//! One connection of a harness: its calls, their answers, and what it watches.
+
+use std::{
+    marker::PhantomData,
+    os::fd::OwnedFd,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{
+    Outbox,
+    wire::{Call, Failure, Line},
+};
+use crate::{
+    command,
+    core::{Answer, Condition},
+    hub::{Hub, Observer, Waiter},
+};
+
+/// Bytes that may wait for a harness that does not read; then its calls wait, and its events are dropped.
+const OUTBOX_LIMIT: usize = 4 << 20;
+/// Calls of one connection that may be open.
+const MAX_OPEN_CALLS: usize = 256;
+/// What one connection may watch.
+const MAX_WATCHES: usize = 8;
+
+/// One connection; what a command acts through.
+pub struct Session {
+    hub: Arc<Hub>,
+    outbox: Arc<Outbox>,
+    open_calls: AtomicUsize,
+    waiter: Waiter,
+    watches: Mutex<Vec<Arc<dyn Observer>>>,
+}
+
+impl Session {
+    pub(super) fn new(hub: Arc<Hub>, socket: OwnedFd) -> Arc<Self> {
+        let outbox = Outbox::new(socket, OUTBOX_LIMIT);
+        let waiter = hub.new_waiter();
+        Arc::new(Self {
+            hub,
+            outbox,
+            open_calls: AtomicUsize::new(0),
+            waiter,
+            watches: Mutex::default(),
+        })
+    }
+
+    /// The hub.
+    #[must_use]
+    pub fn hub(&self) -> &Arc<Hub> {
+        &self.hub
+    }
+
+    /// Where lines go out.
+    #[must_use]
+    pub fn outbox(&self) -> &Arc<Outbox> {
+        &self.outbox
+    }
+
+    /// One line from the harness.
+    pub(super) fn handle_line(self: &Arc<Self>, line: &[u8]) {
+        self.outbox.wait_for_room();
+        match serde_json::from_slice::<Call>(line) {
+            Ok(call) => self.handle_call(call),
+            Err(error) => self.refuse(
+                &Value::Null,
+                Failure::new("bad-line", format_args!("not a call: {error}")),
+            ),
+        }
+    }
+
+    fn handle_call(self: &Arc<Self>, Call { id, method, params }: Call) {
+        if self.open_calls.load(Ordering::Relaxed) >= MAX_OPEN_CALLS {
+            let message = format!(
+                "{MAX_OPEN_CALLS} calls are open on this connection, the limit; wait for answers"
+            );
+            return self.refuse(&id, Failure::new("too-many-calls", message));
+        }
+        let reply = AnyReply { session: Arc::clone(self), id };
+        self.open_calls.fetch_add(1, Ordering::Relaxed);
+        command::dispatch(&method, params, self, reply);
+    }
+
+    pub(super) fn refuse(&self, id: &Value, error: Failure) {
+        self.send(&Line::<(), ()>::Error { id: id.clone(), error }, None);
+    }
+
+    /// A connection that is closing needs no answer.
+    fn send<T: Serialize>(&self, line: &T, descriptor: Option<OwnedFd>) {
+        let _closing = self.outbox.send(encode(line), descriptor);
+    }
+
+    /// Waits for a condition; gives up when the connection ends.
+    pub fn wait<R: Serialize + Send + 'static>(
+        self: &Arc<Self>,
+        condition: Condition,
+        timeout: Duration,
+        reply: Reply<R>,
+        then: impl FnOnce(Answer) -> Result<R, Failure> + Send + 'static,
+    ) {
+        // The reply is shared with the refusal below: one of the two gets it.
+        let reply = Arc::new(Mutex::new(Some(reply)));
+        let take_reply = |reply: &Mutex<Option<Reply<R>>>| {
+            reply.lock().unwrap_or_else(PoisonError::into_inner).take()
+        };
+        let waiting = self.hub.wait(self.waiter, condition, timeout, {
+            let reply = Arc::clone(&reply);
+            move |answer| {
+                if let Some(reply) = take_reply(&reply) {
+                    reply.send(then(answer));
+                }
+            }
+        });
+        if let Err(error) = waiting
+            && let Some(reply) = take_reply(&reply)
+        {
+            reply.send(Err(error.into()));
+        }
+    }
+
+    /// Lets an observer see what happens until the connection ends.
+    ///
+    /// # Errors
+    ///
+    /// Too many of them.
+    pub fn watch(&self, observer: Arc<dyn Observer>) -> Result<(), Failure> {
+        let mut watches = self.lock();
+        if watches.len() >= MAX_WATCHES {
+            let message = format!("{MAX_WATCHES} watches are open on this connection, the limit");
+            return Err(Failure::new("too-many-watches", message));
+        }
+        watches.push(Arc::clone(&observer));
+        drop(watches);
+        self.hub.observe(observer);
+        Ok(())
+    }
+
+    /// The connection has ended.
+    pub(super) fn close(&self) {
+        self.hub.cancel_waits(self.waiter);
+        for watch in std::mem::take(&mut *self.lock()) {
+            self.hub.unobserve(&watch);
+        }
+        self.outbox.close();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<dyn Observer>>> {
+        self.watches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A line, as it goes out.
+pub(crate) fn encode<T: Serialize>(line: &T) -> Bytes {
+    match serde_json::to_vec(line) {
+        Ok(mut bytes) => {
+            bytes.push(b'\n');
+            bytes.into()
+        }
+        // Only a map with keys that are no strings, or a failing Serialize, ends here; lines have neither.
+        Err(error) => Bytes::from(format!(
+            "{{\"id\":null,\"error\":{{\"code\":\"internal\",\"message\":{:?}}}}}\n",
+            error.to_string()
+        )),
+    }
+}
+
+/// The answer that a call is owed: sent once, from any thread.
+pub struct AnyReply {
+    session: Arc<Session>,
+    id: Value,
+}
+
+impl AnyReply {
+    /// The same, for a method whose result is known.
+    #[must_use]
+    pub fn typed<R: Serialize>(self) -> Reply<R> {
+        Reply { any: self, result: PhantomData }
+    }
+
+    /// The call failed.
+    pub fn fail(self, error: Failure) {
+        self.typed::<()>().send(Err(error));
+    }
+}
+
+/// The answer that a call of one method is owed.
+pub struct Reply<R> {
+    any: AnyReply,
+    result: PhantomData<fn(R)>,
+}
+
+impl<R: Serialize> Reply<R> {
+    /// The call's id.
+    #[must_use]
+    pub fn id(&self) -> &Value {
+        &self.any.id
+    }
+
+    /// Answers.
+    pub fn send(self, result: Result<R, Failure>) {
+        self.finish(result, None);
+    }
+
+    /// Answers, and passes a descriptor with the answer.
+    pub fn send_with(self, result: R, descriptor: OwnedFd) {
+        self.finish(Ok(result), Some(descriptor));
+    }
+
+    fn finish(self, result: Result<R, Failure>, descriptor: Option<OwnedFd>) {
+        let AnyReply { session, id } = self.any;
+        session.open_calls.fetch_sub(1, Ordering::Relaxed);
+        let line: Line<R, ()> = match result {
+            Ok(result) => Line::Result { id, result },
+            Err(error) => Line::Error { id, error },
+        };
+        session.send(&line, descriptor);
+    }
+}

@@ -1,0 +1,325 @@
+//! The one place where the core meets threads: a mutex around it, and what happens after the mutex is released.
+//!
+//! # Theory of operation
+//!
+//! Every thread of the daemon reaches the core through [`Hub::with`]. It takes the lock, runs a closure on the core, moves
+//! the core's outputs into a buffer of its own, releases the lock, and only then performs them: a reply is a system call,
+//! and no system call is made under the lock. Answers to clients go first, the harness and observers after.
+//!
+//! Outputs of two threads may be performed in another order than they were made. Where order counts it is kept by
+//! construction: a datagram is bound to its read under the lock, a wake-up only says "look again", and a write is
+//! forwarded to a peer before its client is told that it is done and can write again.
+//!
+//! One timer thread sleeps until the core's next deadline; it is woken only for an earlier one.
+
+use std::{
+    cell::Cell,
+    collections::BTreeMap,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use crate::core::{
+    Answer, CommandError, Condition, Core, Datagram, Event, Origin, Outcome, Output, PeerId,
+    Request, RequestId, TunnelId, WaitId, WakeHandle,
+};
+
+/// How clients' system calls reach the core, seen from the core: where their answers go.
+pub trait FrontEnd: Send + Sync {
+    /// Answers a request. Called exactly once for each.
+    fn complete(&self, unique: u64, outcome: Outcome);
+    /// Wakes the pollers of a file.
+    fn wake(&self, handle: WakeHandle);
+}
+
+/// Somebody who wants to know what happens. Must not block: it is called by whoever made it happen.
+pub trait Observer: Send + Sync {
+    /// Something happened, about now.
+    fn observe(&self, at: SystemTime, event: &Event);
+}
+
+/// The far side of a tunnel, instead of the harness's queue. Must not block.
+pub trait Peer: Send + Sync {
+    /// Takes a datagram that a client wrote. Datagrams that one file writes come in order; those of several files that
+    /// write at the same time may come in any.
+    fn forward(&self, datagram: Datagram);
+}
+
+/// Whoever waits: what it still waits for can be given up at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waiter(u64);
+
+/// What is done when a wait is over, and whose it is.
+struct Pending {
+    waiter: Waiter,
+    then: Box<dyn FnOnce(Answer) + Send>,
+}
+
+/// Front ends that a hub can have.
+const MAX_FRONT_ENDS: usize = 4;
+
+/// The core, shared between threads; see the [module](self).
+pub struct Hub {
+    state: Mutex<State>,
+    timer: Condvar,
+    front_ends: [OnceLock<Arc<dyn FrontEnd>>; MAX_FRONT_ENDS],
+    observers: RwLock<Vec<Arc<dyn Observer>>>,
+    peers: RwLock<BTreeMap<PeerId, Arc<dyn Peer>>>,
+    waits: Mutex<BTreeMap<WaitId, Pending>>,
+    last_wait: AtomicU64,
+    last_waiter: AtomicU64,
+    last_peer: AtomicU32,
+}
+
+struct State {
+    core: Core,
+    /// When the timer thread wakes up by itself.
+    timer_due: Option<Instant>,
+    stopping: bool,
+}
+
+thread_local! {
+    /// Storage for outputs, so that a call does not allocate.
+    static SCRATCH: Cell<Vec<Output>> = const { Cell::new(Vec::new()) };
+}
+
+impl Hub {
+    /// A hub around a core, without front ends.
+    #[must_use]
+    pub fn new(core: Core) -> Arc<Self> {
+        Arc::new(Self {
+            state: Mutex::new(State { core, timer_due: None, stopping: false }),
+            timer: Condvar::new(),
+            front_ends: [const { OnceLock::new() }; MAX_FRONT_ENDS],
+            observers: RwLock::default(),
+            peers: RwLock::default(),
+            waits: Mutex::default(),
+            last_wait: AtomicU64::new(0),
+            last_waiter: AtomicU64::new(0),
+            last_peer: AtomicU32::new(0),
+        })
+    }
+
+    /// Adds a front end, built with the origin its requests must carry. `None` if there are four already.
+    pub fn add_front_end<F: FrontEnd + 'static>(
+        &self,
+        build: impl FnOnce(Origin) -> Arc<F>,
+    ) -> Option<Arc<F>> {
+        let slot = self.front_ends.iter().position(|slot| slot.get().is_none())?;
+        let front_end = build(Origin(u8::try_from(slot).ok()?));
+        self.front_ends[slot].set(Arc::clone(&front_end) as Arc<dyn FrontEnd>).ok()?;
+        Some(front_end)
+    }
+
+    /// Runs a closure on the core, then performs what came of it.
+    ///
+    /// The closure runs under the lock: it must not make system calls, nor call the hub again.
+    pub fn with<R>(&self, act: impl FnOnce(&mut Core) -> R) -> R {
+        let mut outputs = SCRATCH.take();
+        let mut state = self.lock();
+        let result = act(&mut state.core);
+        state.core.take_outputs(&mut outputs);
+        let earlier = match (state.core.poll_timeout(), state.timer_due) {
+            (Some(due), Some(sleeps_until)) => (due < sleeps_until).then_some(due),
+            (due, None) => due,
+            (None, Some(_)) => None,
+        };
+        if earlier.is_some() {
+            state.timer_due = earlier;
+        }
+        drop(state);
+        if earlier.is_some() {
+            self.timer.notify_one();
+        }
+        self.perform(&mut outputs);
+        SCRATCH.set(outputs);
+        result
+    }
+
+    /// A client asks something.
+    pub fn submit(&self, request: Request) {
+        self.with(|core| core.handle_request(request));
+    }
+
+    /// The caller of a request got a signal; false if the request is not parked here.
+    pub fn cancel(&self, request: RequestId) -> bool {
+        self.with(|core| core.handle_cancel(request))
+    }
+
+    /// Somebody who may wait.
+    pub fn new_waiter(&self) -> Waiter {
+        Waiter(self.last_waiter.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    /// Calls `then` with the answer when the condition holds or the time is over; at once, by this thread, if it holds now.
+    ///
+    /// # Errors
+    ///
+    /// As [`Core::wait`]; `then` is not called then.
+    pub fn wait(
+        &self,
+        waiter: Waiter,
+        condition: Condition,
+        timeout: Duration,
+        then: impl FnOnce(Answer) + Send + 'static,
+    ) -> Result<(), CommandError> {
+        let id = WaitId(self.last_wait.fetch_add(1, Ordering::Relaxed) + 1);
+        self.lock_waits().insert(id, Pending { waiter, then: Box::new(then) });
+        // A deadline beyond the clock's range is none.
+        let deadline = now().checked_add(timeout);
+        let waiting = self.with(|core| core.wait(id, condition, deadline));
+        if waiting.is_err() {
+            self.lock_waits().remove(&id);
+        }
+        waiting
+    }
+
+    /// Gives up all that somebody waits for; what was to be done is not done.
+    pub fn cancel_waits(&self, waiter: Waiter) {
+        let given_up: Vec<WaitId> = self
+            .lock_waits()
+            .extract_if(.., |_, pending| pending.waiter == waiter)
+            .map(|(id, _)| id)
+            .collect();
+        self.with(|core| given_up.iter().for_each(|id| core.cancel_wait(*id)));
+    }
+
+    /// Adds an observer, which sees all that happens from now on.
+    pub fn observe(&self, observer: Arc<dyn Observer>) {
+        self.observers.write().unwrap_or_else(PoisonError::into_inner).push(observer);
+        self.with(|core| core.set_observed(true));
+    }
+
+    /// Removes an observer.
+    pub fn unobserve(&self, observer: &Arc<dyn Observer>) {
+        let mut observers = self.observers.write().unwrap_or_else(PoisonError::into_inner);
+        observers.retain(|other| !Arc::ptr_eq(other, observer));
+        let observed = !observers.is_empty();
+        drop(observers);
+        self.with(|core| core.set_observed(observed));
+    }
+
+    /// Gives a tunnel a peer.
+    ///
+    /// # Errors
+    ///
+    /// As [`Core::set_peer`].
+    pub fn add_peer(&self, of: TunnelId, peer: Arc<dyn Peer>) -> Result<PeerId, CommandError> {
+        let id = PeerId(self.last_peer.fetch_add(1, Ordering::Relaxed) + 1);
+        self.peers.write().unwrap_or_else(PoisonError::into_inner).insert(id, peer);
+        let added = self.with(|core| core.set_peer(of, id));
+        if added.is_err() {
+            self.peers.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        }
+        added.map(|()| id)
+    }
+
+    /// The peer leaves.
+    pub fn remove_peer(&self, id: PeerId) {
+        self.with(|core| core.clear_peer(id));
+        self.peers.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    }
+
+    /// Ends waits at their deadlines, until [`stop`](Self::stop); the body of the timer thread.
+    pub fn run_timer(&self) {
+        let mut outputs = Vec::new();
+        let mut state = self.lock();
+        while !state.stopping {
+            state.core.handle_timeout(now());
+            state.core.take_outputs(&mut outputs);
+            if !outputs.is_empty() {
+                drop(state);
+                self.perform(&mut outputs);
+                state = self.lock();
+                continue;
+            }
+            state.timer_due = state.core.poll_timeout();
+            state = match state.timer_due {
+                None => self.timer.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(due) => {
+                    let rest = due.saturating_duration_since(now());
+                    self.timer.wait_timeout(state, rest).unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        }
+    }
+
+    /// Ends the timer thread.
+    pub fn stop(&self) {
+        self.lock().stopping = true;
+        self.timer.notify_one();
+    }
+
+    /// Performs outputs: what clients and peers wait for first.
+    fn perform(&self, outputs: &mut Vec<Output>) {
+        for output in outputs
+            .extract_if(.., |output| !matches!(output, Output::Answer(..) | Output::Event(_)))
+        {
+            match output {
+                Output::Complete(to, outcome) => {
+                    self.front_end(to.origin, |end| end.complete(to.unique, outcome))
+                }
+                Output::Wake(origin, handle) => self.front_end(origin, |end| end.wake(handle)),
+                Output::Forward(to, datagram) => self.forward(to, datagram),
+                Output::Answer(..) | Output::Event(_) => {}
+            }
+        }
+        for output in outputs.drain(..) {
+            match output {
+                Output::Answer(wait, answer) => self.answer(wait, answer),
+                Output::Event(event) => self.tell(&event),
+                Output::Complete(..) | Output::Wake(..) | Output::Forward(..) => {}
+            }
+        }
+    }
+
+    fn front_end(&self, origin: Origin, act: impl FnOnce(&dyn FrontEnd)) {
+        if let Some(front_end) = self.front_ends.get(usize::from(origin.0)).and_then(OnceLock::get)
+        {
+            act(front_end.as_ref());
+        }
+    }
+
+    fn answer(&self, wait: WaitId, answer: Answer) {
+        let pending = self.lock_waits().remove(&wait);
+        if let Some(Pending { then, .. }) = pending {
+            then(answer);
+        }
+    }
+
+    fn forward(&self, to: PeerId, datagram: Datagram) {
+        let peer = self.peers.read().unwrap_or_else(PoisonError::into_inner).get(&to).cloned();
+        if let Some(peer) = peer {
+            peer.forward(datagram);
+        }
+    }
+
+    fn tell(&self, event: &Event) {
+        let at = wall_clock();
+        for observer in self.observers.read().unwrap_or_else(PoisonError::into_inner).iter() {
+            observer.observe(at, event);
+        }
+    }
+
+    /// A thread that panicked under the lock has left the core as consistent as any refused request does.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_waits(&self) -> MutexGuard<'_, BTreeMap<WaitId, Pending>> {
+        self.waits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the hub is the place that reads the clock")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+#[expect(clippy::disallowed_methods, reason = "the hub is the place that reads the clock")]
+fn wall_clock() -> SystemTime {
+    SystemTime::now()
+}
