@@ -1,0 +1,234 @@
+//! A daemon for one test, with a device and a control socket of its own.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+        mpsc,
+    },
+    thread,
+};
+
+use memtun::{
+    client::Client,
+    command::{
+        list::{List, Listing},
+        wait::{Until, Wait},
+    },
+    core::Address,
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tempfile::TempDir;
+
+use super::{DEADLINE, within_deadline};
+
+/// How the daemon makes its device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// A character device.
+    Cuse,
+}
+
+impl Backend {
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Cuse => "cuse",
+        }
+    }
+
+    /// Why there can be no device of this kind here.
+    pub fn obstacle(self) -> Option<String> {
+        match self {
+            Self::Cuse => {
+                let opened = std::fs::OpenOptions::new().read(true).write(true).open("/dev/cuse");
+                opened.err().map(|error| format!("/dev/cuse: {error}"))
+            }
+        }
+    }
+}
+
+/// The program under test.
+pub const MEMTUN: &str = env!("CARGO_BIN_EXE_memtun");
+
+/// A running daemon. It is stopped when dropped; its log is printed if the test failed.
+pub struct Daemon {
+    child: Child,
+    pub device: PathBuf,
+    pub control: PathBuf,
+    log: Arc<Mutex<String>>,
+    ended: bool,
+    /// Holds the control socket, if it is this daemon's own.
+    folder: Option<TempDir>,
+}
+
+impl Daemon {
+    pub fn start(backend: Backend) -> Self {
+        Self::start_with(backend, &[])
+    }
+
+    /// A daemon with more options.
+    pub fn start_with(backend: Backend, options: &[&str]) -> Self {
+        let folder = tempfile::tempdir().expect("a folder for the socket");
+        let control = folder.path().join("control");
+        let mut daemon = Self::start_at(backend, &control, options);
+        daemon.folder = Some(folder);
+        daemon
+    }
+
+    /// A daemon with its control socket at a path. It is ready.
+    pub fn start_at(backend: Backend, control: &Path, options: &[&str]) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let name =
+            format!("memtun-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let device = match backend {
+            Backend::Cuse => Path::new("/dev").join(&name),
+        };
+        let mut child = Command::new(MEMTUN)
+            .args(["serve", "--cuse", &name, "--mode", "0666", "--control"])
+            .arg(control)
+            .args(options)
+            .env("MEMTUN_LOG", "debug")
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("memtun serve can be run");
+        let log = Arc::default();
+        let ready = collect(BufReader::new(child.stderr.take().expect("it is piped")), &log);
+        let control = control.to_owned();
+        let daemon = Self { child, device, control, log, ended: false, folder: None };
+        if ready.recv_timeout(DEADLINE).is_err() {
+            panic!("the daemon did not become ready");
+        }
+        daemon
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).expect("the daemon is running");
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self) -> ExitStatus {
+        self.ended = true;
+        self.child.wait().expect("it can be waited for")
+    }
+
+    pub fn log(&self) -> String {
+        self.log.lock().expect("nobody panics while logging").clone()
+    }
+
+    /// A connection to its control socket.
+    pub fn client(&self) -> Client {
+        Client::connect(&self.control).expect("the control socket takes connections")
+    }
+
+    pub fn list(&self) -> Listing {
+        self.client().call(&List {}).expect("list")
+    }
+
+    /// Waits until something is the case.
+    #[track_caller]
+    pub fn wait_until(&self, tunnel: &str, until: Until) {
+        let tunnel: Address = tunnel.parse().expect("a tunnel's address");
+        let timeout_ms = u64::try_from(DEADLINE.as_millis()).expect("a short time");
+        self.client()
+            .call(&Wait { tunnel, until, timeout_ms })
+            .unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// The program as a user would run it, against this daemon.
+    pub fn memtun(&self, arguments: &[&str]) -> Run {
+        self.memtun_with_input(arguments, b"")
+    }
+
+    pub fn memtun_with_input(&self, arguments: &[&str], input: &[u8]) -> Run {
+        let mut command = Command::new(MEMTUN);
+        command.args(arguments).env("MEMTUN_CONTROL", &self.control);
+        run(&mut command, input)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.signal(Signal::SIGTERM);
+            // Reaped, so that the next test's daemon does not meet its remains.
+            let _status = self.child.wait();
+        }
+        if thread::panicking() {
+            eprintln!("--- log of the daemon\n{}---", self.log());
+        }
+    }
+}
+
+/// Keeps what the daemon logs, and says when it is ready. The channel closes if it ends before.
+fn collect(stderr: impl BufRead + Send + 'static, log: &Arc<Mutex<String>>) -> mpsc::Receiver<()> {
+    let (ready, receiver) = mpsc::channel();
+    let log = Arc::clone(log);
+    thread::spawn(move || {
+        for line in stderr.lines().map_while(Result::ok) {
+            let is_ready = line.contains(" ready ");
+            let mut log = log.lock().expect("nobody panics while logging");
+            log.push_str(&line);
+            log.push('\n');
+            drop(log);
+            if is_ready {
+                // The test is gone if nobody listens.
+                let _gone = ready.send(());
+            }
+        }
+    });
+    receiver
+}
+
+/// How a program ended.
+#[derive(Debug)]
+pub struct Run {
+    pub status: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Run {
+    /// It succeeded, and said nothing but output.
+    #[track_caller]
+    pub fn succeeded(self) -> String {
+        assert_eq!((self.status, self.stderr.as_str()), (0, ""), "{self:?}");
+        self.stdout
+    }
+
+    /// It failed with one line, which is returned.
+    #[track_caller]
+    pub fn failed(self, status: i32) -> String {
+        assert_eq!((self.status, self.stdout.as_str()), (status, ""), "{self:?}");
+        assert_eq!(self.stderr.lines().count(), 1, "one line: {self:?}");
+        self.stderr.trim_end().to_owned()
+    }
+}
+
+/// Runs a program to its end.
+#[track_caller]
+pub fn run(command: &mut Command, input: &[u8]) -> Run {
+    let shown = format!("{command:?}");
+    let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap_or_else(|error| panic!("{shown}: {error}"));
+    let mut stdin = child.stdin.take().expect("it is piped");
+    // A program that does not read its input may have closed it.
+    let _closed = stdin.write_all(input);
+    drop(stdin);
+    let Output { status, stdout, stderr } =
+        within_deadline(&shown, move || child.wait_with_output()).expect("it can be waited for");
+    Run {
+        status: status.code().unwrap_or(-1),
+        stdout: String::from_utf8_lossy(&stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&stderr).into_owned(),
+    }
+}
