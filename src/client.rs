@@ -8,9 +8,13 @@ use std::{
         unix::net::UnixStream,
     },
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use nix::{
+    poll::{PollTimeout, poll},
+    sys::socket::{ControlMessageOwned, MsgFlags, recvmsg},
+};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -19,6 +23,9 @@ use crate::{
     control::wire::{Call, Failure, Greeting, Line, PROTOCOL},
     core::Address,
 };
+
+/// How often a daemon that is not there yet is looked for.
+const CONNECT_INTERVAL_MS: u8 = 20;
 
 /// A connection to a daemon.
 #[derive(Debug)]
@@ -94,6 +101,28 @@ impl Client {
             return Err(ClientError::Protocol { daemon: greeting.protocol, ours: PROTOCOL });
         }
         Ok(client)
+    }
+
+    /// Connects to a daemon that may still have to start.
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`](Self::connect), once the time is over.
+    #[expect(clippy::disallowed_methods, reason = "a deadline")]
+    pub fn connect_within(path: &Path, timeout: Duration) -> Result<Self, ClientError> {
+        let start = Instant::now();
+        loop {
+            match Self::connect(path) {
+                Err(ClientError::Connect { source, .. })
+                    if matches!(
+                        source.kind(),
+                        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+                    ) && start.elapsed() < timeout => {}
+                connected => return connected,
+            }
+            // There is nothing to wait on: not even the socket's folder need exist.
+            let _interrupted = poll(&mut [], PollTimeout::from(CONNECT_INTERVAL_MS));
+        }
     }
 
     /// Calls a method and waits for its result. Events that come meanwhile are kept.

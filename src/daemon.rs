@@ -92,7 +92,9 @@ fn serve(config: Config, server: &Arc<Server>, signals: &SigSet) -> Result<(), D
     let name = config.device.name().clone();
     let registration = config.device.register()?;
     let hub = Hub::new(Core::new(Limits::default(), fastrand::u64(..)));
-    let Some(front_end) = CuseFrontEnd::new(&hub, Arc::clone(registration.channel())) else {
+    let Some(front_end) =
+        CuseFrontEnd::new(&hub, Arc::clone(registration.channel()), registration.device_number())
+    else {
         return Err(system("adding the device")(io::Error::other("there are too many front ends")));
     };
 

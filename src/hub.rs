@@ -15,6 +15,7 @@
 use std::{
     cell::Cell,
     collections::BTreeMap,
+    fs::Metadata,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
         atomic::{AtomicU32, AtomicU64, Ordering},
@@ -33,6 +34,8 @@ pub trait FrontEnd: Send + Sync {
     fn complete(&self, unique: u64, outcome: Outcome);
     /// Wakes the pollers of a file.
     fn wake(&self, handle: WakeHandle);
+    /// Whether an open file, described by its metadata, is one of this front end's.
+    fn owns(&self, file: &Metadata) -> bool;
 }
 
 /// Somebody who wants to know what happens. Must not block: it is called by whoever made it happen.
@@ -221,6 +224,12 @@ impl Hub {
     pub fn remove_peer(&self, id: PeerId) {
         self.with(|core| core.clear_peer(id));
         self.peers.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    }
+
+    /// Whether an open file, described by its metadata, is one of a front end's.
+    #[must_use]
+    pub fn owns(&self, file: &Metadata) -> bool {
+        self.front_ends.iter().filter_map(OnceLock::get).any(|front_end| front_end.owns(file))
     }
 
     /// Ends waits at their deadlines, until [`stop`](Self::stop); the body of the timer thread.

@@ -17,8 +17,8 @@ fn main() -> ExitCode {
         Ok(status) => status,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            // If standard error is closed too there is nobody to tell.
-            let _closed = writeln!(io::stderr(), "memtun: {error:#}");
+            // Each message holds its cause, for what to do comes after it. If standard error is closed nobody is told.
+            let _closed = writeln!(io::stderr(), "memtun: {error}");
             ExitCode::FAILURE
         }
     }

@@ -114,7 +114,7 @@ pub const POLL_WRITABLE: u32 = 0x0104;
 /// `POLLERR`.
 pub const POLL_ERROR: u32 = 0x0008;
 
-/// `O_CLOEXEC` of `asm-generic/fcntl.h`.
+/// `O_CLOEXEC` of `asm-generic/fcntl.h`; in `/proc/PID/fdinfo` it stands for `FD_CLOEXEC`.
 pub const O_CLOEXEC: u32 = 0o2_000_000;
 /// `O_NONBLOCK` of `asm-generic/fcntl.h`.
 pub const O_NONBLOCK: u32 = 0o4_000;

@@ -52,7 +52,7 @@ impl Cli {
             Verb::List(args) => args.run(&mut connect()?, out)?,
             Verb::Inject(args) => args.run(&mut connect()?, out)?,
             Verb::Take(args) => args.run(&mut connect()?, out)?,
-            Verb::Wait(args) => args.run(&mut connect()?, out)?,
+            Verb::Wait(args) => args.run(&self.control, out)?,
             Verb::Watch(args) => args.run(&mut connect()?, out)?,
             Verb::Set(args) => args.run(&mut connect()?)?,
         }

@@ -6,10 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use super::Method;
 use crate::{
-    abi::tun::{IfFlags, O_CLOEXEC},
+    abi::tun::IfFlags,
     client::{Client, ClientError},
     control::session::{Reply, Session},
     core::{Core, Count, File, Queue, Tunnel},
+    frontend::opener,
     render,
 };
 
@@ -110,8 +111,9 @@ pub struct FileView {
     pub open_flags: Vec<String>,
     /// A read without a datagram waits.
     pub blocking: bool,
-    /// It was opened with `O_CLOEXEC`.
-    pub close_on_exec: bool,
+    /// Its descriptors in that process have `FD_CLOEXEC`. Null if it cannot be seen, or if some of the process's
+    /// descriptors of the device have it and some have not.
+    pub close_on_exec: Option<bool>,
     /// Datagrams waiting to be read.
     pub read_buffer: BufferView,
     /// Reads waiting for a datagram.
@@ -125,7 +127,13 @@ impl Method for List {
     type Result = Listing;
 
     fn perform(self, session: &Arc<Session>, reply: Reply<Listing>) {
-        reply.send(Ok(session.hub().with(|core| Listing::from(&*core))));
+        let mut listing = session.hub().with(|core| Listing::from(&*core));
+        let attached = listing.tunnels.iter_mut().flat_map(|tunnel| &mut tunnel.files);
+        for file in attached.chain(&mut listing.unattached_files) {
+            file.close_on_exec =
+                opener::close_on_exec(file.pid, |metadata| session.hub().owns(metadata));
+        }
+        reply.send(Ok(listing));
     }
 }
 
@@ -204,7 +212,7 @@ impl From<&File> for FileView {
             command: opener.command.clone(),
             open_flags: open_flags(file.open_flags()),
             blocking: file.is_blocking(),
-            close_on_exec: file.open_flags() & O_CLOEXEC != 0,
+            close_on_exec: None,
             read_buffer: file.queue().into(),
             parked_reads: file.parked_reads(),
             poll_armed: file.is_poll_armed(),
@@ -223,7 +231,6 @@ fn open_flags(flags: u32) -> Vec<String> {
         (nix::libc::O_NONBLOCK, "O_NONBLOCK"),
         (nix::libc::O_SYNC, "O_SYNC"),
         (nix::libc::O_ASYNC, "O_ASYNC"),
-        (nix::libc::O_CLOEXEC, "O_CLOEXEC"),
     ];
     let access = match flags & nix::libc::O_ACCMODE.unsigned_abs() {
         0 => "O_RDONLY",
@@ -279,8 +286,8 @@ mod tests {
 
     #[test]
     fn open_flags_are_named() {
-        let flags = nix::libc::O_RDWR | nix::libc::O_NONBLOCK | nix::libc::O_CLOEXEC | 0o100_000;
-        assert_eq!(open_flags(flags.unsigned_abs()), ["O_RDWR", "O_NONBLOCK", "O_CLOEXEC"]);
+        let flags = nix::libc::O_RDWR | nix::libc::O_NONBLOCK | 0o100_000;
+        assert_eq!(open_flags(flags.unsigned_abs()), ["O_RDWR", "O_NONBLOCK"]);
         assert_eq!(open_flags(0o10_000_001), ["O_WRONLY", "0o10000000"]);
     }
 }

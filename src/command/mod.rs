@@ -57,9 +57,15 @@ pub(crate) fn dispatch(method: &str, params: Value, session: &Arc<Session>, repl
 }
 
 fn perform<M: Method>(params: Value, session: &Arc<Session>, reply: AnyReply) {
-    // No parameters at all are the same as none of them.
-    let params = if params.is_null() { Value::Object(serde_json::Map::new()) } else { params };
-    match serde_json::from_value::<M>(params) {
+    let parsed = match params {
+        // No parameters at all are the same as none of them.
+        Value::Null => serde_json::from_value(Value::Object(serde_json::Map::new())),
+        Value::Object(_) => serde_json::from_value::<M>(params),
+        Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
+            Err(serde::de::Error::custom("params must be an object"))
+        }
+    };
+    match parsed {
         Ok(method) => method.perform(session, reply.typed()),
         Err(error) => reply.fail(Failure::new("bad-params", format_args!("{}: {error}", M::NAME))),
     }

@@ -1,6 +1,10 @@
 //! `take`: removes what the client wrote.
 
-use std::{io::Write, sync::Arc, time::Duration};
+use std::{
+    io::Write,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -170,12 +174,11 @@ impl Args {
     /// What the daemon says; a timeout before the last datagram is one of it.
     #[expect(clippy::disallowed_methods, reason = "one deadline for several calls")]
     pub fn run(self, client: &mut Client, out: &mut dyn Write) -> Result<(), ClientError> {
-        let deadline = std::time::Instant::now().checked_add(*self.timeout);
-        for _ in 0..self.count {
-            let rest = match deadline {
-                Some(deadline) => deadline.saturating_duration_since(std::time::Instant::now()),
-                None => *self.timeout,
-            };
+        let start = Instant::now();
+        for number in 0..self.count {
+            // A message about the first names the time that was asked for.
+            let passed = if number == 0 { Duration::ZERO } else { start.elapsed() };
+            let rest = self.timeout.saturating_sub(passed);
             let timeout_ms = u64::try_from(rest.as_millis()).unwrap_or(u64::MAX);
             let Taken { mode, datagrams } =
                 client.call(&Take { tunnel: self.tunnel.clone(), count: 1, timeout_ms })?;

@@ -1,6 +1,11 @@
 //! `wait`: until a tunnel is as it should be, instead of sleeping and hoping.
 
-use std::{io::Write, sync::Arc, time::Duration};
+use std::{
+    io::Write,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -94,13 +99,16 @@ impl Method for Wait {
     }
 }
 
-/// Waits until a tunnel is attached, read from, written to, or left.
+/// Waits until a tunnel is attached, read from, written to, or left; without a tunnel, until the daemon is ready.
+///
+/// A daemon that is not there yet is waited for too.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// NAME, NAME@SCOPE or #ID; it need not exist yet.
-    tunnel: Address,
+    #[arg(requires = "until")]
+    tunnel: Option<Address>,
     /// What to wait for.
-    until: Until,
+    until: Option<Until>,
     /// How long to wait, such as 500ms or 2s; 0 only looks.
     #[arg(long, value_name = "DURATION", default_value = "10s")]
     timeout: humantime::Duration,
@@ -112,9 +120,14 @@ impl Args {
     /// # Errors
     ///
     /// What the daemon says; a timeout is one of it.
-    pub fn run(self, client: &mut Client, out: &mut dyn Write) -> Result<(), ClientError> {
-        let timeout_ms = u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX);
-        let met = client.call(&Wait { tunnel: self.tunnel, until: self.until, timeout_ms })?;
+    #[expect(clippy::disallowed_methods, reason = "one deadline for the daemon and for its tunnel")]
+    pub fn run(self, control: &Path, out: &mut dyn Write) -> Result<(), ClientError> {
+        let start = Instant::now();
+        let mut client = Client::connect_within(control, *self.timeout)?;
+        let (Some(tunnel), Some(until)) = (self.tunnel, self.until) else { return Ok(()) };
+        let timeout_ms = u64::try_from(self.timeout.saturating_sub(start.elapsed()).as_millis())
+            .unwrap_or(u64::MAX);
+        let met = client.call(&Wait { tunnel, until, timeout_ms })?;
         if let (Some(id), Some(name)) = (met.id, met.name) {
             writeln!(out, "{name} #{id}")?;
         }

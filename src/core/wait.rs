@@ -5,7 +5,7 @@
 
 use std::time::Instant;
 
-use super::{Address, Datagram, TunnelId};
+use super::{Address, CommandError, Core, Datagram, Output, Tunnel, TunnelId};
 
 /// One wait, as the hub numbers them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -44,4 +44,124 @@ pub(super) struct Wait {
     pub(super) id: WaitId,
     pub(super) condition: Condition,
     pub(super) deadline: Option<Instant>,
+}
+
+impl Core {
+    /// It is so late: waits whose deadline has come end.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let (due, waits) = std::mem::take(&mut self.waits)
+            .into_iter()
+            .partition(|wait| wait.deadline.is_some_and(|at| at <= now));
+        self.waits = waits;
+        for Wait { id, condition, .. } in due {
+            let available = match condition {
+                Condition::Take(tunnel, _) => {
+                    self.tunnels.get(&tunnel).map_or(0, |tunnel| tunnel.written.len())
+                }
+                Condition::Attached(_)
+                | Condition::Detached(_)
+                | Condition::Reading(_)
+                | Condition::Written(_) => 0,
+            };
+            self.outputs.push(Output::Answer(id, Answer::TimedOut(available)));
+        }
+    }
+
+    /// Answers when the condition holds, or at the deadline; at once if it holds now.
+    ///
+    /// # Errors
+    ///
+    /// [`CommandError::BadCount`], [`CommandError::TooManyWaits`], [`CommandError::UnknownTunnel`] for a tunnel to take
+    /// from, and [`CommandError::AmbiguousTunnel`].
+    pub fn wait(
+        &mut self,
+        id: WaitId,
+        condition: Condition,
+        deadline: Option<Instant>,
+    ) -> Result<(), CommandError> {
+        match &condition {
+            Condition::Take(tunnel, count) => {
+                self.tunnel_or_unknown(*tunnel)?;
+                let (count, limit) = (*count, self.limits.written_datagrams);
+                if !(1..=limit).contains(&count) {
+                    return Err(CommandError::BadCount { count, limit });
+                }
+            }
+            Condition::Attached(address)
+            | Condition::Detached(address)
+            | Condition::Reading(address)
+            | Condition::Written(address) => {
+                if let Err(error @ CommandError::AmbiguousTunnel { .. }) = self.find(address) {
+                    return Err(error);
+                }
+            }
+        }
+        if self.waits.len() >= self.limits.waits {
+            return Err(CommandError::TooManyWaits(self.limits.waits));
+        }
+        self.waits.push(Wait { id, condition, deadline });
+        self.settle_waits();
+        Ok(())
+    }
+
+    /// Nobody waits any more.
+    pub fn cancel_wait(&mut self, id: WaitId) {
+        self.waits.retain(|wait| wait.id != id);
+    }
+
+    /// Answers the waits whose condition holds. Costs nothing while nobody waits.
+    pub(super) fn settle_waits(&mut self) {
+        let mut at = 0;
+        while let Some(wait) = self.waits.get(at) {
+            match self.check(&wait.condition) {
+                None => at += 1,
+                Some(met) => {
+                    let Wait { id, condition, .. } = self.waits.remove(at);
+                    let answer = match (met, condition) {
+                        (Answer::Met(Some(tunnel)), Condition::Take(_, count)) => {
+                            Answer::Taken((0..count).filter_map(|_| self.take(tunnel)).collect())
+                        }
+                        (met, _) => met,
+                    };
+                    self.outputs.push(Output::Answer(id, answer));
+                }
+            }
+        }
+    }
+
+    fn check(&self, condition: &Condition) -> Option<Answer> {
+        let living = |address| {
+            self.find(address)
+                .ok()
+                .and_then(|id| self.tunnels.get(&id))
+                .filter(|tunnel| !tunnel.gone)
+        };
+        let met = |tunnel: &Tunnel| Answer::Met(Some(tunnel.id));
+        match condition {
+            Condition::Attached(address) => {
+                living(address).filter(|tunnel| !tunnel.files.is_empty()).map(met)
+            }
+            Condition::Detached(address) => match living(address) {
+                Some(tunnel) if tunnel.files.is_empty() => Some(met(tunnel)),
+                Some(_) => None,
+                None => Some(Answer::Met(None)),
+            },
+            Condition::Reading(address) => {
+                living(address).filter(|tunnel| self.has_parked_read(tunnel)).map(met)
+            }
+            Condition::Written(address) => {
+                let tunnel = self.tunnels.get(&self.find(address).ok()?)?;
+                (!tunnel.written.is_empty()).then(|| met(tunnel))
+            }
+            Condition::Take(id, count) => match self.tunnels.get(id) {
+                Some(tunnel) if tunnel.written.len() >= *count => Some(met(tunnel)),
+                Some(tunnel) if !tunnel.gone => None,
+                Some(_) | None => Some(Answer::Gone),
+            },
+        }
+    }
+
+    fn has_parked_read(&self, tunnel: &Tunnel) -> bool {
+        tunnel.files.iter().filter_map(|id| self.files.get(id)).any(|file| !file.parked.is_empty())
+    }
 }

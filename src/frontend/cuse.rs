@@ -1,6 +1,11 @@
 //! The CUSE front end: messages of `/dev/cuse` become requests, outcomes become replies.
 
-use std::{io::IoSlice, sync::Arc};
+use std::{
+    fs::Metadata,
+    io::IoSlice,
+    os::unix::fs::{FileTypeExt, MetadataExt},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use cuse_rs::{
@@ -8,6 +13,7 @@ use cuse_rs::{
     ReplyIoctl, ReplyOpen, ReplyPoll, ReplyRead, ReplyRelease, ReplyWrite, ServeError, UserRange,
     Write,
 };
+use nix::sys::stat::makedev;
 
 use super::opener;
 use crate::{
@@ -25,13 +31,20 @@ pub struct CuseFrontEnd {
     hub: Arc<Hub>,
     origin: Origin,
     channel: Arc<Channel>,
+    /// The device, as `st_rdev`.
+    number: u64,
 }
 
 impl CuseFrontEnd {
-    /// Adds a front end for a channel to the hub; `None` if the hub has its full number.
+    /// Adds a front end for a device, given by its channel and number, to the hub; `None` if the hub has its full number.
     #[must_use]
-    pub fn new(hub: &Arc<Hub>, channel: Arc<Channel>) -> Option<Arc<Self>> {
-        hub.add_front_end(|origin| Arc::new(Self { hub: Arc::clone(hub), origin, channel }))
+    pub fn new(
+        hub: &Arc<Hub>,
+        channel: Arc<Channel>,
+        (major, minor): (u32, u32),
+    ) -> Option<Arc<Self>> {
+        let number = makedev(major.into(), minor.into());
+        hub.add_front_end(|origin| Arc::new(Self { hub: Arc::clone(hub), origin, channel, number }))
     }
 
     /// Serves the device until it is unregistered; the body of each device thread.
@@ -139,6 +152,10 @@ impl FrontEnd for CuseFrontEnd {
 
     fn wake(&self, handle: WakeHandle) {
         self.channel.notify_poll(PollHandle(handle.0));
+    }
+
+    fn owns(&self, file: &Metadata) -> bool {
+        file.file_type().is_char_device() && file.rdev() == self.number
     }
 }
 

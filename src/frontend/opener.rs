@@ -1,8 +1,14 @@
 //! Who opened the device, as `/proc` tells.
 
-use std::{fs, os::unix::fs::MetadataExt};
+use std::{
+    fs::{self, Metadata},
+    os::unix::fs::MetadataExt,
+};
 
-use crate::core::{Opener, Scope};
+use crate::{
+    abi::tun::O_CLOEXEC,
+    core::{Opener, Scope},
+};
 
 /// What can be found out about the thread that made a call.
 ///
@@ -25,9 +31,47 @@ pub(super) fn look_up(tid: u32, uid: u32, gid: u32) -> Opener {
     opener
 }
 
+/// Whether the descriptors that a process has of the device are closed on exec.
+///
+/// It belongs to descriptors, not to open files, so no message of the kernel tells. `None` if the descriptors cannot be
+/// seen, there is none, or they differ.
+pub(crate) fn close_on_exec(pid: u32, is_device: impl Fn(&Metadata) -> bool) -> Option<bool> {
+    let mut found = None;
+    for entry in fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten() {
+        if !fs::metadata(entry.path()).is_ok_and(|metadata| is_device(&metadata)) {
+            continue;
+        }
+        let info =
+            fs::read_to_string(format!("/proc/{pid}/fdinfo/{}", entry.file_name().display()))
+                .ok()?;
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?;
+        let closed = u32::from_str_radix(flags.trim(), 8).ok()? & O_CLOEXEC != 0;
+        if found.replace(closed).is_some_and(|other| other != closed) {
+            return None;
+        }
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn close_on_exec_is_told_where_it_is_the_same_everywhere() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let file = fs::File::create(&path).unwrap();
+        let inode = file.metadata().unwrap().ino();
+        let told = || close_on_exec(std::process::id(), |metadata| metadata.ino() == inode);
+        assert_eq!(told(), Some(true));
+        let kept = nix::unistd::dup(&file).unwrap();
+        assert_eq!(told(), None);
+        drop(file);
+        assert_eq!(told(), Some(false));
+        drop(kept);
+        assert_eq!(told(), None);
+    }
 
     #[test]
     fn a_thread_is_found_under_its_process() {
