@@ -5,8 +5,17 @@
 //! test a kind cannot pass without it.
 
 #![allow(unreachable_pub, reason = "nothing is reachable from outside a test program")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test may panic and print"
+)]
 
+mod cli;
+mod control;
 mod device;
+mod layering;
 mod support;
 
 use std::process::ExitCode;
@@ -20,10 +29,19 @@ pub type DeviceTest = (&'static str, fn(Backend));
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let mut trials = Vec::new();
-    for backend in [Backend::Cuse] {
-        trials.extend(device_trials(backend));
-    }
+    let mut trials: Vec<Trial> = [("cli", cli::TESTS), ("layering", layering::TESTS)]
+        .into_iter()
+        .flat_map(|(group, tests)| {
+            tests.iter().map(move |(name, test)| (format!("{group}::{name}"), test))
+        })
+        .map(|(name, test)| {
+            Trial::test(name, || {
+                test();
+                Ok(())
+            })
+        })
+        .collect();
+    trials.extend(Backend::ALL.iter().flat_map(|backend| device_trials(*backend)));
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
@@ -36,7 +54,7 @@ fn device_trials(backend: Backend) -> Vec<Trial> {
     {
         println!("SKIP {}: {obstacle}", backend.word());
     }
-    let tests = device::TESTS.iter();
+    let tests = [device::TESTS, control::TESTS].into_iter().flatten();
     tests
         .map(|(name, test)| {
             let obstacle = obstacle.clone();

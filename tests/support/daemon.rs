@@ -36,6 +36,8 @@ pub enum Backend {
 }
 
 impl Backend {
+    pub const ALL: &[Self] = &[Self::Cuse];
+
     pub fn word(self) -> &'static str {
         match self {
             Self::Cuse => "cuse",

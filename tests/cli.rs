@@ -1,0 +1,105 @@
+//! What the program says where there is no daemon, and no device can be had.
+
+use std::process::Command;
+
+use crate::support::daemon::{MEMTUN, run};
+
+pub const TESTS: &[(&str, fn())] = &[
+    ("usage_errors_exit_with_2", usage_errors_exit_with_2),
+    ("help_names_every_verb", help_names_every_verb),
+    ("missing_daemon_is_named", missing_daemon_is_named),
+    ("missing_cuse_is_named", missing_cuse_is_named),
+    ("units_are_valid", units_are_valid),
+];
+
+fn memtun(arguments: &[&str]) -> crate::support::daemon::Run {
+    run(Command::new(MEMTUN).args(arguments).env_remove("MEMTUN_CONTROL"), b"")
+}
+
+fn usage_errors_exit_with_2() {
+    for arguments in [
+        &[][..],
+        &["fly"],
+        &["inject"],
+        &["inject", "tun0", "--hex", "45", "--ping"],
+        &["inject", "tun0", "--ping", "--from", "10.0.0.1"],
+        &["inject", "", "--hex", "45"],
+        &["take", "tun0", "--hex", "--json"],
+        &["take", "tun0", "--timeout", "soon"],
+        &["wait", "tun0"],
+        &["wait", "tun0", "friday"],
+        &["set", "tun0", "sideways"],
+        &["serve"],
+        &["serve", "--cuse", ""],
+        &["serve", "--cuse", "../x"],
+        &["serve", "--cuse", "x", "--mode", "rw"],
+        &["serve", "--cuse", "x", "--number", "5"],
+        &["serve", "--cuse", "x", "--owner", "no-such-user"],
+    ] {
+        let run = memtun(arguments);
+        assert_eq!((run.status, run.stdout.as_str()), (2, ""), "{arguments:?}: {run:?}");
+        assert!(!run.stderr.is_empty());
+    }
+}
+
+fn help_names_every_verb() {
+    let help = memtun(&["--help"]).succeeded();
+    for verb in ["serve", "run", "list", "inject", "take", "wait", "watch", "set"] {
+        assert!(help.contains(&format!("\n  {verb}")), "{verb}: {help}");
+        assert!(memtun(&[verb, "--help"]).succeeded().contains("Usage: memtun"), "{verb}");
+    }
+}
+
+fn missing_daemon_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("control");
+    let path = path.to_str().unwrap();
+    let error = memtun(&["list", "--control", path]).failed(1);
+    assert!(error.contains(path) && error.contains("is 'memtun serve' running"), "{error}");
+    let error = memtun(&["wait", "--timeout", "50ms", "--control", path]).failed(1);
+    assert!(error.contains(path), "{error}");
+    // A dead daemon's socket.
+    drop(std::os::unix::net::UnixListener::bind(path).unwrap());
+    let error = memtun(&["list", "--control", path]).failed(1);
+    assert!(error.contains("Connection refused"), "{error}");
+}
+
+fn missing_cuse_is_named() {
+    if std::path::Path::new("/dev/cuse").exists() {
+        println!("SKIP missing_cuse_is_named: /dev/cuse is there");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let control = folder.path().join("control");
+    let error =
+        memtun(&["serve", "--cuse", "memtun", "--control", control.to_str().unwrap()]).failed(1);
+    assert!(error.contains("/dev/cuse") && error.contains("modprobe cuse"), "{error}");
+    assert!(!control.exists(), "the socket does not stay");
+}
+
+/// systemd's own judgement of the units, with the program where they expect it.
+fn units_are_valid() {
+    let units = concat!(env!("CARGO_MANIFEST_DIR"), "/systemd");
+    let folder = tempfile::tempdir().unwrap();
+    for unit in ["memtun.service", "memtun.socket"] {
+        let text = std::fs::read_to_string(format!("{units}/{unit}")).unwrap();
+        std::fs::write(folder.path().join(unit), text.replace("/usr/bin/memtun", MEMTUN)).unwrap();
+    }
+    let verify = Command::new("systemd-analyze")
+        .args(["verify", "--man=no", "memtun.service", "memtun.socket"])
+        .current_dir(folder.path())
+        .env("SYSTEMD_UNIT_PATH", format!("{}:", folder.path().display()))
+        .output();
+    let output = match verify {
+        Ok(output) => output,
+        Err(error) if std::env::var_os("CI").is_none() => {
+            println!("SKIP units_are_valid: systemd-analyze: {error}");
+            return;
+        }
+        Err(error) => panic!("systemd-analyze: {error}"),
+    };
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && !said.contains("memtun"), "{said}");
+    let service = std::fs::read_to_string(format!("{units}/memtun.service")).unwrap();
+    assert!(service.contains("Type=notify"));
+}

@@ -1,0 +1,156 @@
+//! The dependency rule, read off the sources: arrows point down only.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+pub const TESTS: &[(&str, fn())] = &[
+    ("core_and_abi_are_pure", core_and_abi_are_pure),
+    ("layers_name_only_what_is_below_them", layers_name_only_what_is_below_them),
+    ("unsafe_code_is_in_sys_alone", unsafe_code_is_in_sys_alone),
+    ("protocol_crate_knows_no_tun", protocol_crate_knows_no_tun),
+    ("files_stay_readable", files_stay_readable),
+];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every Rust source below a folder or file of the repository.
+fn sources(path: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut open = vec![root().join(path)];
+    while let Some(path) = open.pop() {
+        if path.is_dir() {
+            open.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+    assert!(!found.is_empty(), "{path} has sources");
+    found
+}
+
+/// The code of a source: without comments, and without its tests at the end.
+fn code(path: &Path) -> String {
+    let text = fs::read_to_string(path).unwrap();
+    let lines = text.lines().take_while(|line| *line != "#[cfg(test)]" || !text.ends_with("}\n"));
+    lines
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .map(|line| format!("{line}\n"))
+        .collect()
+}
+
+#[track_caller]
+fn forbid(path: &str, words: &[&str]) {
+    for source in sources(path) {
+        if source.ends_with("core/rig.rs") || source.ends_with("core/tests.rs") {
+            continue;
+        }
+        let code = code(&source);
+        for word in words {
+            assert!(
+                !code.contains(word),
+                "{} names {word}",
+                source.strip_prefix(root()).unwrap().display()
+            );
+        }
+    }
+}
+
+fn core_and_abi_are_pure() {
+    let impure = [
+        "std::fs",
+        "std::io",
+        "std::net",
+        "std::os",
+        "std::process",
+        "std::thread",
+        "Instant::now",
+        "SystemTime",
+        "nix::",
+        "libc",
+        "println!",
+        "eprintln!",
+        "std::{fs",
+        "std::{io",
+        "std::{net",
+        "std::{os",
+        " fs,",
+        " io,",
+        " thread,",
+        "Mutex",
+    ];
+    for path in ["src/core", "src/abi", "src/errno.rs"] {
+        forbid(path, &impure);
+    }
+}
+
+fn layers_name_only_what_is_below_them() {
+    let edges = [
+        "crate::cli",
+        "crate::client",
+        "crate::command",
+        "crate::control",
+        "crate::daemon",
+        "crate::frontend",
+        "crate::peer",
+    ];
+    forbid("src/abi", &["crate::core", "crate::hub"]);
+    forbid("src/errno.rs", &["crate::"]);
+    for path in ["src/core", "src/abi", "src/hub.rs"] {
+        forbid(path, &edges);
+        forbid(path, &["cuse_rs"]);
+    }
+    forbid("src/core", &["crate::hub"]);
+    forbid(
+        "src/frontend",
+        &[
+            "crate::cli",
+            "crate::client",
+            "crate::command",
+            "crate::control",
+            "crate::daemon",
+            "crate::peer",
+        ],
+    );
+    forbid(
+        "src/peer",
+        &["crate::cli", "crate::client", "crate::command", "crate::daemon", "crate::frontend"],
+    );
+    for path in ["src/control", "src/command", "src/client.rs", "src/daemon.rs"] {
+        forbid(path, &["crate::cli"]);
+    }
+    forbid("src/client.rs", &["crate::hub", "crate::daemon"]);
+}
+
+fn unsafe_code_is_in_sys_alone() {
+    for source in sources("src").into_iter().chain(sources("cuse-rs/src")) {
+        let code = code(&source);
+        let allowed = source.ends_with("src/sys/mod.rs") || source.ends_with("cuse-rs/src/sys.rs");
+        assert!(allowed || !code.contains("unsafe {"), "{}", source.display());
+    }
+}
+
+fn protocol_crate_knows_no_tun() {
+    for source in sources("cuse-rs/src") {
+        let code = code(&source).to_lowercase();
+        for word in ["tunsetiff", "iff_tun", "memtun"] {
+            assert!(!code.contains(word), "{} names {word}", source.display());
+        }
+    }
+}
+
+fn files_stay_readable() {
+    for path in ["src", "cuse-rs/src", "tests"] {
+        for source in sources(path) {
+            let lines = fs::read_to_string(&source).unwrap().lines().count();
+            assert!(
+                lines <= 800,
+                "{} has {lines} lines; one reason to change a file",
+                source.display()
+            );
+        }
+    }
+}
