@@ -1,4 +1,39 @@
-//! An in-memory `/dev/net/tun`.
+//! An in-memory `/dev/net/tun`: unmodified programs open the device, a test holds the far end.
+//!
+//! # Theory of operation
+//!
+//! A *client*, the program under test, makes system calls on the device. A *front end* turns each into a
+//! [`Request`](core::Request); the [`Core`](core::Core) answers it with an [`Outcome`](core::Outcome), at once or when something
+//! happens. The *harness*, which is the test, speaks to the control socket: it injects datagrams, takes what the client
+//! wrote, and waits. Both meet in the [`Hub`](hub::Hub), a mutex around the core, and nowhere else.
+//!
+//! ```text
+//!   client  --read, write, ioctl, poll-->  kernel  --/dev/cuse-->  frontend --.
+//!                                                                              hub --> core
+//!   harness --inject, take, wait, list-->  control socket ------>  command  --'
+//! ```
+//!
+//! A datagram to the client: [`command::inject`] parses a call and runs [`Core::inject`](core::Core::inject) in
+//! [`Hub::with`](hub::Hub::with). A parked read is completed, with headers put on and cut to its limit; else the
+//! datagram joins the file's queue, and pollers are woken. After the lock is released the front end makes the one system
+//! call that answers the client.
+//!
+//! A datagram from the client: the front end submits a write; the core checks it, takes the headers off and keeps it for
+//! `take`, or hands it to the tunnel's peer. The client's call is answered, then whoever waits for the datagram.
+//!
+//! # Layers
+//!
+//! Arrows point down only; a test reads the sources and fails on any other.
+//!
+//! | layer | modules | may |
+//! | --- | --- | --- |
+//! | operator | [`cli`], [`daemon`] | everything |
+//! | edges | [`frontend`], [`control`], [`command`], [`client`], [`peer`] | block, do I/O |
+//! | meeting point | [`hub`] | lock, read the clock |
+//! | state machine | [`core`] | compute |
+//! | plain data | [`abi`], [`errno`] | - |
+//!
+//! [`packet`] builds and [`render`] shows datagrams, for people. The kernel's protocol is the crate [`cuse_rs`].
 
 pub mod abi;
 pub mod cli;

@@ -5,4 +5,4 @@ pub mod server;
 pub mod session;
 pub mod wire;
 
-pub use outbox::Outbox;
+pub use outbox::{Outbox, Refused};

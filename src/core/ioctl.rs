@@ -2,8 +2,8 @@
 //!
 //! # Theory of operation
 //!
-//! [`TABLE`] has one row for each command: what is copied from and to the caller ([`Shape`]), whether the file must be
-//! attached, and a function with the effect. [`perform`] keeps the order of checks that all commands share:
+//! `TABLE` has one row for each command: what is copied from and to the caller (`Shape`), whether the file must be
+//! attached, and a function with the effect. `perform` keeps the order of checks that all commands share:
 //!
 //! 1. TUNSETIFF, TUNSETQUEUE and every command of type 0x89, known or not, need a `struct ifreq` from the caller.
 //! 2. A command that needs an attached file, or that is not known, gets `EBADFD` on a file that is not attached, before

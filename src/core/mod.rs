@@ -6,7 +6,7 @@
 //! [`Core::handle_cancel`], the passing of time through [`Core::handle_timeout`], and what the harness does through the
 //! commands: [`inject`](Core::inject), [`take`](Core::take), [`wait`](Core::wait), [`set_link`](Core::set_link) and so
 //! on. Each may leave work, which [`Core::take_outputs`] hands out: requests to answer, pollers to wake, waits that are
-//! over. Whoever drives the core fetches that after every call and performs it; `Hub` does.
+//! over. Whoever drives the core fetches that after every call and performs it; [`Hub`](crate::hub::Hub) does.
 //!
 //! A read without a datagram is *parked*: its request simply stays unanswered until a datagram comes, the request is
 //! cancelled, or the daemon ends. So no thread waits, however many readers do.
