@@ -1,9 +1,9 @@
-//! The daemon: from options to threads, and an orderly end.
+//! The daemon: from devices and a socket to threads, and an orderly end.
 //!
 //! | thread | does | ends |
 //! | --- | --- | --- |
 //! | main | waits for a signal | by it |
-//! | `device` (one, or as many as asked for) | reads messages of the device and answers them | when the device is unregistered |
+//! | `device` (one for each device, or as many as asked for) | reads messages and answers them | when the device is taken away |
 //! | `timer` | ends waits at their deadlines | when the hub stops |
 //! | `control` | accepts harnesses | with the process |
 //! | `harness`, `outbox` | one pair for each connection | with it |
@@ -11,35 +11,23 @@
 use std::{
     io,
     num::NonZero,
-    os::unix::net::UnixListener,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::{self, JoinHandle},
 };
 
-use cuse_rs::cuse::{DeviceName, DeviceOptions, RegisterError, Registration};
-use nix::{
-    errno::Errno,
-    sys::signal::{SigSet, Signal},
-};
+use cuse_rs::cuse::RegisterError;
+use nix::sys::signal::Signal;
 use tracing::{error, info, warn};
 
 use crate::{
-    control::server::{BindError, Server, SocketOptions},
+    control::server::{BindError, Server},
     core::{Core, Limits},
-    frontend::cuse::CuseFrontEnd,
+    frontend::{Registered, device::DeviceFrontEnd},
     hub::Hub,
 };
-
-/// What the daemon is to serve.
-#[derive(Debug)]
-pub struct Config {
-    /// The device.
-    pub device: DeviceOptions,
-    /// The control socket.
-    pub socket: SocketOptions,
-    /// Threads that read the device.
-    pub device_threads: NonZero<u8>,
-}
 
 /// Why the daemon did not start, or ended early.
 #[derive(Debug, thiserror::Error)]
@@ -52,143 +40,129 @@ pub enum DaemonError {
     #[error(transparent)]
     Register(#[from] RegisterError),
     /// The system.
-    #[error("{what}: {source}")]
+    #[error("{what}: {error}")]
     System {
         /// What was tried.
         what: &'static str,
         /// What the kernel said.
-        source: io::Error,
+        error: io::Error,
     },
-    /// The device is no more, though nobody asked for its end.
+    /// A device is no more, though nobody asked for its end.
     #[error("device {0} was taken away by the kernel")]
-    DeviceLost(DeviceName),
+    DeviceLost(String),
 }
 
-/// Runs the daemon until SIGTERM, SIGINT or SIGHUP.
-///
-/// # Errors
-///
-/// As [`DaemonError`] says. Nothing is left behind in any case.
-pub fn run(config: Config) -> Result<(), DaemonError> {
-    let system = |what| move |source: io::Error| DaemonError::System { what, source };
-    // Before there are threads, so that all inherit it and only the wait below gets these.
-    let signals =
-        SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1]);
-    signals.thread_block().map_err(io::Error::from).map_err(system("blocking signals"))?;
+/// What the process is told when a device's loop ends by itself, so that its main thread stops waiting for signals.
+pub const DEVICE_LOST: Signal = Signal::SIGUSR1;
 
-    // The socket comes first: two daemons by mistake would else both make a device.
-    let server = match inherited_socket() {
-        Some(listener) => Server::inherited(listener),
-        None => Server::bind(&config.socket)?,
-    };
-    let server = Arc::new(server);
-    let served = serve(config, &server, &signals);
-    server.remove();
-    served
+/// Threads that serve devices and a control socket.
+pub struct Daemon {
+    hub: Arc<Hub>,
+    server: Arc<Server>,
+    served: Vec<Served>,
+    timer: JoinHandle<()>,
+    stopping: Arc<AtomicBool>,
 }
 
-fn serve(config: Config, server: &Arc<Server>, signals: &SigSet) -> Result<(), DaemonError> {
-    let system = |what| move |source: io::Error| DaemonError::System { what, source };
-    let name = config.device.name().clone();
-    let registration = config.device.register()?;
-    let hub = Hub::new(Core::new(Limits::default(), fastrand::u64(..)));
-    let Some(front_end) =
-        CuseFrontEnd::new(&hub, Arc::clone(registration.channel()), registration.device_number())
-    else {
-        return Err(system("adding the device")(io::Error::other("there are too many front ends")));
-    };
-
-    let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
-        thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(body)
-            .map_err(system("starting a thread"))
-    };
-    let mut devices: Vec<JoinHandle<()>> = Vec::new();
-    for _ in 0..config.device_threads.get() {
-        let front_end = Arc::clone(&front_end);
-        devices.push(spawn("device", Box::new(move || serve_device(&front_end)))?);
-    }
-    let timer = spawn("timer", {
-        let hub = Arc::clone(&hub);
-        Box::new(move || hub.run_timer())
-    })?;
-    spawn("control", {
-        let (server, hub) = (Arc::clone(server), Arc::clone(&hub));
-        Box::new(move || server.run(&hub))
-    })?;
-
-    announce(&registration);
-    tell_service_manager(&[sd_notify::NotifyState::Ready]);
-    let signal = wait_for(signals).map_err(system("waiting for a signal"))?;
-    tell_service_manager(&[sd_notify::NotifyState::Stopping]);
-    let lost = signal == Signal::SIGUSR1;
-    if !lost {
-        info!(%signal, "stopping");
-    }
-    stop(registration, devices);
-    hub.stop();
-    if timer.join().is_err() {
-        warn!("the timer thread had panicked, ignoring");
-    }
-    if lost { Err(DaemonError::DeviceLost(name)) } else { Ok(()) }
+struct Served {
+    name: String,
+    stop: Box<dyn FnOnce() -> bool + Send>,
+    threads: Vec<JoinHandle<()>>,
 }
 
-/// When the loop ends by itself the main thread must know: SIGUSR1 to the process ends its wait.
-fn serve_device(front_end: &CuseFrontEnd) {
+impl Daemon {
+    /// Starts to serve; clients and harnesses are answered when this returns.
+    ///
+    /// Signals that the main thread is to wait for must be blocked before, since all threads inherit that.
+    ///
+    /// # Errors
+    ///
+    /// [`DaemonError::System`] if there is no thread for it.
+    pub fn start(
+        devices: Vec<Registered>,
+        server: Server,
+        threads: NonZero<u8>,
+    ) -> Result<Self, DaemonError> {
+        let hub = Hub::new(Core::new(Limits::default(), fastrand::u64(..)));
+        let stopping = Arc::new(AtomicBool::new(false));
+        let mut served = Vec::new();
+        for Registered { name, channel, identity, stop, .. } in devices {
+            let front_end = DeviceFrontEnd::new(&hub, channel, identity).ok_or_else(|| {
+                system("adding the device")(io::Error::other("there are too many"))
+            })?;
+            let threads = (0..threads.get()).map(|_| {
+                let (front_end, stopping) = (Arc::clone(&front_end), Arc::clone(&stopping));
+                spawn("device", move || serve_device(&front_end, &stopping))
+            });
+            let threads = threads.collect::<Result<_, _>>()?;
+            served.push(Served { name, stop, threads });
+        }
+        let timer = spawn("timer", {
+            let hub = Arc::clone(&hub);
+            move || hub.run_timer()
+        })?;
+        let server = Arc::new(server);
+        spawn("control", {
+            let (server, hub) = (Arc::clone(&server), Arc::clone(&hub));
+            move || server.run(&hub)
+        })?;
+        Ok(Self { hub, server, served, timer, stopping })
+    }
+
+    /// The hub.
+    #[must_use]
+    pub fn hub(&self) -> &Arc<Hub> {
+        &self.hub
+    }
+
+    /// A device that was taken away by the kernel, though nobody stopped it.
+    #[must_use]
+    pub fn lost_device(&self) -> Option<&str> {
+        let is_lost = |served: &&Served| served.threads.iter().any(JoinHandle::is_finished);
+        self.served.iter().find(is_lost).map(|served| served.name.as_str())
+    }
+
+    /// Takes the devices away, so that blocked clients get an error, and removes the socket.
+    pub fn stop(self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        for Served { stop, threads, .. } in self.served {
+            // If it cannot be taken away, the end of the process does it.
+            if stop() {
+                for thread in threads {
+                    join(thread);
+                }
+            }
+        }
+        self.hub.stop();
+        join(self.timer);
+        self.server.remove();
+        info!("stopped");
+    }
+}
+
+/// The body of a device thread.
+fn serve_device(front_end: &DeviceFrontEnd, stopping: &AtomicBool) {
     if let Err(error) = front_end.serve() {
         error!(%error, "reading the device failed");
     }
-    if let Err(errno) = nix::sys::signal::kill(nix::unistd::getpid(), Signal::SIGUSR1) {
+    if stopping.load(Ordering::Relaxed) {
+        return;
+    }
+    if let Err(errno) = nix::sys::signal::kill(nix::unistd::getpid(), DEVICE_LOST) {
         warn!(%errno, "telling the main thread of the device's end failed, ignoring");
     }
 }
 
-/// Unregisters the device: blocked clients get an error, and the loops of the device threads end.
-fn stop(registration: Registration, devices: Vec<JoinHandle<()>>) {
-    match registration.stop() {
-        Ok(()) => {
-            for device in devices {
-                if device.join().is_err() {
-                    warn!("a device thread had panicked, ignoring");
-                }
-            }
-        }
-        // The end of the process closes the device just as well.
-        Err(error) => warn!(%error, "ending the device's connection failed, ignoring"),
+fn join(thread: JoinHandle<()>) {
+    if thread.join().is_err() {
+        warn!("a thread had panicked, ignoring");
     }
 }
 
-fn announce(registration: &Registration) {
-    let (major, minor) = registration.device_number();
-    let name = registration.name();
-    match registration.node() {
-        Some(node) => info!(device = %node.display(), major, minor, "ready"),
-        None => warn!(
-            %name, major, minor,
-            "ready, but the device has no node: its path is taken by another device. Make one with \
-             'mknod PATH c {major} {minor}', or serve under another name, ignoring"
-        ),
-    }
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, DaemonError> {
+    thread::Builder::new().name(name.to_owned()).spawn(body).map_err(system("starting a thread"))
 }
 
-/// The socket that `memtun.socket` passes.
-fn inherited_socket() -> Option<UnixListener> {
-    let descriptor = sd_notify::listen_fds().ok()?.next()?;
-    Some(UnixListener::from(crate::sys::own_received(descriptor)))
-}
-
-fn tell_service_manager(state: &[sd_notify::NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(false, state) {
-        warn!(%error, "telling the service manager failed, ignoring");
-    }
-}
-
-fn wait_for(signals: &SigSet) -> io::Result<Signal> {
-    loop {
-        match signals.wait() {
-            Err(Errno::EINTR) => {}
-            signal => return signal.map_err(io::Error::from),
-        }
-    }
+pub(crate) fn system(what: &'static str) -> impl Fn(io::Error) -> DaemonError {
+    move |error| DaemonError::System { what, error }
 }

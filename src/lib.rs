@@ -45,6 +45,7 @@ pub mod daemon;
 pub mod errno;
 pub mod frontend;
 pub mod hub;
+pub mod namespace;
 pub mod packet;
 pub mod peer;
 pub mod render;

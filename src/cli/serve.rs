@@ -1,13 +1,20 @@
 //! `serve`: the daemon.
 
-use std::{num::NonZero, path::PathBuf};
+use std::{io, num::NonZero, os::unix::net::UnixListener, path::PathBuf};
 
 use cuse_rs::cuse::{DeviceName, DeviceOptions};
-use nix::unistd::{Group, User};
+use nix::{
+    errno::Errno,
+    sys::signal::{SigSet, Signal},
+    unistd::{Group, User},
+};
+use sd_notify::NotifyState;
+use tracing::{info, warn};
 
 use crate::{
-    control::server::SocketOptions,
-    daemon::{self, Config},
+    control::server::{Server, SocketOptions},
+    daemon::{DEVICE_LOST, Daemon, DaemonError, system},
+    frontend::cuse,
 };
 
 /// Registers the device and serves it until SIGTERM or SIGINT.
@@ -39,7 +46,12 @@ pub(super) struct Args {
 type Owner = (Option<u32>, Option<u32>);
 
 impl Args {
-    pub(super) fn run(self, control: PathBuf) -> anyhow::Result<()> {
+    pub(super) fn run(self, control: PathBuf) -> Result<(), DaemonError> {
+        // Before there are threads, so that all inherit it and only the wait below gets these.
+        let signals =
+            SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, DEVICE_LOST]);
+        signals.thread_block().map_err(io::Error::from).map_err(system("blocking signals"))?;
+
         let mut device = DeviceOptions::new(self.cuse).mode(self.mode);
         if let Some((uid, gid)) = self.owner {
             device = device.owner(uid, gid);
@@ -49,7 +61,41 @@ impl Args {
         }
         let socket =
             SocketOptions { path: control, mode: self.control_mode, group: self.control_group };
-        Ok(daemon::run(Config { device, socket, device_threads: self.threads })?)
+        // The socket comes first: two daemons by mistake would else both make a device.
+        let server = match inherited_socket() {
+            Some(listener) => Server::inherited(listener),
+            None => Server::bind(&socket)?,
+        };
+        let daemon = Daemon::start(vec![cuse::register(device)?], server, self.threads)?;
+        info!(control = %socket.path.display(), "ready");
+        tell_service_manager(&[NotifyState::Ready]);
+        let signal = wait_for(&signals).map_err(system("waiting for a signal"))?;
+        tell_service_manager(&[NotifyState::Stopping]);
+        let lost = daemon.lost_device().filter(|_| signal == DEVICE_LOST).map(str::to_owned);
+        info!(%signal, "stopping");
+        daemon.stop();
+        lost.map_or(Ok(()), |name| Err(DaemonError::DeviceLost(name)))
+    }
+}
+
+/// The socket that `memtun.socket` passes.
+fn inherited_socket() -> Option<UnixListener> {
+    let descriptor = sd_notify::listen_fds().ok()?.next()?;
+    Some(UnixListener::from(crate::sys::own_received(descriptor)))
+}
+
+fn tell_service_manager(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(false, state) {
+        warn!(%error, "telling the service manager failed, ignoring");
+    }
+}
+
+fn wait_for(signals: &SigSet) -> io::Result<Signal> {
+    loop {
+        match signals.wait() {
+            Err(Errno::EINTR) => {}
+            signal => return signal.map_err(io::Error::from),
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
 };
@@ -71,11 +71,12 @@ pub enum BindError {
     },
 }
 
-/// The bound socket; the path is removed when it is dropped.
+/// The bound socket.
 pub struct Server {
     listener: UnixListener,
     /// `None` for a socket that was inherited, which is not ours to remove.
     path: Option<PathBuf>,
+    removed: AtomicBool,
 }
 
 impl Server {
@@ -96,7 +97,11 @@ impl Server {
         let mask = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
         let bound = UnixListener::bind(path);
         nix::sys::stat::umask(mask);
-        let server = Self { listener: bound.map_err(failed)?, path: Some(path.clone()) };
+        let server = Self {
+            listener: bound.map_err(failed)?,
+            path: Some(path.clone()),
+            removed: AtomicBool::new(false),
+        };
         let denied = |source| BindError::Permission { path: path.clone(), source };
         if group.is_some() {
             nix::unistd::chown(path, None, group).map_err(|errno| denied(errno.into()))?;
@@ -108,7 +113,7 @@ impl Server {
     /// Takes a socket that the service manager bound.
     #[must_use]
     pub fn inherited(listener: UnixListener) -> Self {
-        Self { listener, path: None }
+        Self { listener, path: None, removed: AtomicBool::new(false) }
     }
 
     /// Accepts harnesses for as long as the daemon lives; the body of the control thread.
@@ -126,13 +131,20 @@ impl Server {
         }
     }
 
-    /// The path is gone from now on.
+    /// Removes the path. Dropping the server does it too, but its thread may hold it until the process ends.
     pub fn remove(&self) {
         if let Some(path) = &self.path
+            && !self.removed.swap(true, Ordering::Relaxed)
             && let Err(error) = fs::remove_file(path)
         {
             debug!(path = %path.display(), %error, "removing the control socket failed, ignoring");
         }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.remove();
     }
 }
 

@@ -1,164 +1,45 @@
-//! The CUSE front end: messages of `/dev/cuse` become requests, outcomes become replies.
+//! A character device by `/dev/cuse`.
 
-use std::{
-    fs::Metadata,
-    io::IoSlice,
-    os::unix::fs::{FileTypeExt, MetadataExt},
-    sync::Arc,
-};
+use std::path::PathBuf;
 
-use bytes::Bytes;
-use cuse_rs::{
-    Caller, Channel, Device, FileHandle, Ioctl, IoctlFlags, Open, Poll, PollHandle, Read,
-    ReplyIoctl, ReplyOpen, ReplyPoll, ReplyRead, ReplyRelease, ReplyWrite, ServeError, UserRange,
-    Write,
-};
+use cuse_rs::cuse::{DeviceOptions, RegisterError, Registration};
 use nix::sys::stat::makedev;
+use tracing::{info, warn};
 
-use super::opener;
-use crate::{
-    abi::tun::O_NONBLOCK,
-    core::{
-        FileId, IoctlCall, Op, Origin, Outcome, ReadCall, Reply, Request, RequestId, WakeHandle,
-        WriteCall,
-    },
-    errno::Errno,
-    hub::{FrontEnd, Hub},
-};
+use super::{Registered, device::Identity};
 
-/// One character device.
-pub struct CuseFrontEnd {
-    hub: Arc<Hub>,
-    origin: Origin,
-    channel: Arc<Channel>,
-    /// The device, as `st_rdev`.
-    number: u64,
+/// Registers the device.
+///
+/// # Errors
+///
+/// As [`RegisterError`] says.
+pub fn register(options: DeviceOptions) -> Result<Registered, RegisterError> {
+    let registration = options.register()?;
+    let (major, minor) = registration.device_number();
+    match registration.node() {
+        Some(node) => info!(device = %node.display(), major, minor, "registered"),
+        None => warn!(
+            name = %registration.name(), major, minor,
+            "the device has no node, for another device has its path: make one by 'mknod PATH c MAJOR MINOR', \
+             or serve under another name, ignoring"
+        ),
+    }
+    Ok(Registered {
+        name: format!("/dev/{}", registration.name()),
+        path: registration.node().map(PathBuf::from),
+        channel: std::sync::Arc::clone(registration.channel()),
+        identity: Identity::Number(makedev(major.into(), minor.into())),
+        stop: Box::new(move || stop(&registration)),
+    })
 }
 
-impl CuseFrontEnd {
-    /// Adds a front end for a device, given by its channel and number, to the hub; `None` if the hub has its full number.
-    #[must_use]
-    pub fn new(
-        hub: &Arc<Hub>,
-        channel: Arc<Channel>,
-        (major, minor): (u32, u32),
-    ) -> Option<Arc<Self>> {
-        let number = makedev(major.into(), minor.into());
-        hub.add_front_end(|origin| Arc::new(Self { hub: Arc::clone(hub), origin, channel, number }))
-    }
-
-    /// Serves the device until it is unregistered; the body of each device thread.
-    ///
-    /// # Errors
-    ///
-    /// As [`Channel::serve`].
-    pub fn serve(&self) -> Result<(), ServeError> {
-        self.channel.serve(self)
-    }
-
-    fn submit(&self, id: cuse_rs::RequestId, op: Op) {
-        self.hub.submit(Request { id: RequestId { origin: self.origin, unique: id.0 }, op });
-    }
-}
-
-impl Device for CuseFrontEnd {
-    fn open(&self, caller: Caller, open: Open, reply: ReplyOpen<'_>) {
-        let opener = opener::look_up(caller.tid, caller.uid, caller.gid);
-        self.submit(reply.defer(), Op::Open { flags: open.flags, opener });
-    }
-
-    fn read(&self, _caller: Caller, read: Read, reply: ReplyRead<'_>) {
-        let call = ReadCall {
-            limit: usize::try_from(read.size).unwrap_or(usize::MAX),
-            offset: read.offset,
-            nonblock: read.flags & O_NONBLOCK != 0,
-        };
-        self.submit(reply.defer(), Op::Read(FileId(read.file.0), call));
-    }
-
-    fn write(&self, _caller: Caller, write: Write<'_>, reply: ReplyWrite<'_>) {
-        let call = WriteCall {
-            data: Bytes::copy_from_slice(write.data),
-            offset: write.offset,
-            nonblock: write.flags & O_NONBLOCK != 0,
-        };
-        self.submit(reply.defer(), Op::Write(FileId(write.file.0), call));
-    }
-
-    fn ioctl(&self, _caller: Caller, ioctl: Ioctl<'_>, reply: ReplyIoctl<'_>) {
-        let call = IoctlCall {
-            command: ioctl.command,
-            argument: ioctl.argument,
-            compat: ioctl.flags.contains(IoctlFlags::COMPAT),
-            input: Bytes::copy_from_slice(ioctl.input),
-            output_room: usize::try_from(ioctl.output_size).unwrap_or(usize::MAX),
-        };
-        self.submit(reply.defer(), Op::Ioctl(FileId(ioctl.file.0), call));
-    }
-
-    fn poll(&self, _caller: Caller, poll: Poll, reply: ReplyPoll<'_>) {
-        let arm = poll.notify.map(|handle| WakeHandle(handle.0));
-        self.submit(reply.defer(), Op::Poll { file: FileId(poll.file.0), arm });
-    }
-
-    fn release(&self, file: FileHandle, reply: ReplyRelease<'_>) {
-        self.submit(reply.defer(), Op::Close(FileId(file.0)));
-    }
-
-    fn interrupt(&self, target: cuse_rs::RequestId) -> bool {
-        self.hub.cancel(RequestId { origin: self.origin, unique: target.0 })
-    }
-}
-
-impl FrontEnd for CuseFrontEnd {
-    /// What the kernel says to a reply is of no use here: the request may be gone with its caller.
-    fn complete(&self, unique: u64, outcome: Outcome) {
-        let channel = &self.channel;
-        let id = cuse_rs::RequestId(unique);
-        match outcome {
-            Ok(Reply::Opened(file)) => {
-                if !channel.reply_open(id).opened(FileHandle(file.0)) {
-                    // The opener is gone, so no close will come: the file would stay for ever.
-                    self.hub.with(|core| core.forget(file));
-                }
-            }
-            Ok(Reply::Ioctl { result, output }) => {
-                channel.reply_ioctl(id).done(result, output.as_bytes());
-            }
-            Ok(Reply::Fetch { address, input, output }) => {
-                let range = |length| [UserRange { address, length }];
-                let (input, output) = (range(input), range(output));
-                let some = |range: &'_ [UserRange; 1]| usize::from(range[0].length > 0);
-                channel.reply_ioctl(id).retry(&input[..some(&input)], &output[..some(&output)]);
-            }
-            Ok(Reply::Read { head, body }) => {
-                channel.reply_read(id).data(&[IoSlice::new(head.as_bytes()), IoSlice::new(&body)]);
-            }
-            Ok(Reply::Written(count)) => {
-                channel.reply_write(id).written(u32::try_from(count).unwrap_or(u32::MAX));
-            }
-            Ok(Reply::Ready(events)) => {
-                channel.reply_poll(id).ready(events);
-            }
-            Ok(Reply::Closed) => {
-                channel.reply_release(id).done();
-            }
-            // An error reply has no payload, so it is the same for every operation.
-            Err(errno) => {
-                channel.reply_read(id).error(to_nix(errno));
-            }
+fn stop(registration: &Registration) -> bool {
+    match registration.stop() {
+        Ok(()) => true,
+        // The end of the process closes the device just as well.
+        Err(error) => {
+            warn!(%error, "ending the device's connection failed, ignoring");
+            false
         }
     }
-
-    fn wake(&self, handle: WakeHandle) {
-        self.channel.notify_poll(PollHandle(handle.0));
-    }
-
-    fn owns(&self, file: &Metadata) -> bool {
-        file.file_type().is_char_device() && file.rdev() == self.number
-    }
-}
-
-fn to_nix(errno: Errno) -> cuse_rs::Errno {
-    cuse_rs::Errno::from_raw(errno.number())
 }

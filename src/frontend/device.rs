@@ -1,0 +1,171 @@
+//! Messages of the kernel become requests, outcomes become replies: the same for every kind of device that `cuse_rs`
+//! serves.
+
+use std::{
+    fs::Metadata,
+    io::IoSlice,
+    os::unix::fs::{FileTypeExt, MetadataExt},
+    sync::Arc,
+};
+
+use super::opener;
+use crate::{
+    abi::tun::O_NONBLOCK,
+    core::{
+        FileId, IoctlCall, Op, Origin, Outcome, ReadCall, Reply, Request, RequestId, WakeHandle,
+        WriteCall,
+    },
+    errno::Errno,
+    hub::{FrontEnd, Hub},
+};
+use bytes::Bytes;
+use cuse_rs::{
+    Caller, Channel, Device, FileHandle, Ioctl, IoctlFlags, Open, Poll, PollHandle, Read,
+    ReplyIoctl, ReplyOpen, ReplyPoll, ReplyRead, ReplyRelease, ReplyWrite, ServeError, UserRange,
+    Write,
+};
+
+/// One device: what a client opens.
+pub struct DeviceFrontEnd {
+    hub: Arc<Hub>,
+    origin: Origin,
+    channel: Arc<Channel>,
+    identity: Identity,
+}
+
+/// How an open file of the device is recognised in `/proc/PID/fd`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// A character device, by its number (`st_rdev`).
+    Number(u64),
+    /// A file, by the number of the file system that it is alone on (`st_dev`).
+    FileSystem(u64),
+}
+
+impl DeviceFrontEnd {
+    /// Adds a front end for a device to the hub; `None` if the hub has its full number.
+    #[must_use]
+    pub fn new(hub: &Arc<Hub>, channel: Arc<Channel>, identity: Identity) -> Option<Arc<Self>> {
+        hub.add_front_end(|origin| {
+            Arc::new(Self { hub: Arc::clone(hub), origin, channel, identity })
+        })
+    }
+
+    /// Serves the device until it is unregistered; the body of each device thread.
+    ///
+    /// # Errors
+    ///
+    /// As [`Channel::serve`].
+    pub fn serve(&self) -> Result<(), ServeError> {
+        self.channel.serve(self)
+    }
+
+    fn submit(&self, id: cuse_rs::RequestId, op: Op) {
+        self.hub.submit(Request { id: RequestId { origin: self.origin, unique: id.0 }, op });
+    }
+}
+
+impl Device for DeviceFrontEnd {
+    fn open(&self, caller: Caller, open: Open, reply: ReplyOpen<'_>) {
+        let opener = opener::look_up(caller.tid, caller.uid, caller.gid);
+        self.submit(reply.defer(), Op::Open { flags: open.flags, opener });
+    }
+
+    fn read(&self, _caller: Caller, read: Read, reply: ReplyRead<'_>) {
+        let call = ReadCall {
+            limit: usize::try_from(read.size).unwrap_or(usize::MAX),
+            offset: read.offset,
+            nonblock: read.flags & O_NONBLOCK != 0,
+        };
+        self.submit(reply.defer(), Op::Read(FileId(read.file.0), call));
+    }
+
+    fn write(&self, _caller: Caller, write: Write<'_>, reply: ReplyWrite<'_>) {
+        let call = WriteCall {
+            data: Bytes::copy_from_slice(write.data),
+            offset: write.offset,
+            nonblock: write.flags & O_NONBLOCK != 0,
+        };
+        self.submit(reply.defer(), Op::Write(FileId(write.file.0), call));
+    }
+
+    fn ioctl(&self, _caller: Caller, ioctl: Ioctl<'_>, reply: ReplyIoctl<'_>) {
+        let call = IoctlCall {
+            command: ioctl.command,
+            argument: ioctl.argument,
+            compat: ioctl.flags.contains(IoctlFlags::COMPAT),
+            input: Bytes::copy_from_slice(ioctl.input),
+            output_room: usize::try_from(ioctl.output_size).unwrap_or(usize::MAX),
+        };
+        self.submit(reply.defer(), Op::Ioctl(FileId(ioctl.file.0), call));
+    }
+
+    fn poll(&self, _caller: Caller, poll: Poll, reply: ReplyPoll<'_>) {
+        let arm = poll.notify.map(|handle| WakeHandle(handle.0));
+        self.submit(reply.defer(), Op::Poll { file: FileId(poll.file.0), arm });
+    }
+
+    fn release(&self, file: FileHandle, reply: ReplyRelease<'_>) {
+        self.submit(reply.defer(), Op::Close(FileId(file.0)));
+    }
+
+    fn interrupt(&self, target: cuse_rs::RequestId) -> bool {
+        self.hub.cancel(RequestId { origin: self.origin, unique: target.0 })
+    }
+}
+
+impl FrontEnd for DeviceFrontEnd {
+    /// What the kernel says to a reply is of no use here: the request may be gone with its caller.
+    fn complete(&self, unique: u64, outcome: Outcome) {
+        let channel = &self.channel;
+        let id = cuse_rs::RequestId(unique);
+        match outcome {
+            Ok(Reply::Opened(file)) => {
+                if !channel.reply_open(id).opened(FileHandle(file.0)) {
+                    // The opener is gone, so no close will come: the file would stay for ever.
+                    self.hub.with(|core| core.forget(file));
+                }
+            }
+            Ok(Reply::Ioctl { result, output }) => {
+                channel.reply_ioctl(id).done(result, output.as_bytes());
+            }
+            Ok(Reply::Fetch { address, input, output }) => {
+                let range = |length| [UserRange { address, length }];
+                let (input, output) = (range(input), range(output));
+                let some = |range: &'_ [UserRange; 1]| usize::from(range[0].length > 0);
+                channel.reply_ioctl(id).retry(&input[..some(&input)], &output[..some(&output)]);
+            }
+            Ok(Reply::Read { head, body }) => {
+                channel.reply_read(id).data(&[IoSlice::new(head.as_bytes()), IoSlice::new(&body)]);
+            }
+            Ok(Reply::Written(count)) => {
+                channel.reply_write(id).written(u32::try_from(count).unwrap_or(u32::MAX));
+            }
+            Ok(Reply::Ready(events)) => {
+                channel.reply_poll(id).ready(events);
+            }
+            Ok(Reply::Closed) => {
+                channel.reply_release(id).done();
+            }
+            // An error reply has no payload, so it is the same for every operation.
+            Err(errno) => {
+                channel.reply_read(id).error(to_nix(errno));
+            }
+        }
+    }
+
+    fn wake(&self, handle: WakeHandle) {
+        self.channel.notify_poll(PollHandle(handle.0));
+    }
+
+    fn owns(&self, file: &Metadata) -> bool {
+        match self.identity {
+            Identity::Number(number) => file.file_type().is_char_device() && file.rdev() == number,
+            Identity::FileSystem(number) => file.dev() == number,
+        }
+    }
+}
+
+fn to_nix(errno: Errno) -> cuse_rs::Errno {
+    cuse_rs::Errno::from_raw(errno.number())
+}
