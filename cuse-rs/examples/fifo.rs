@@ -1,4 +1,4 @@
-//! `/dev/fifo`: bytes that are written can be read. A read of the empty FIFO waits.
+//! `/dev/fifo`, or a file of any name: bytes that are written can be read. A read of the empty FIFO waits.
 //!
 //! Shows what a device with waiting clients needs: `defer`, poll with notification, O_NONBLOCK, interrupt.
 //!
@@ -7,6 +7,8 @@
 //! # cat /dev/fifo &
 //! # echo hello > /dev/fifo
 //! ```
+//!
+//! Without CUSE, `cargo run --example fifo /tmp/fifo` does the same with a file.
 #![allow(clippy::print_stderr, reason = "an example talks to its user")]
 
 use std::collections::{BTreeMap, VecDeque};
@@ -14,6 +16,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cuse_rs::cuse::DeviceOptions;
+use cuse_rs::fuse_file::FileOptions;
 use cuse_rs::{
     Caller, Channel, Device, Errno, FileHandle, Open, Poll, PollHandle, Read, ReplyOpen, ReplyPoll,
     ReplyRead, ReplyRelease, ReplyWrite, RequestId, Write,
@@ -118,7 +121,11 @@ fn main() -> ExitCode {
 }
 
 fn serve(name: &str) -> Result<(), Box<dyn std::error::Error>> {
+    let fifo = |channel: &Arc<Channel>| Fifo { channel: channel.clone(), state: Mutex::default() };
+    if name.starts_with('/') {
+        let mount = FileOptions::mount_at(name).name("fifo").mode(0o666).mount()?;
+        return Ok(mount.channel().serve(&fifo(mount.channel()))?);
+    }
     let registration = DeviceOptions::new(name.parse()?).mode(0o666).register()?;
-    let channel = Arc::clone(registration.channel());
-    Ok(registration.channel().serve(&Fifo { channel, state: Mutex::default() })?)
+    Ok(registration.channel().serve(&fifo(registration.channel()))?)
 }

@@ -1,4 +1,4 @@
-//! What `include/uapi/linux/fuse.h` defines, as far as a character device needs it.
+//! What `include/uapi/linux/fuse.h` defines, as far as a character device, or a file that acts as one, needs it.
 //!
 //! Owns the layouts and numbers of the FUSE protocol, version 7, in the byte order of the machine (the
 //! kernel and the server are always the same one). Knows no meaning: [`crate::codec`] gives it one.
@@ -11,6 +11,10 @@ use std::fmt;
 
 use bitflags::bitflags;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+mod file;
+
+pub use self::file::*;
 
 /// `FUSE_KERNEL_VERSION`: the one major version there is.
 pub const KERNEL_VERSION: u32 = 7;
@@ -34,7 +38,7 @@ pub const IOCTL_MAX_IOV: usize = 256;
 pub const INT_REQ_BIT: u64 = 1 << 0;
 
 /// The most bytes a READ, a WRITE or one direction of an IOCTL can carry: `FUSE_DEFAULT_MAX_PAGES_PER_REQ`
-/// (32) pages of 4 KiB. CUSE has no way to raise it.
+/// (32) pages of 4 KiB. CUSE has no way to raise it; a FUSE mount has, see [`MAX_FILE_DATA`].
 pub const MAX_DATA: u32 = 131072;
 
 /// `enum fuse_notify_code`: FUSE_NOTIFY_POLL.
@@ -61,20 +65,40 @@ macro_rules! opcodes {
 }
 
 opcodes! {
+    /// A name is looked up in a folder (never sent: there is none).
+    LOOKUP = 1;
     /// Forget an inode; has no reply.
     FORGET = 2;
+    /// `stat(2)`, and whatever else needs the attributes (not sent by CUSE).
+    GETATTR = 3;
+    /// `chmod`, `chown`, `utimensat`, `truncate`, O_TRUNC (not sent by CUSE).
+    SETATTR = 4;
     /// A client opens the device.
     OPEN = 14;
     /// `read(2)` and its relatives.
     READ = 15;
     /// `write(2)` and its relatives.
     WRITE = 16;
+    /// `statfs(2)` (not sent by CUSE).
+    STATFS = 17;
     /// The last `close` of an open file.
     RELEASE = 18;
+    /// `fsync(2)` (not sent by CUSE).
+    FSYNC = 20;
+    /// `setxattr(2)` (not sent by CUSE).
+    SETXATTR = 21;
+    /// `getxattr(2)` (not sent by CUSE).
+    GETXATTR = 22;
+    /// `listxattr(2)` (not sent by CUSE).
+    LISTXATTR = 23;
+    /// `removexattr(2)` (not sent by CUSE).
+    REMOVEXATTR = 24;
     /// A `close`, not necessarily the last (not sent by CUSE).
     FLUSH = 25;
     /// The handshake of a FUSE mount (not sent by CUSE).
     INIT = 26;
+    /// `access(2)`, where the kernel does not check modes (not sent by CUSE).
+    ACCESS = 34;
     /// A request's client got a signal; has no reply, except to ask for it again.
     INTERRUPT = 36;
     /// The connection ends (not sent by CUSE).
@@ -87,6 +111,14 @@ opcodes! {
     NOTIFY_REPLY = 41;
     /// Several FORGETs; has no reply.
     BATCH_FORGET = 42;
+    /// `fallocate(2)` (not sent by CUSE).
+    FALLOCATE = 43;
+    /// `lseek(2)` for data or holes (not sent by CUSE).
+    LSEEK = 46;
+    /// `copy_file_range(2)` (not sent by CUSE).
+    COPY_FILE_RANGE = 47;
+    /// `statx(2)` (not sent by CUSE).
+    STATX = 52;
     /// The handshake of a CUSE device.
     CUSE_INIT = 4096;
 }
@@ -95,6 +127,14 @@ impl Opcode {
     /// Whether the kernel waits for a reply. A reply to one of the others would name an unknown request.
     pub fn has_reply(self) -> bool {
         !matches!(self, Self::FORGET | Self::BATCH_FORGET | Self::INTERRUPT | Self::NOTIFY_REPLY)
+    }
+
+    /// Whether this is an operation on files that a character device has no counterpart of. ENOSYS is the right
+    /// answer to it: the kernel then does what it does without, and mostly never asks again.
+    pub fn is_optional(self) -> bool {
+        let xattr = Self::SETXATTR.0..=Self::REMOVEXATTR.0;
+        let others = [Self::FLUSH, Self::ACCESS, Self::FALLOCATE, Self::LSEEK, Self::STATX];
+        xattr.contains(&self.0) || others.contains(&self) || self == Self::COPY_FILE_RANGE
     }
 }
 
@@ -140,6 +180,7 @@ bitflags! {
     }
 }
 
+/// Structures as the kernel lays them out, with their sizes.
 macro_rules! layouts {
     ($($(#[$doc:meta])* $name:ident[$size:literal] {
         $($(#[$field_doc:meta])* $field:ident: $type:ty,)*
@@ -153,6 +194,7 @@ macro_rules! layouts {
         const _: () = assert!(size_of::<$name>() == $size);
     )*};
 }
+use layouts;
 
 layouts! {
     /// `struct fuse_in_header`: heads each message of the kernel.

@@ -1,12 +1,13 @@
 //! The open channel: a file from which requests are read and to which replies are written.
 //!
 //! Owns the descriptor, the read loop and the way of each reply. Leaves what a message means to [`crate::codec`],
-//! what to do about it to a [`Device`], and how the channel came about to [`crate::cuse`].
+//! what to do about it to a [`Device`], how the channel came about to [`crate::cuse`] and [`crate::fuse_file`], and
+//! what a file has beyond a device to `fuse_file`'s node.
 //!
 //! # States and operations
 //!
 //! A channel is *connected* until the kernel aborts it (`fuse_abort_conn` of `fs/fuse/dev.c`: the module goes,
-//! or somebody writes to `/sys/class/cuse/NAME/abort`). Then every read gives ENODEV or ECONNABORTED, which ends
+//! somebody writes to `/sys/class/cuse/NAME/abort`, or unmounts the file). Then every read gives ENODEV or ECONNABORTED, which ends
 //! [`Channel::serve`], and every reply finds its request gone (ENOENT).
 //!
 //! # Caveats
@@ -15,7 +16,7 @@
 //!   (`fuse_dev_do_read`), or the client's call with EIO.
 //! * A reply the kernel refuses may leave its client waiting, so a refused one is followed by EIO.
 //! * Nothing on the way of a call takes a lock or allocates: requests are borrowed from the thread's buffer,
-//!   replies are one `writev`.
+//!   replies are one `writev`. (An ioctl of a file does both.)
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -25,20 +26,23 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::uio::writev;
 use nix::unistd::read;
 
-use crate::abi;
+use crate::abi::{self, OpenFlags};
 use crate::codec::{self, DecodeError, Message, Reply, Request};
 use crate::device::Device;
+use crate::fuse_file::Node;
 use crate::reply::{ReplyIoctl, ReplyOpen, ReplyPoll, ReplyRead, ReplyRelease, ReplyWrite};
 use crate::request::{PollHandle, RequestId};
 
-/// Where requests come from and replies go: `/dev/cuse` after the handshake.
+/// Where requests come from and replies go: `/dev/cuse` or `/dev/fuse` after the handshake.
 ///
-/// Closed, and the device removed, when dropped. Share it by reference or in an [`Arc`](std::sync::Arc).
+/// Closed, and the device removed or the file disconnected, when dropped. Share it by reference or in an [`Arc`](std::sync::Arc).
 #[derive(Debug)]
 pub struct Channel {
     fd: OwnedFd,
     max_write: u32,
     reported: AtomicU32,
+    /// What is behind the file of a FUSE mount; `None`: a character device.
+    node: Option<Node>,
 }
 
 /// Why [`Channel::serve`] ended early.
@@ -50,11 +54,16 @@ pub struct ServeError {
 }
 
 impl Channel {
-    /// Takes over a channel whose handshake is done, with the `max_write` that was agreed there.
+    /// Takes over a channel of CUSE whose handshake is done, with the `max_write` that was agreed there.
     ///
     /// For a descriptor that another process has opened, and for tests. The descriptor should be blocking.
     pub fn from_fd(fd: OwnedFd, max_write: u32) -> Self {
-        Self { fd, max_write, reported: AtomicU32::new(0) }
+        Self { fd, max_write, reported: AtomicU32::new(0), node: None }
+    }
+
+    /// Takes over the channel of a FUSE mount whose file is `node`.
+    pub(crate) fn of_file(fd: OwnedFd, max_write: u32, node: Node) -> Self {
+        Self { node: Some(node), ..Self::from_fd(fd, max_write) }
     }
 
     /// The most bytes a WRITE on this channel carries.
@@ -94,6 +103,24 @@ impl Channel {
                 tracing::debug!(%errno, handle = handle.0, "poll notification not sent, ignoring");
                 false
             }
+        }
+    }
+
+    /// For a handshake that agrees on less than was hoped for.
+    pub(crate) fn set_max_write(&mut self, max_write: u32) {
+        self.max_write = max_write;
+    }
+
+    /// What the kernel shall do with an open file; CUSE ignores it.
+    pub(crate) fn open_flags(&self) -> OpenFlags {
+        self.node.as_ref().map_or(OpenFlags::empty(), |_| Node::OPEN_FLAGS)
+    }
+
+    /// Sends the reply to an IOCTL, after what the kernel leaves to the server of a file.
+    pub(crate) fn answer_ioctl(&self, id: RequestId, reply: &Reply<'_>) -> bool {
+        match &self.node {
+            Some(node) => node.answer_ioctl(self, id, reply),
+            None => self.answer(id, reply),
         }
     }
 
@@ -145,13 +172,23 @@ impl Channel {
     }
 
     fn dispatch<D: Device + ?Sized>(&self, device: &D, message: &Message<'_>) {
-        let Message { id, opcode, caller, request } = *message;
+        let Message { id, opcode, caller, is_paging, request } = *message;
         tracing::trace!(id = id.0, ?opcode, tid = caller.tid, "request");
         match request {
             Request::Open(open) => device.open(caller, open, ReplyOpen::new(self, id)),
+            // A message must not end in the page cache, where later faults would find it again.
+            Request::Read(_) if is_paging && self.node.is_some() => {
+                self.answer(id, &Reply::Error(Errno::EIO));
+            }
             Request::Read(read) => device.read(caller, read, ReplyRead::new(self, id)),
-            Request::Write(write) => device.write(caller, write, ReplyWrite::new(self, id)),
-            Request::Ioctl(ioctl) => device.ioctl(caller, ioctl, ReplyIoctl::new(self, id)),
+            Request::Write(write) => {
+                let write = if self.node.is_some() { Node::without_position(write) } else { write };
+                device.write(caller, write, ReplyWrite::new(self, id));
+            }
+            Request::Ioctl(ioctl) => match &self.node {
+                Some(node) => node.ioctl(self, device, id, caller, ioctl),
+                None => device.ioctl(caller, ioctl, ReplyIoctl::new(self, id)),
+            },
             Request::Poll(poll) => device.poll(caller, poll, ReplyPoll::new(self, id)),
             Request::Release(file) => device.release(file, ReplyRelease::new(self, id)),
             Request::Interrupt(target) => {
@@ -165,13 +202,19 @@ impl Channel {
                 self.answer(id, &Reply::Done);
             }
             Request::Silent => {}
-            Request::CuseInit(_) | Request::Unknown => {
-                if self.is_first(Report::Unknown) {
-                    tracing::warn!(?opcode, "request of an unknown kind, answering ENOSYS");
-                }
-                self.answer(id, &Reply::Error(Errno::ENOSYS));
-            }
+            Request::File(request) => match &self.node {
+                Some(node) => node.answer(self, id, request),
+                None => self.refuse(id, opcode),
+            },
+            Request::CuseInit(_) | Request::Init(_) | Request::Unknown => self.refuse(id, opcode),
         }
+    }
+
+    fn refuse(&self, id: RequestId, opcode: abi::Opcode) {
+        if self.is_first(Report::Unknown) {
+            tracing::warn!(?opcode, "request of an unknown kind, answering ENOSYS");
+        }
+        self.answer(id, &Reply::Error(Errno::ENOSYS));
     }
 
     fn reject(&self, error: &DecodeError) {
@@ -189,7 +232,7 @@ impl Channel {
     }
 
     /// Whether this is the channel's first message of such a kind, so that each is logged once.
-    fn is_first(&self, report: Report) -> bool {
+    pub(crate) fn is_first(&self, report: Report) -> bool {
         let bit = 1 << report as u32;
         self.reported.fetch_or(bit, Ordering::Relaxed) & bit == 0
     }
@@ -210,11 +253,12 @@ impl AsFd for Channel {
 
 /// The kinds of odd messages that are logged.
 #[derive(Clone, Copy)]
-enum Report {
+pub(crate) enum Report {
     Unknown,
     Header,
     Length,
     Body,
+    Memory,
 }
 
 fn retry_interrupted<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {

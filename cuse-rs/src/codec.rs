@@ -13,7 +13,7 @@ use std::io::IoSlice;
 use nix::errno::Errno;
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::abi::{self, CuseInitFlags, Opcode};
+use crate::abi::{self, CuseInitFlags, InitFlags, Opcode, OpenFlags, SetattrFlags};
 use crate::request::{
     Caller, FileHandle, Ioctl, IoctlFlags, Open, Poll, PollHandle, Read, RequestId, UserRange,
     Write,
@@ -31,6 +31,8 @@ pub struct Message<'a> {
     pub opcode: Opcode,
     /// Who asks.
     pub caller: Caller,
+    /// Whether it is a READ that fills the page cache, such as a fault in a private mapping of a file.
+    pub is_paging: bool,
     /// What is asked.
     pub request: Request<'a>,
 }
@@ -57,6 +59,10 @@ pub enum Request<'a> {
     Interrupt(RequestId),
     /// DESTROY: the connection ends; the kernel waits for an empty reply.
     Destroy,
+    /// INIT, the first message of a FUSE mount and only there.
+    Init(Init),
+    /// What only the file of a FUSE mount is asked.
+    File(FileRequest),
     /// FORGET and the others without a reply: nothing to do.
     Silent,
     /// Anything else; to be answered with ENOSYS.
@@ -72,6 +78,49 @@ pub struct CuseInit {
     pub minor: u32,
     /// What the kernel can do.
     pub flags: CuseInitFlags,
+}
+
+/// What the kernel offers in INIT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Init {
+    /// Major version of the protocol.
+    pub major: u32,
+    /// Minor version of the protocol.
+    pub minor: u32,
+    /// What the kernel can do.
+    pub flags: InitFlags,
+}
+
+/// What a file is asked and a character device is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileRequest {
+    /// GETATTR.
+    Getattr,
+    /// SETATTR.
+    Setattr(Setattr),
+    /// STATFS.
+    Statfs,
+    /// FSYNC.
+    Fsync,
+    /// One of [`Opcode::is_optional`]; to be answered with ENOSYS.
+    Optional,
+}
+
+/// What SETATTR sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Setattr {
+    /// Which of the following, and which of the times.
+    pub valid: SetattrFlags,
+    /// Type and permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Time of the last access: seconds and nanoseconds.
+    pub atime: (u64, u32),
+    /// Time of the last change: seconds and nanoseconds.
+    pub mtime: (u64, u32),
 }
 
 /// Why a message could not be decoded.
@@ -138,8 +187,13 @@ pub fn decode(bytes: &[u8]) -> Result<Message<'_>, DecodeError> {
         return Err(DecodeError::Length { id, opcode, stated: header.len, length });
     }
     let caller = Caller { tid: header.pid, uid: header.uid, gid: header.gid };
-    let request = decode_body(Body { id, opcode, bytes: body })?;
-    Ok(Message { id, opcode, caller, request })
+    let body = Body { id, opcode, bytes: body };
+    let request = decode_body(body)?;
+    let is_paging = matches!(request, Request::Read(_)) && {
+        let (read, _): (abi::ReadIn, _) = body.split()?;
+        read.read_flags & abi::READ_LOCKOWNER == 0
+    };
+    Ok(Message { id, opcode, caller, is_paging, request })
 }
 
 fn decode_body(body: Body<'_>) -> Result<Request<'_>, DecodeError> {
@@ -202,6 +256,26 @@ fn decode_body(body: Body<'_>) -> Result<Request<'_>, DecodeError> {
             Request::Interrupt(RequestId(interrupt.unique))
         }
         Opcode::DESTROY => Request::Destroy,
+        Opcode::INIT => {
+            let (init, _): (abi::InitIn, _) = body.split()?;
+            let flags = InitFlags::from_bits_retain(init.flags);
+            Request::Init(Init { major: init.major, minor: init.minor, flags })
+        }
+        Opcode::GETATTR => Request::File(FileRequest::Getattr),
+        Opcode::SETATTR => {
+            let (setattr, _): (abi::SetattrIn, _) = body.split()?;
+            Request::File(FileRequest::Setattr(Setattr {
+                valid: SetattrFlags::from_bits_retain(setattr.valid),
+                mode: setattr.mode,
+                uid: setattr.uid,
+                gid: setattr.gid,
+                atime: (setattr.atime, setattr.atimensec),
+                mtime: (setattr.mtime, setattr.mtimensec),
+            }))
+        }
+        Opcode::STATFS => Request::File(FileRequest::Statfs),
+        Opcode::FSYNC => Request::File(FileRequest::Fsync),
+        opcode if opcode.is_optional() => Request::File(FileRequest::Optional),
         opcode if opcode.has_reply() => Request::Unknown,
         _ => Request::Silent,
     })
@@ -242,8 +316,14 @@ pub enum Reply<'a> {
     Done,
     /// To CUSE_INIT.
     CuseInit(&'a abi::CuseInitOut, &'a [u8]),
-    /// To OPEN: the file's name.
-    Opened(FileHandle),
+    /// To INIT.
+    Init(&'a abi::InitOut),
+    /// To GETATTR and SETATTR.
+    Attributes(&'a abi::AttrOut),
+    /// To STATFS.
+    Statfs(&'a abi::Kstatfs),
+    /// To OPEN: the file's name, and how a FUSE mount shall treat it.
+    Opened(FileHandle, OpenFlags),
     /// To READ: the data, to be joined.
     Data(&'a [IoSlice<'a>]),
     /// To WRITE: how many bytes were taken.
@@ -276,8 +356,12 @@ impl Reply<'_> {
             Self::CuseInit(init, info) => {
                 frame(id, 0, &[IoSlice::new(init.as_bytes()), IoSlice::new(info)], send)
             }
-            Self::Opened(file) => {
-                let open = abi::OpenOut { fh: file.0, ..Default::default() };
+            Self::Init(init) => frame(id, 0, &[IoSlice::new(init.as_bytes())], send),
+            Self::Attributes(attr) => frame(id, 0, &[IoSlice::new(attr.as_bytes())], send),
+            Self::Statfs(statfs) => frame(id, 0, &[IoSlice::new(statfs.as_bytes())], send),
+            Self::Opened(file, flags) => {
+                let open =
+                    abi::OpenOut { fh: file.0, open_flags: flags.bits(), ..Default::default() };
                 frame(id, 0, &[IoSlice::new(open.as_bytes())], send)
             }
             Self::Data(pieces) => frame(id, 0, pieces, send),

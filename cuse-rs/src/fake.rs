@@ -33,6 +33,7 @@
 
 mod check;
 mod client;
+mod file;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -282,7 +283,9 @@ impl FakeKernel {
                 (Opcode::OPEN, Expected::Open, bytes)
             }
             Request::Read(Read { file, offset, size, flags }) => {
-                let body = abi::ReadIn { fh: file.0, offset, size, flags, ..Default::default() };
+                let read_flags = abi::READ_LOCKOWNER;
+                let rest = abi::ReadIn { read_flags, ..Default::default() };
+                let body = abi::ReadIn { fh: file.0, offset, size, flags, ..rest };
                 let bytes = message(id, Opcode::READ, caller, &body, &[]);
                 (Opcode::READ, Expected::Read { size }, bytes)
             }
@@ -339,6 +342,8 @@ impl FakeKernel {
                 let bytes = message(id, Opcode::FORGET, caller, &1_u64, &[]);
                 (Opcode::FORGET, Expected::Empty, bytes)
             }
+            Request::Init(init) => file::encode_init(id, init),
+            Request::File(request) => file::encode(id, caller, request),
             Request::Unknown => {
                 let opcode = Opcode(12345);
                 (opcode, Expected::Error, message(id, opcode, caller, &(), &[]))

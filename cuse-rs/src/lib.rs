@@ -1,4 +1,4 @@
-//! Character devices in user space: the kernel's CUSE protocol.
+//! Character devices in user space: the kernel's CUSE protocol, and a FUSE file that acts as one where there is no CUSE.
 //!
 //! # Theory of operation
 //!
@@ -21,6 +21,11 @@
 //! meanwhile is announced by [`Device::interrupt`]; the device then answers that call with
 //! [`Errno::EINTR`]. Until it does the client cannot even be killed.
 //!
+//! Where the kernel has no CUSE, [`fuse_file`] mounts a single regular file through `/dev/fuse`, which nearly every
+//! kernel has, and which in a user namespace takes no privilege. The same [`Device`] serves it: the messages are the
+//! same, up to a handshake, a few that ask for the file's attributes and are answered here, and ioctls, whose memory is
+//! moved by this crate (`process_vm_readv`) since the kernel does not. What clients notice is in the README.
+//!
 //! # Layers
 //!
 //! | module | owns | does I/O |
@@ -30,10 +35,11 @@
 //! | `request`, `device`, `reply` | what a device sees: requests, the trait [`Device`], one token per open call | by `channel` |
 //! | `channel` | [`Channel`]: the file, the read loop, one `writev` per reply | yes |
 //! | [`cuse`] | the CUSE_INIT handshake, the device's name, node and end | yes |
+//! | [`fuse_file`] | the FUSE_INIT handshake, the mount and its end; attributes; the memory of ioctls | yes |
 //! | `fake` (feature `fake-kernel`) | a strict kernel on a socket pair, for tests | yes |
 //!
-//! Only [`cuse`] knows that the channel is `/dev/cuse`: everything above the handshake is the FUSE
-//! protocol as it is.
+//! Only [`cuse`] and [`fuse_file`] know which channel it is: everything above the handshake is the FUSE protocol as
+//! it is.
 //!
 //! # Example
 //!
@@ -54,6 +60,17 @@
 //! registration.channel().serve(&Hello)?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! The same as a file, for any user in a namespace of their own:
+//!
+//! ```no_run
+//! # use cuse_rs::{Device, fuse_file::FileOptions};
+//! # struct Hello;
+//! # impl Device for Hello {}
+//! let mount = FileOptions::mount_at("/tmp/hello").mode(0o444).mount()?;
+//! mount.channel().serve(&Hello)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 #![forbid(unsafe_code)]
 
@@ -64,6 +81,7 @@ pub mod cuse;
 mod device;
 #[cfg(feature = "fake-kernel")]
 pub mod fake;
+pub mod fuse_file;
 mod reply;
 mod request;
 

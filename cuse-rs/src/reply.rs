@@ -17,13 +17,14 @@ use crate::request::{FileHandle, RequestId, UserRange};
 struct Token<'c> {
     channel: &'c Channel,
     id: RequestId,
+    send: fn(&Channel, RequestId, &Reply<'_>) -> bool,
     owed: bool,
 }
 
 impl Token<'_> {
     fn answer(mut self, reply: Reply<'_>) -> bool {
         self.owed = false;
-        self.channel.answer(self.id, &reply)
+        (self.send)(self.channel, self.id, &reply)
     }
 
     fn defer(mut self) -> RequestId {
@@ -36,13 +37,13 @@ impl Drop for Token<'_> {
     fn drop(&mut self) {
         if self.owed {
             tracing::warn!(id = self.id.0, "request dropped without an answer, answering EIO");
-            self.channel.answer(self.id, &Reply::Error(Errno::EIO));
+            (self.send)(self.channel, self.id, &Reply::Error(Errno::EIO));
         }
     }
 }
 
 macro_rules! tokens {
-    ($($(#[$doc:meta])* $name:ident from $from:ident;)*) => {
+    ($($(#[$doc:meta])* $name:ident from $from:ident by $send:ident;)*) => {
         $(
             $(#[$doc])*
             ///
@@ -54,7 +55,7 @@ macro_rules! tokens {
 
             impl<'c> $name<'c> {
                 pub(crate) fn new(channel: &'c Channel, id: RequestId) -> Self {
-                    Self(Token { channel, id, owed: true })
+                    Self(Token { channel, id, send: Channel::$send, owed: true })
                 }
 
                 /// The kernel's name for the request.
@@ -92,23 +93,24 @@ macro_rules! tokens {
 
 tokens! {
     /// Answers `open`.
-    ReplyOpen from reply_open;
+    ReplyOpen from reply_open by answer;
     /// Answers `read`.
-    ReplyRead from reply_read;
+    ReplyRead from reply_read by answer;
     /// Answers `write`.
-    ReplyWrite from reply_write;
+    ReplyWrite from reply_write by answer;
     /// Answers `ioctl`.
-    ReplyIoctl from reply_ioctl;
+    ReplyIoctl from reply_ioctl by answer_ioctl;
     /// Answers `poll`.
-    ReplyPoll from reply_poll;
+    ReplyPoll from reply_poll by answer;
     /// Answers the last `close`.
-    ReplyRelease from reply_release;
+    ReplyRelease from reply_release by answer;
 }
 
 impl ReplyOpen<'_> {
     /// The file is open, and is called `file` from now on.
     pub fn opened(self, file: FileHandle) -> bool {
-        self.0.answer(Reply::Opened(file))
+        let flags = self.0.channel.open_flags();
+        self.0.answer(Reply::Opened(file, flags))
     }
 
     /// `open` fails. (ENOSYS is sent as EIO: `fuse_file_open` would take it as "let every later open
@@ -151,7 +153,8 @@ impl ReplyIoctl<'_> {
     /// `ioctl` returns `result` (negative: an errno), and `output` is stored in the output ranges.
     ///
     /// `output` is at most [`Ioctl::output_size`](crate::Ioctl::output_size) bytes. If the caller's memory cannot
-    /// be written, the caller gets EFAULT and the device does not learn of it.
+    /// be written, the caller gets EFAULT and the device does not learn of it (of a [FUSE file](crate::fuse_file):
+    /// unless `false` is returned).
     pub fn done(self, result: i32, output: &[u8]) -> bool {
         self.0.answer(Reply::Ioctl { result, output })
     }
@@ -161,6 +164,9 @@ impl ReplyIoctl<'_> {
     /// Ranges of all earlier rounds have to be named again. At most [`IOCTL_MAX_IOV`](crate::abi::IOCTL_MAX_IOV)
     /// ranges in total and 128 KiB each way, else the caller gets ENOMEM. If `input` cannot be read the caller
     /// gets EFAULT and the device is not asked again.
+    ///
+    /// On a [FUSE file](crate::fuse_file) this crate does what the kernel does on `/dev/cuse`, but only while
+    /// [`Device::ioctl`](crate::Device::ioctl) runs: the caller of a deferred ioctl gets EIO.
     pub fn retry(self, input: &[UserRange], output: &[UserRange]) -> bool {
         self.0.answer(Reply::Retry { input, output })
     }

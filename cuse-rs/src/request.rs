@@ -27,7 +27,7 @@ pub struct FileHandle(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PollHandle(pub u64);
 
-/// `open(2)` of the device node.
+/// `open(2)` of the device node or the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Open {
     /// The `O_*` flags.
@@ -36,13 +36,14 @@ pub struct Open {
 
 /// `read(2)`, `readv(2)` and the like.
 ///
-/// A call with more room than one message carries (`max_read`, 32 pages, 32 pieces of an iovec) arrives in
-/// pieces, but the next piece is asked for only when the one before it was filled.
+/// A call with more room than one message carries (`max_read`, 32 pages, 32 pieces of an iovec; 256 of
+/// both on a FUSE file) arrives in pieces, but the next piece is asked for only when the one before it was filled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Read {
     /// The open file.
     pub file: FileHandle,
-    /// Bytes that earlier pieces of the same call have brought (not a position: `pread` looks like `read`).
+    /// Bytes that earlier pieces of the same call have brought (not a position: `pread` looks like `read`, or
+    /// fails on a FUSE file).
     pub offset: u64,
     /// Room in bytes. A longer answer is refused by the kernel, and the caller gets EIO.
     pub size: u32,
@@ -52,8 +53,8 @@ pub struct Read {
 
 /// `write(2)`, `writev(2)` and the like.
 ///
-/// A call with more data than one message carries (`max_write`, 32 pages, 32 pieces of an iovec) arrives in
-/// pieces; the first does not tell that more will follow.
+/// A call with more data than one message carries (`max_write`, 32 pages, 32 pieces of an iovec; 256
+/// of both on a FUSE file) arrives in pieces; the first does not tell that more will follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Write<'a> {
     /// The open file.
@@ -69,8 +70,8 @@ pub struct Write<'a> {
 /// `ioctl(2)`.
 ///
 /// Where ioctls are unrestricted, each call first arrives without data. A device that needs memory of the
-/// caller answers with [`retry`](crate::ReplyIoctl::retry), and is asked again, under another id, with
-/// `input` read and room for `output`; as many times as it takes.
+/// caller answers with [`retry`](crate::ReplyIoctl::retry), and is asked again (by `/dev/cuse` under
+/// another id), with `input` read and room for `output`; as many times as it takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ioctl<'a> {
     /// The open file.

@@ -51,6 +51,62 @@ fn read() {
 }
 
 #[test]
+fn a_read_for_the_page_cache() {
+    for (flags, is_paging) in [("00000000", true), ("02000000", false)] {
+        let body = format!(
+            "0700000000000000 0000000000000000 40000000 {flags} 0000000000000000 02080000 00000000"
+        );
+        let bytes = message("50000000", "0f000000", &body);
+        assert_eq!(decode(&bytes).unwrap().is_paging, is_paging);
+    }
+}
+
+#[test]
+fn init() {
+    let bytes = message(
+        "68000000",
+        "1a000000",
+        "07000000 2d000000 00000200 fbfffff3 fd050000
+         0000000000000000 0000000000000000 0000000000000000 0000000000000000 0000000000000000 00000000",
+    );
+    let flags = InitFlags::from_bits_retain(0xf3ff_fffb);
+    assert_eq!(decoded(&bytes), Request::Init(Init { major: 7, minor: 45, flags }));
+}
+
+#[test]
+fn setattr() {
+    let bytes = message(
+        "80000000",
+        "04000000",
+        "37000000 00000000 0000000000000000 0000000000000000 0000000000000000
+         0a00000000000000 0b00000000000000 0c00000000000000 01000000 02000000 03000000
+         a0810000 00000000 e8030000 64000000 00000000",
+    );
+    let valid = SetattrFlags::MODE
+        | SetattrFlags::UID
+        | SetattrFlags::GID
+        | SetattrFlags::ATIME
+        | SetattrFlags::MTIME;
+    let (atime, mtime) = ((10, 1), (11, 2));
+    let setattr = Setattr { valid, mode: 0o100_640, uid: 1000, gid: 100, atime, mtime };
+    assert_eq!(decoded(&bytes), Request::File(FileRequest::Setattr(setattr)));
+}
+
+#[test]
+fn requests_for_a_file() {
+    let getattr = message("38000000", "03000000", "00000000 00000000 0000000000000000");
+    assert_eq!(decoded(&getattr), Request::File(FileRequest::Getattr));
+    assert_eq!(decoded(&message("28000000", "11000000", "")), Request::File(FileRequest::Statfs));
+    let fsync = message("38000000", "14000000", "0700000000000000 00000000 00000000");
+    assert_eq!(decoded(&fsync), Request::File(FileRequest::Fsync));
+    // SETXATTR, GETXATTR, LISTXATTR, REMOVEXATTR, FLUSH, ACCESS, FALLOCATE, LSEEK, COPY_FILE_RANGE, STATX
+    for opcode in [21, 22, 23, 24, 25, 34, 43, 46, 47, 52] {
+        let bytes = message("28000000", &format!("{opcode:02x}000000"), "");
+        assert_eq!(decoded(&bytes), Request::File(FileRequest::Optional), "{opcode}");
+    }
+}
+
+#[test]
 fn write() {
     let bytes = message(
         "53000000",
@@ -178,13 +234,60 @@ fn replies() {
     let data = [IoSlice::new(b"ab"), IoSlice::new(b""), IoSlice::new(b"c")];
     let input = [UserRange { address: 0x7f00, length: 40 }];
     let output = [UserRange { address: 0x1000, length: 1 }, UserRange { address: 2, length: 3 }];
+    let init = abi::InitOut {
+        major: 7,
+        minor: 36,
+        flags: (InitFlags::BIG_WRITES | InitFlags::MAX_PAGES).bits(),
+        max_background: 1024,
+        congestion_threshold: 768,
+        max_write: 1 << 20,
+        time_gran: 1,
+        max_pages: 256,
+        ..Default::default()
+    };
+    let attr = abi::Attr {
+        ino: 1,
+        size: 0x7fff_f000,
+        atime: 10,
+        mtime: 11,
+        ctime: 12,
+        atimensec: 1,
+        mtimensec: 2,
+        ctimensec: 3,
+        mode: 0o100_666,
+        nlink: 1,
+        uid: 1000,
+        gid: 100,
+        blksize: 4096,
+        ..Default::default()
+    };
+    let attr = abi::AttrOut { attr_valid: 3600, attr, ..Default::default() };
+    let statfs = abi::Kstatfs { bsize: 4096, frsize: 4096, namelen: 255, ..Default::default() };
     let goldens = [
         (Reply::Error(Errno::EINTR), "10000000 fcffffff 2a00000000000000"),
         (Reply::Error(Errno::UnknownErrno), "10000000 fbffffff 2a00000000000000"),
         (Reply::Done, "10000000 00000000 2a00000000000000"),
         (
-            Reply::Opened(file),
-            "20000000 00000000 2a00000000000000  0700000000000000 00000000 00000000",
+            Reply::Opened(file, OpenFlags::STREAM | OpenFlags::DIRECT_IO),
+            "20000000 00000000 2a00000000000000  0700000000000000 11000000 00000000",
+        ),
+        (
+            Reply::Init(&init),
+            "50000000 00000000 2a00000000000000  07000000 24000000 00000000 20004000 0004 0003
+             00001000 01000000 0001 0000 00000000 00000000 0000 00000000000000000000000000000000000000000000",
+        ),
+        (
+            Reply::Attributes(&attr),
+            "78000000 00000000 2a00000000000000  100e000000000000 00000000 00000000
+             0100000000000000 00f0ff7f00000000 0000000000000000
+             0a00000000000000 0b00000000000000 0c00000000000000 01000000 02000000 03000000
+             b6810000 01000000 e8030000 64000000 00000000 00100000 00000000",
+        ),
+        (
+            Reply::Statfs(&statfs),
+            "60000000 00000000 2a00000000000000  0000000000000000 0000000000000000 0000000000000000
+             0000000000000000 0000000000000000 00100000 ff000000 00100000 00000000
+             0000000000000000 0000000000000000 0000000000000000",
         ),
         (Reply::Data(&[]), "10000000 00000000 2a00000000000000"),
         (Reply::Data(&data), "13000000 00000000 2a00000000000000  616263"),

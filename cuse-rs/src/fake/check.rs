@@ -20,6 +20,7 @@ pub(super) enum Expected {
     Write { size: u32 },
     Ioctl { output_size: u32, unrestricted: bool },
     Poll,
+    Exactly(usize),
     Empty,
     Error,
 }
@@ -89,6 +90,9 @@ pub(super) fn reply(opcode: Opcode, expected: Expected, error: Option<Errno>, bo
         }
         Expected::Poll => {
             exact::<abi::PollOut>(opcode, body);
+        }
+        Expected::Exactly(size) => {
+            assert_eq!(body.len(), size, "fake kernel: {opcode:?}: wrong length of the reply");
         }
         Expected::Empty => at_most(opcode, body.len(), 0),
         Expected::Error => panic!("fake kernel: {opcode:?} should have failed"),

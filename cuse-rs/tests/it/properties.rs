@@ -4,6 +4,7 @@ use std::os::fd::AsRawFd;
 
 use cuse_rs::codec::{self, Request};
 use cuse_rs::fake::FakeKernel;
+use cuse_rs::fuse_file::FileOptions;
 use cuse_rs::{
     Channel, Device, FileHandle, Ioctl, IoctlFlags, Poll, PollHandle, Read, RequestId, Write,
 };
@@ -18,7 +19,10 @@ impl Device for Nothing {}
 
 /// A header with a length that fits and one of the known numbers, then anything.
 fn almost_a_message() -> impl Strategy<Value = Vec<u8>> {
-    let opcodes = select(vec![2_u32, 14, 15, 16, 18, 25, 26, 36, 38, 39, 40, 41, 42, 4096]);
+    let opcodes = select(vec![
+        1_u32, 2, 3, 4, 14, 15, 16, 17, 18, 20, 22, 25, 26, 34, 36, 38, 39, 40, 41, 42, 43, 46, 52,
+        4096,
+    ]);
     (opcodes, vec(any::<u8>(), 32..200)).prop_map(|(opcode, rest)| {
         let length = u32::try_from(rest.len() + 8).expect("a short message");
         [&length.to_ne_bytes()[..], &opcode.to_ne_bytes(), &rest].concat()
@@ -75,5 +79,19 @@ proptest! {
         shutdown(kernel.as_raw_fd(), Shutdown::Write).unwrap();
         let channel = Channel::from_fd(server, 131072);
         prop_assert!(channel.serve(&Nothing).is_ok());
+    }
+
+    #[test]
+    fn the_channel_of_a_file_survives_any_messages(messages in vec(almost_a_message(), 0..8)) {
+        let (mut kernel, server) = FakeKernel::new();
+        kernel.send_file_init(7, 45);
+        let channel = FileOptions::mount_at("/nowhere").handshake(server).unwrap();
+        for message in &messages {
+            kernel.send_bytes(message);
+        }
+        kernel.hang_up();
+        prop_assert!(channel.serve(&Nothing).is_ok());
+        // It would fail the test for replies that have no request.
+        std::mem::forget(kernel);
     }
 }

@@ -1,0 +1,274 @@
+//! Ioctls of a file: the retry protocol of CUSE, played here.
+//!
+//! Owns the calls that are open, and the way to the memory of their callers. A device sees what it would see on
+//! `/dev/cuse`.
+//!
+//! # Theory of operation
+//!
+//! Of a file the kernel copies only what the command's number encodes, and takes no retry (`fuse_do_ioctl` without
+//! FUSE_IOCTL_UNRESTRICTED). But the caller sleeps until the reply has come, and the message names its thread: so
+//! its memory can be read and written from here (`process_vm_rw`) as the kernel would.
+//!
+//! ```text
+//!   run:    device.ioctl(no input) ─▶ retry(ranges) ─▶ fetch ─▶ device.ioctl(input) ─▶ ... ─▶ done or defer
+//!   answer: done(result, output) ─▶ store in the ranges of the last retry ─▶ IOCTL reply without data
+//! ```
+//!
+//! What the kernel has copied is used where it is enough: then the call works for callers whose memory is closed to
+//! the server.
+//!
+//! # Caveats
+//!
+//! * The kernel copies first: where a command's number says that there is input and its argument is no address of a
+//!   caller (TUNSETPERSIST with argument 1), the caller gets EFAULT and no message comes.
+//! * Memory of another user's process, or of one that is not dumpable, is closed (`__ptrace_may_access`), unless the
+//!   server has CAP_SYS_PTRACE; so is that of processes which are no descendants under Yama's `ptrace_scope` 1. The caller
+//!   gets EPERM then.
+
+use std::collections::BTreeMap;
+use std::io::{IoSlice, IoSliceMut};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use nix::errno::Errno;
+use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
+use nix::unistd::Pid;
+
+use crate::abi::{self, IoctlFlags};
+use crate::channel::{Channel, Report};
+use crate::codec::Reply;
+use crate::device::Device;
+use crate::reply::ReplyIoctl;
+use crate::request::{Caller, Ioctl, RequestId, UserRange};
+
+/// The ioctls that have no answer yet.
+///
+/// Invariant: a call is here from its arrival until its reply is being sent, so that it has one reply.
+#[derive(Debug, Default)]
+pub(super) struct Calls {
+    open: Mutex<BTreeMap<RequestId, Call>>,
+}
+
+/// One ioctl.
+#[derive(Debug)]
+struct Call {
+    tid: u32,
+    /// Where the kernel itself stores data of the reply, and how much.
+    stored_by_kernel: UserRange,
+    /// The output ranges of the last retry.
+    output: Vec<UserRange>,
+    phase: Phase,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// The device is being asked; it may want a retry.
+    Asked,
+    /// It wants one: input and output.
+    Retry(Vec<UserRange>, Vec<UserRange>),
+    /// It answers later.
+    Deferred,
+}
+
+impl Calls {
+    /// Asks the device, round after round, until it has answered or deferred.
+    pub(super) fn run<D: Device + ?Sized>(
+        &self,
+        channel: &Channel,
+        device: &D,
+        id: RequestId,
+        caller: Caller,
+        ioctl: Ioctl<'_>,
+    ) {
+        let stored_by_kernel =
+            UserRange { address: ioctl.argument, length: ioctl.output_size as usize };
+        let call =
+            Call { tid: caller.tid, stored_by_kernel, output: Vec::new(), phase: Phase::Asked };
+        self.open().insert(id, call);
+        let flags = ioctl.flags | IoctlFlags::UNRESTRICTED;
+        let (mut input, mut output_size) = (Vec::new(), 0);
+        loop {
+            let round = Ioctl { flags, input: &input, output_size, ..ioctl };
+            device.ioctl(caller, round, ReplyIoctl::new(channel, id));
+            let Some((from, to)) = self.take_retry(id) else { return };
+            let fetched = check(&from, &to, flags)
+                .and_then(|size| Ok((fetch(caller.tid, &from, &ioctl)?, size)));
+            match fetched {
+                Ok((bytes, size)) => {
+                    (input, output_size) = (bytes, size);
+                    if let Some(call) = self.open().get_mut(&id) {
+                        call.output = to;
+                    }
+                }
+                Err(errno) => {
+                    self.open().remove(&id);
+                    channel.answer(id, &Reply::Error(explain(channel, caller.tid, errno)));
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Sends the answer to an ioctl, from any thread; a retry is left to [`run`](Self::run).
+    pub(super) fn answer(&self, channel: &Channel, id: RequestId, reply: &Reply<'_>) -> bool {
+        if let Reply::Retry { input, output } = *reply {
+            return self.retry(channel, id, input, output);
+        }
+        let Some(call) = self.open().remove(&id) else {
+            return channel.answer(id, &Reply::Error(Errno::EIO));
+        };
+        let Reply::Ioctl { result, output } = *reply else { return channel.answer(id, reply) };
+        if output.is_empty() {
+            return channel.answer(id, reply);
+        }
+        let room: usize = call.output.iter().map(|range| range.length).sum();
+        if output.len() > room {
+            // As fuse_do_ioctl has it.
+            channel.answer(id, &Reply::Error(Errno::EIO));
+            return false;
+        }
+        if let [range] = call.output[..]
+            && range.address == call.stored_by_kernel.address
+            && output.len() <= call.stored_by_kernel.length
+        {
+            return channel.answer(id, reply);
+        }
+        match store(call.tid, &call.output, output) {
+            Ok(()) => channel.answer(id, &Reply::Ioctl { result, output: &[] }),
+            Err(errno) => {
+                channel.answer(id, &Reply::Error(explain(channel, call.tid, errno)));
+                false
+            }
+        }
+    }
+
+    fn retry(
+        &self,
+        channel: &Channel,
+        id: RequestId,
+        input: &[UserRange],
+        output: &[UserRange],
+    ) -> bool {
+        let mut open = self.open();
+        if let Some(call) = open.get_mut(&id)
+            && matches!(call.phase, Phase::Asked)
+        {
+            call.phase = Phase::Retry(input.to_vec(), output.to_vec());
+            return true;
+        }
+        open.remove(&id);
+        drop(open);
+        tracing::warn!(id = id.0, "retry of a deferred ioctl, answering EIO");
+        channel.answer(id, &Reply::Error(Errno::EIO));
+        false
+    }
+
+    /// What the device wants in the next round; `None`: it has answered, or will.
+    fn take_retry(&self, id: RequestId) -> Option<(Vec<UserRange>, Vec<UserRange>)> {
+        let mut open = self.open();
+        let call = open.get_mut(&id)?;
+        match std::mem::replace(&mut call.phase, Phase::Deferred) {
+            Phase::Retry(input, output) => {
+                call.phase = Phase::Asked;
+                Some((input, output))
+            }
+            Phase::Asked | Phase::Deferred => None,
+        }
+    }
+
+    fn open(&self) -> MutexGuard<'_, BTreeMap<RequestId, Call>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What `fuse_do_ioctl` wants of the ranges of a retry; returns the room for output.
+fn check(input: &[UserRange], output: &[UserRange], flags: IoctlFlags) -> Result<u32, Errno> {
+    if input.len().saturating_add(output.len()) > abi::IOCTL_MAX_IOV {
+        return Err(Errno::ENOMEM);
+    }
+    let is_32_bit = |range: &UserRange| {
+        u32::try_from(range.address).is_ok() && u32::try_from(range.length).is_ok()
+    };
+    let mut ranges = input.iter().chain(output);
+    if flags.contains(IoctlFlags::COMPAT) && !ranges.all(is_32_bit) {
+        return Err(Errno::EIO);
+    }
+    total(input)?;
+    total(output)
+}
+
+/// The bytes of all ranges (`fuse_verify_ioctl_iov`).
+fn total(ranges: &[UserRange]) -> Result<u32, Errno> {
+    let total = ranges.iter().fold(0_usize, |sum, range| sum.saturating_add(range.length));
+    let total = u32::try_from(total).map_err(|_| Errno::ENOMEM)?;
+    if total > abi::MAX_DATA { Err(Errno::ENOMEM) } else { Ok(total) }
+}
+
+/// The bytes of the ranges, joined. EFAULT: not all of them can be read.
+fn fetch(tid: u32, ranges: &[UserRange], ioctl: &Ioctl<'_>) -> Result<Vec<u8>, Errno> {
+    if let Some(bytes) = copied_by_kernel(ranges, ioctl) {
+        return Ok(bytes);
+    }
+    let mut bytes = vec![0; ranges.iter().map(|range| range.length).sum()];
+    if bytes.is_empty() {
+        return Ok(bytes);
+    }
+    let remote = remote(ranges, bytes.len())?;
+    let moved = process_vm_readv(thread(tid)?, &mut [IoSliceMut::new(&mut bytes)], &remote)?;
+    if moved == bytes.len() { Ok(bytes) } else { Err(Errno::EFAULT) }
+}
+
+/// The bytes of the ranges, if they all lie in what came with the message.
+fn copied_by_kernel(ranges: &[UserRange], ioctl: &Ioctl<'_>) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    for range in ranges {
+        let from = usize::try_from(range.address.checked_sub(ioctl.argument)?).ok()?;
+        bytes.extend_from_slice(ioctl.input.get(from..from.checked_add(range.length)?)?);
+    }
+    Some(bytes)
+}
+
+/// Stores `bytes` in the ranges, as far as they go. EFAULT: not all of that can be written.
+fn store(tid: u32, ranges: &[UserRange], bytes: &[u8]) -> Result<(), Errno> {
+    let remote = remote(ranges, bytes.len())?;
+    let moved = process_vm_writev(thread(tid)?, &[IoSlice::new(bytes)], &remote)?;
+    if moved == bytes.len() { Ok(()) } else { Err(Errno::EFAULT) }
+}
+
+/// The first `length` bytes of the ranges.
+fn remote(ranges: &[UserRange], mut length: usize) -> Result<Vec<RemoteIoVec>, Errno> {
+    let mut remote = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        let len = range.length.min(length);
+        let base = usize::try_from(range.address).map_err(|_| Errno::EFAULT)?;
+        remote.push(RemoteIoVec { base, len });
+        length -= len;
+    }
+    Ok(remote)
+}
+
+/// The caller, if it is visible: a thread of another pid namespace has number 0.
+fn thread(tid: u32) -> Result<Pid, Errno> {
+    match i32::try_from(tid) {
+        Ok(tid) if tid > 0 => Ok(Pid::from_raw(tid)),
+        _ => Err(Errno::ESRCH),
+    }
+}
+
+/// What the caller gets for an error of `process_vm_readv` or `process_vm_writev`. A reason that is none of the caller's is
+/// logged once.
+fn explain(channel: &Channel, tid: u32, errno: Errno) -> Errno {
+    let reason = if errno == Errno::EPERM {
+        "it has another user, is not dumpable, or is no descendant under Yama's ptrace_scope; \
+         run the server as that user or with CAP_SYS_PTRACE"
+    } else if errno == Errno::ESRCH {
+        "it is in another pid namespace"
+    } else if errno == Errno::ENOSYS {
+        "this kernel has no process_vm_readv (CONFIG_CROSS_MEMORY_ATTACH)"
+    } else {
+        return errno;
+    };
+    if channel.is_first(Report::Memory) {
+        tracing::warn!(tid, %errno, "memory of a caller of ioctl is closed: {reason}; answering EPERM");
+    }
+    Errno::EPERM
+}
