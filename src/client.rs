@@ -135,7 +135,7 @@ impl Client {
         let call = Call { id: self.last_call.into(), method: M::NAME.to_owned(), params };
         let mut line = serde_json::to_vec(&call)?;
         line.push(b'\n');
-        self.stream.write_all(&line)?;
+        self.stream.write_all(&line).map_err(closed_or_failed)?;
         loop {
             match self.receive::<Line>()? {
                 Line::Result { id, result } if id == call.id => {
@@ -201,7 +201,7 @@ impl Client {
                 let line: Vec<u8> = self.received.drain(..=end).collect();
                 return Ok(serde_json::from_slice(&line)?);
             }
-            if self.receive_more()? == 0 {
+            if self.receive_more().map_err(closed_or_failed)? == 0 {
                 return Err(ClientError::Closed);
             }
         }
@@ -232,5 +232,14 @@ impl Client {
         self.received.extend_from_slice(&buffer[..length]);
         self.descriptors.extend(arrived.into_iter().map(crate::sys::own_received));
         Ok(length)
+    }
+}
+
+/// A daemon that ended has closed the connection, whichever call notices.
+fn closed_or_failed(error: io::Error) -> ClientError {
+    if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) {
+        ClientError::Closed
+    } else {
+        ClientError::Io(error)
     }
 }

@@ -9,8 +9,9 @@
 //! | `harness`, `outbox` | one pair for each connection | with it |
 
 use std::{
-    io,
+    fs, io,
     num::NonZero,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -18,7 +19,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use cuse_rs::cuse::RegisterError;
+use cuse_rs::{cuse::RegisterError, fuse_file::MountError};
 use nix::sys::signal::Signal;
 use tracing::{error, info, warn};
 
@@ -36,9 +37,15 @@ pub enum DaemonError {
     /// The control socket.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// The device.
+    /// The character device.
     #[error(transparent)]
     Register(#[from] RegisterError),
+    /// The file that behaves as the device.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// A file of another daemon is there.
+    #[error("{0} is served by another daemon; stop that one, or give another path with --fuse")]
+    Served(PathBuf),
     /// The system.
     #[error("{what}: {error}")]
     System {
@@ -86,7 +93,7 @@ impl Daemon {
         let hub = Hub::new(Core::new(Limits::default(), fastrand::u64(..)));
         let stopping = Arc::new(AtomicBool::new(false));
         let mut served = Vec::new();
-        for Registered { name, channel, identity, stop, .. } in devices {
+        for Registered { name, path, channel, identity, stop } in devices {
             let front_end = DeviceFrontEnd::new(&hub, channel, identity).ok_or_else(|| {
                 system("adding the device")(io::Error::other("there are too many"))
             })?;
@@ -95,6 +102,9 @@ impl Daemon {
                 spawn("device", move || serve_device(&front_end, &stopping))
             });
             let threads = threads.collect::<Result<_, _>>()?;
+            // The kernel asks for a file's owner only when somebody looks, takes it for root until then, and in a user
+            // namespace without root refuses to open a file of an owner that it cannot name (HAS_UNMAPPED_ID).
+            let _looked = path.map(fs::metadata);
             served.push(Served { name, stop, threads });
         }
         let timer = spawn("timer", {

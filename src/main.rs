@@ -10,9 +10,10 @@ use memtun::cli::Cli;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    start_log();
+    let cli = Cli::parse();
+    start_log(cli.default_log());
     let mut out = io::stdout().lock();
-    let executed = Cli::parse().execute(&mut out);
+    let executed = cli.execute(&mut out);
     match executed.and_then(|status| Ok(out.flush().map(|()| status)?)) {
         Ok(status) => status,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
@@ -34,12 +35,10 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 }
 
 /// What is logged, is set by `$MEMTUN_LOG` as tracing-subscriber's `EnvFilter` describes. The journal has times of its own.
-fn start_log() {
-    let filter = EnvFilter::builder()
-        .with_env_var("MEMTUN_LOG")
-        .with_default_directive(tracing::Level::INFO.into());
+fn start_log(default: &str) {
+    let filter = EnvFilter::try_from_env("MEMTUN_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     let log = tracing_subscriber::fmt()
-        .with_env_filter(filter.from_env_lossy())
+        .with_env_filter(filter)
         .with_writer(io::stderr)
         .with_target(false)
         .with_ansi(io::stderr().is_terminal());

@@ -1,18 +1,44 @@
 //! `run`: a program that finds the device at `/dev/net/tun`, and nobody else does.
 //!
-//! The program takes the place of this process, so its signals, its terminal and its exit status are its own.
+//! With `--use` the device is a running daemon's, and the program takes the place of this process. Else the daemon is
+//! in this process and the program beside it: signals are passed on, and its exit status is this process's.
 
 use std::{
     ffi::OsString,
-    io,
-    os::unix::process::CommandExt,
+    fs::File,
+    io::{self, Write},
+    num::NonZero,
+    os::{
+        fd::RawFd,
+        unix::process::{CommandExt, ExitStatusExt},
+    },
     path::{Path, PathBuf},
-    process::{Command, ExitCode},
+    process::{Child, Command, ExitCode, ExitStatus},
+    sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
 };
 
+use clap::ValueEnum;
+use cuse_rs::{cuse::DeviceOptions, fuse_file::FileOptions};
 use nix::{
-    mount::{MsFlags, mount},
-    sched::{CloneFlags, unshare},
+    errno::Errno,
+    libc,
+    sys::{
+        signal::{SigSet, Signal, kill, raise},
+        signalfd::SignalFd,
+        wait::{Id, WaitPidFlag, WaitStatus, waitid},
+    },
+    unistd::{Pid, getegid, geteuid},
+};
+use tracing::{debug, info, warn};
+
+use crate::{
+    control::server::{Server, SocketOptions},
+    core::Event,
+    daemon::{DEVICE_LOST, Daemon},
+    frontend::{Registered, cuse, fuse},
+    hub::Observer,
+    namespace, sys,
 };
 
 /// memtun itself failed.
@@ -22,73 +48,256 @@ const NOT_EXECUTABLE: u8 = 126;
 /// The program was not found.
 const NOT_FOUND: u8 = 127;
 
-/// Runs a program that finds the device of a running daemon at /dev/net/tun, in a mount namespace of its own.
+/// Runs a program that finds the device at /dev/net/tun, in a mount namespace of its own. Root is not needed.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Exit status: the program's; 125 if memtun failed, 126 if the program could not be executed, \
-    127 if it was not found."
+    after_help = "Exit status: the program's, 128+N if signal N ended it; 125 if memtun failed, 126 if the program \
+    could not be executed, 127 if it was not found."
 )]
 pub(super) struct Args {
-    /// The daemon's device, such as /dev/memtun.
-    #[arg(long = "use", value_name = "DEVICE")]
-    device: PathBuf,
-    /// The path at which the program finds it.
+    /// The device of a running daemon, such as /dev/memtun; else the daemon runs as long as the program.
+    #[arg(long = "use", value_name = "DEVICE", conflicts_with_all = ["front_end", "ready_fd", "wait_attached"])]
+    device: Option<PathBuf>,
+    /// The path at which the program finds the device.
     #[arg(long, value_name = "PATH", default_value = "/dev/net/tun")]
     at: PathBuf,
+    /// How the program's calls get here.
+    #[arg(long, value_enum, default_value_t = Kind::Auto)]
+    front_end: Kind,
+    /// Let the program look like root, where a user namespace takes the place of it.
+    #[arg(long)]
+    map_root: bool,
+    /// Give the program an empty network namespace.
+    #[arg(long)]
+    net: bool,
+    /// Write a line to this descriptor when the device and the control socket are ready, just before the program starts.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(3..))]
+    ready_fd: Option<RawFd>,
+    /// Write that line only when the program has attached to a tunnel.
+    #[arg(long, requires = "ready_fd")]
+    wait_attached: bool,
     /// The program and its arguments.
     #[arg(trailing_var_arg = true, required = true, value_name = "PROGRAM")]
     program: Vec<OsString>,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    /// CUSE for root where the kernel has it, else FUSE.
+    Auto,
+    /// A character device.
+    Cuse,
+    /// A file that behaves as one.
+    Fuse,
+}
+
 impl Args {
-    pub(super) fn run(self, control: &Path) -> ExitCode {
-        if let Err(error) = self.cover() {
-            return fail(FAILED, &format!("{error}"));
-        }
-        let (program, arguments) =
-            self.program.split_first().unwrap_or_else(|| unreachable!("clap requires a program"));
-        let error = Command::new(program).args(arguments).env("MEMTUN_CONTROL", control).exec();
-        let status =
-            if error.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE };
-        fail(status, &format!("running {}: {error}", program.display()))
+    /// Runs the program; `control` is where the control socket is to be, if that was said.
+    pub(super) fn run(self, control: Option<&Path>) -> ExitCode {
+        let status = match &self.device {
+            Some(device) => {
+                self.replace_process(device, control.unwrap_or(Path::new(super::DEFAULT_CONTROL)))
+            }
+            None => self.run_beside(control),
+        };
+        status.unwrap_or_else(|error| fail(FAILED, &error))
     }
 
-    /// Covers the path with the device, in a mount namespace of this process.
-    fn cover(&self) -> Result<(), CoverError> {
-        let at = &self.at;
-        if !self.device.exists() {
-            return Err(CoverError::NoDevice(self.device.clone()));
+    /// The program takes the place of this process, so signals, terminal and exit status are its own.
+    fn replace_process(&self, device: &Path, control: &Path) -> anyhow::Result<ExitCode> {
+        if !device.exists() {
+            anyhow::bail!(
+                "there is no device {}; start 'memtun serve', or leave out --use",
+                device.display()
+            );
         }
-        if !at.exists() {
-            return Err(CoverError::NothingToCover(at.clone()));
+        self.enter_namespace()?;
+        namespace::provide(&self.at)?;
+        namespace::cover(device, &self.at)?;
+        let error = self.command(control).exec();
+        Ok(self.not_started(&error))
+    }
+
+    fn run_beside(&self, control: Option<&Path>) -> anyhow::Result<ExitCode> {
+        let signals = SigSet::all();
+        // Before there are threads, so that all inherit it.
+        signals.thread_block()?;
+        let signals = SignalFd::new(&signals)?;
+
+        let socket = Socket::bind(control)?;
+        let device = self.register()?;
+        let daemon = Daemon::start(vec![device], socket.server, NonZero::<u8>::MIN)?;
+        let ready = self.ready_fd.map(|fd| File::from(sys::own_received(fd)));
+        let waiting = self.announce(&daemon, ready);
+
+        let mut command = self.command(&socket.path);
+        let status = match sys::spawn_dying_with_us(&mut command) {
+            Ok(program) => supervise(program, &signals, &daemon)?,
+            Err(error) => {
+                daemon.stop();
+                return Ok(self.not_started(&error));
+            }
+        };
+        drop(waiting);
+        daemon.stop();
+        Ok(exit_code(status))
+    }
+
+    fn enter_namespace(&self) -> anyhow::Result<()> {
+        Ok(namespace::enter(namespace::Options { map_root: self.map_root, net: self.net })?)
+    }
+
+    /// Makes the device and puts it where the program finds it.
+    fn register(&self) -> anyhow::Result<Registered> {
+        let has_cuse = || File::options().read(true).write(true).open("/dev/cuse").is_ok();
+        let kind = match self.front_end {
+            Kind::Auto if geteuid().is_root() && has_cuse() => Kind::Cuse,
+            Kind::Auto | Kind::Fuse => Kind::Fuse,
+            Kind::Cuse => Kind::Cuse,
+        };
+        if self.front_end == Kind::Auto {
+            info!(front_end = ?kind, "chosen");
         }
-        unshare(CloneFlags::CLONE_NEWNS).map_err(|errno| CoverError::Namespace(errno.into()))?;
-        let none: Option<&str> = None;
-        // Else the mount would show up in the namespace this one was made from.
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
-            .map_err(|errno| CoverError::Namespace(errno.into()))?;
-        mount(Some(&self.device), at, none, MsFlags::MS_BIND, none).map_err(|errno| {
-            CoverError::Mount { device: self.device.clone(), at: at.clone(), source: errno.into() }
-        })
+        if kind == Kind::Cuse {
+            let name = format!("memtun-run-{}", std::process::id());
+            let device = cuse::register(DeviceOptions::new(name.parse()?).mode(0o666))?;
+            self.enter_namespace()?;
+            namespace::provide(&self.at)?;
+            let path = device
+                .path
+                .as_deref()
+                .ok_or_else(|| anyhow::anyhow!("device {} has no node", device.name))?;
+            namespace::cover(path, &self.at)?;
+            Ok(device)
+        } else {
+            self.enter_namespace()?;
+            namespace::provide(&self.at)?;
+            // An owner that the namespace does not know could not be written to by anybody.
+            let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+            let file = FileOptions::mount_at(&self.at).mode(0o666).owner(Some(uid), Some(gid));
+            Ok(fuse::mount(file.allow_other(true))?)
+        }
+    }
+
+    /// Says that everything is ready, now or when a client has attached. What is returned must live as long as that may
+    /// take.
+    fn announce(&self, daemon: &Daemon, ready: Option<File>) -> Option<Arc<Ready>> {
+        let ready = Arc::new(Ready(Mutex::new(ready)));
+        if self.wait_attached {
+            daemon.hub().observe(Arc::clone(&ready) as Arc<dyn Observer>);
+            return Some(ready);
+        }
+        ready.tell();
+        None
+    }
+
+    fn command(&self, control: &Path) -> Command {
+        let (program, arguments) =
+            self.program.split_first().unwrap_or_else(|| unreachable!("clap requires a program"));
+        let mut command = Command::new(program);
+        command.args(arguments).env("MEMTUN_CONTROL", control);
+        command
+    }
+
+    fn not_started(&self, error: &io::Error) -> ExitCode {
+        let status =
+            if error.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE };
+        fail(status, &anyhow::anyhow!("running {}: {error}", self.program[0].display()))
     }
 }
 
-#[derive(Debug, thiserror::Error)]
-enum CoverError {
-    #[error("there is no device {0}; start 'memtun serve', and give its device with --use")]
-    NoDevice(PathBuf),
-    #[error(
-        "{0} does not exist, so the device cannot be mounted over it; 'touch' it, or give another path with --at"
-    )]
-    NothingToCover(PathBuf),
-    #[error("making a mount namespace: {0}; it takes root")]
-    Namespace(io::Error),
-    #[error("mounting {device} over {at}: {source}")]
-    Mount { device: PathBuf, at: PathBuf, source: io::Error },
+/// The control socket, and what removes it if this process is killed.
+struct Socket {
+    server: Server,
+    path: PathBuf,
+}
+
+impl Socket {
+    fn bind(control: Option<&Path>) -> anyhow::Result<Self> {
+        // Absolute, for the program may look for it from another folder.
+        let path = match control {
+            Some(path) => std::path::absolute(path)?,
+            None => std::env::temp_dir().join(format!("memtun-{}.sock", std::process::id())),
+        };
+        let server = Server::bind(&SocketOptions { path: path.clone(), mode: 0o600, group: None })?;
+        sys::remove_after_us(&path)?;
+        debug!(path = %path.display(), "control socket");
+        Ok(Self { server, path })
+    }
+}
+
+/// Writes the line of `--ready-fd`, once.
+struct Ready(Mutex<Option<File>>);
+
+impl Ready {
+    fn tell(&self) {
+        let file = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(mut file) = file
+            && let Err(error) = file.write_all(b"ready\n")
+        {
+            warn!(%error, "writing to the descriptor of --ready-fd failed, ignoring");
+        }
+    }
+}
+
+impl Observer for Ready {
+    fn observe(&self, _: SystemTime, event: &Event) {
+        if matches!(event, Event::Attached { .. }) {
+            self.tell();
+        }
+    }
+}
+
+/// Passes signals on to the program until it ends.
+fn supervise(
+    mut program: Child,
+    signals: &SignalFd,
+    daemon: &Daemon,
+) -> anyhow::Result<ExitStatus> {
+    let pid = Pid::from_raw(program.id().cast_signed());
+    loop {
+        let Some(info) = signals.read_signal()? else { continue };
+        let Ok(signal) = Signal::try_from(info.ssi_signo.cast_signed()) else { continue };
+        if signal == Signal::SIGCHLD {
+            if let Some(status) = program.try_wait()? {
+                return Ok(status);
+            }
+            stop_with(pid)?;
+        } else if signal == DEVICE_LOST && info.ssi_pid == std::process::id() {
+            let name = daemon.lost_device().unwrap_or("of this program").to_owned();
+            anyhow::bail!("device {name} was taken away by the kernel");
+        } else if info.ssi_code != libc::SI_KERNEL {
+            // What the terminal sends, it has sent to the program too.
+            match kill(pid, signal) {
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(errno) => warn!(%signal, %errno, "passing a signal on failed, ignoring"),
+            }
+        }
+    }
+}
+
+/// A program that the terminal's user has stopped stops us too, or the shell would not notice.
+fn stop_with(pid: Pid) -> Result<(), Errno> {
+    // Stops alone: the program's end is for whoever looks at its status.
+    match waitid(Id::Pid(pid), WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG) {
+        Ok(WaitStatus::Stopped(_, Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU)) => {
+            raise(Signal::SIGSTOP)
+        }
+        Ok(_) | Err(Errno::ECHILD) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn exit_code(status: ExitStatus) -> ExitCode {
+    let number = status
+        .code()
+        .or_else(|| status.signal().map(|signal| 128 + signal))
+        .unwrap_or(FAILED.into());
+    ExitCode::from(u8::try_from(number).unwrap_or(FAILED))
 }
 
 #[expect(clippy::print_stderr, reason = "the status, not an error, goes to main")]
-fn fail(status: u8, message: &str) -> ExitCode {
-    eprintln!("memtun: {message}");
+fn fail(status: u8, error: &anyhow::Error) -> ExitCode {
+    eprintln!("memtun: {error}");
     ExitCode::from(status)
 }

@@ -1,8 +1,16 @@
 //! `serve`: the daemon.
 
-use std::{io, num::NonZero, os::unix::net::UnixListener, path::PathBuf};
+use std::{
+    io,
+    num::NonZero,
+    os::unix::net::UnixListener,
+    path::{Path, PathBuf},
+};
 
-use cuse_rs::cuse::{DeviceName, DeviceOptions};
+use cuse_rs::{
+    cuse::{DeviceName, DeviceOptions},
+    fuse_file::FileOptions,
+};
 use nix::{
     errno::Errno,
     sys::signal::{SigSet, Signal},
@@ -14,25 +22,28 @@ use tracing::{info, warn};
 use crate::{
     control::server::{Server, SocketOptions},
     daemon::{DEVICE_LOST, Daemon, DaemonError, system},
-    frontend::cuse,
+    frontend::{Registered, cuse, fuse},
 };
 
 /// Registers the device and serves it until SIGTERM or SIGINT.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Register the character device /dev/NAME; a slash in it is fine, as in net/tun.
-    #[arg(long, value_name = "NAME")]
-    cuse: DeviceName,
-    /// Permission bits of the device node, octal.
+    #[arg(long, value_name = "NAME", required_unless_present = "fuse")]
+    cuse: Option<DeviceName>,
+    /// Mount a file that behaves as the device at PATH, to be bind-mounted into containers; made if it is not there.
+    #[arg(long, value_name = "PATH")]
+    fuse: Option<PathBuf>,
+    /// Permission bits of device and file, octal.
     #[arg(long, value_name = "MODE", default_value = "0600", value_parser = octal)]
     mode: u32,
-    /// Owner of the device node, as USER, USER:GROUP or :GROUP, by name or number.
+    /// Owner of device and file, as USER, USER:GROUP or :GROUP, by name or number.
     #[arg(long, value_name = "USER[:GROUP]", value_parser = owner)]
     owner: Option<Owner>,
     /// Number of the device, as MAJOR:MINOR; default: one that is free.
-    #[arg(long, value_name = "MAJOR:MINOR", value_parser = number)]
+    #[arg(long, value_name = "MAJOR:MINOR", value_parser = number, requires = "cuse")]
     number: Option<(u32, u32)>,
-    /// Threads that read the device; one serves any number of blocked clients.
+    /// Threads that read each device; one serves any number of blocked clients.
     #[arg(long, value_name = "N", default_value = "1")]
     threads: NonZero<u8>,
     /// Permission bits of the control socket, octal.
@@ -46,27 +57,23 @@ pub(super) struct Args {
 type Owner = (Option<u32>, Option<u32>);
 
 impl Args {
-    pub(super) fn run(self, control: PathBuf) -> Result<(), DaemonError> {
+    pub(super) fn run(self, control: &Path) -> Result<(), DaemonError> {
         // Before there are threads, so that all inherit it and only the wait below gets these.
         let signals =
             SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, DEVICE_LOST]);
         signals.thread_block().map_err(io::Error::from).map_err(system("blocking signals"))?;
 
-        let mut device = DeviceOptions::new(self.cuse).mode(self.mode);
-        if let Some((uid, gid)) = self.owner {
-            device = device.owner(uid, gid);
-        }
-        if let Some((major, minor)) = self.number {
-            device = device.number(major, minor);
-        }
-        let socket =
-            SocketOptions { path: control, mode: self.control_mode, group: self.control_group };
+        let socket = SocketOptions {
+            path: control.to_owned(),
+            mode: self.control_mode,
+            group: self.control_group.clone(),
+        };
         // The socket comes first: two daemons by mistake would else both make a device.
         let server = match inherited_socket() {
             Some(listener) => Server::inherited(listener),
             None => Server::bind(&socket)?,
         };
-        let daemon = Daemon::start(vec![cuse::register(device)?], server, self.threads)?;
+        let daemon = Daemon::start(self.devices()?, server, self.threads)?;
         info!(control = %socket.path.display(), "ready");
         tell_service_manager(&[NotifyState::Ready]);
         let signal = wait_for(&signals).map_err(system("waiting for a signal"))?;
@@ -75,6 +82,26 @@ impl Args {
         info!(%signal, "stopping");
         daemon.stop();
         lost.map_or(Ok(()), |name| Err(DaemonError::DeviceLost(name)))
+    }
+
+    fn devices(&self) -> Result<Vec<Registered>, DaemonError> {
+        let mut devices = Vec::new();
+        let (uid, gid) = self.owner.unwrap_or_default();
+        if let Some(name) = &self.cuse {
+            let mut device = DeviceOptions::new(name.clone()).mode(self.mode).owner(uid, gid);
+            if let Some((major, minor)) = self.number {
+                device = device.number(major, minor);
+            }
+            devices.push(cuse::register(device)?);
+        }
+        if let Some(path) = &self.fuse {
+            if fuse::is_served(path) {
+                return Err(DaemonError::Served(path.clone()));
+            }
+            let file = FileOptions::mount_at(path).mode(self.mode).owner(uid, gid);
+            devices.push(fuse::mount(file.allow_other(true))?);
+        }
+        Ok(devices)
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod cuse;
 pub mod device;
+pub mod fuse;
 pub(crate) mod opener;
 
 use std::{path::PathBuf, sync::Arc};

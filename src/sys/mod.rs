@@ -1,11 +1,76 @@
 //! The only unsafe code of this package.
 #![allow(unsafe_code, reason = "this is its one place")]
 
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::{
+    io,
+    os::{
+        fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd},
+        unix::process::CommandExt,
+    },
+    path::Path,
+    process::{Child, Command},
+};
 
-/// Takes over a descriptor that came in a message (`SCM_RIGHTS`). To be called once with each.
+use nix::{
+    errno::Errno,
+    fcntl::OFlag,
+    libc,
+    sys::{
+        prctl,
+        signal::{SigSet, Signal},
+    },
+    unistd::{ForkResult, dup2_stdin, fork, pipe2, read, setsid, unlink},
+};
+
+/// Takes over a descriptor that came in a message (`SCM_RIGHTS`), was inherited, or was named by the user. To be called
+/// once with each.
 pub(crate) fn own_received(descriptor: RawFd) -> OwnedFd {
-    // SAFETY: the kernel put the descriptor into this process's table for this message, so it is open, and the one
-    // caller hands each over as soon as it has received it, so nobody else owns it.
+    // SAFETY: by the callers' word the descriptor is one that this process was handed for its own, so nobody else in it
+    // owns it. If it is not open, its use fails with EBADF.
     unsafe { OwnedFd::from_raw_fd(descriptor) }
+}
+
+/// Starts a program, with no signal blocked, that is killed when this thread ends, however it ends.
+pub(crate) fn spawn_dying_with_us(command: &mut Command) -> io::Result<Child> {
+    let prepare = || {
+        prctl::set_pdeathsig(Signal::SIGKILL)?;
+        Ok(SigSet::empty().thread_set_mask()?)
+    };
+    // SAFETY: between fork and exec the closure makes two system calls, and touches no memory but its own stack.
+    let command = unsafe { command.pre_exec(prepare) };
+    command.spawn()
+}
+
+/// Has a path removed when this process ends, even if it is killed. To be called while there is one thread.
+///
+/// A child of ours waits until the pipe from us is closed; nothing else tells of the end of a process that is killed.
+pub(crate) fn remove_after_us(path: &Path) -> io::Result<()> {
+    let (ours_is_gone, held) = pipe2(OFlag::O_CLOEXEC)?;
+    // SAFETY: the process has one thread, by the caller's word, so the child may do whatever this process could.
+    let forked = unsafe { fork() }?;
+    match forked {
+        ForkResult::Parent { .. } => {
+            // Held open until the process ends, whatever ends it.
+            let _for_ever = held.into_raw_fd();
+            Ok(())
+        }
+        ForkResult::Child => {
+            drop(held);
+            guard(&ours_is_gone, path)
+        }
+    }
+}
+
+/// The child's whole life. Its outcome interests nobody: the path may be gone already.
+fn guard(ours_is_gone: &OwnedFd, path: &Path) -> ! {
+    let _session = setsid();
+    let _stdin = dup2_stdin(ours_is_gone);
+    // Nobody must wait for the end of our output because of it.
+    // SAFETY: closing descriptors that nothing in this process uses any more.
+    unsafe { libc::close_range(1, libc::c_uint::MAX, 0) };
+    let mut byte = [0];
+    while read(io::stdin(), &mut byte) == Err(Errno::EINTR) {}
+    let _gone = unlink(path);
+    // SAFETY: ends the process without running what the parent registered to be run at its own end.
+    unsafe { libc::_exit(0) }
 }
