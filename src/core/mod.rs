@@ -21,6 +21,8 @@ mod event;
 mod file;
 mod harness;
 pub mod ioctl;
+#[cfg(test)]
+mod model;
 mod request;
 #[cfg(test)]
 mod rig;
