@@ -637,15 +637,19 @@ fn second_daemon_is_told_what_is_taken(backend: Backend) {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let serve = |device: &str, control: &str| {
-        run(Command::new(MEMTUN).args(["serve", "--cuse", device, "--control", control]), b"")
+        let (options, _) = backend.options(device);
+        run(Command::new(MEMTUN).arg("serve").args(options).args(["--control", control]), b"")
             .failed(1)
     };
-    let Backend::Cuse = backend;
     let error = serve("memtun-other", control);
     assert!(error.contains(control) && error.contains("in use by another daemon"), "{error}");
     let name = daemon.device.file_name().unwrap().to_str().unwrap();
     let error = serve(name, &path("control"));
-    assert!(error.contains(name) && error.contains("another CUSE device has this name"), "{error}");
+    let taken = match backend {
+        Backend::Cuse => "another CUSE device has this name",
+        Backend::Fuse => "is served by another daemon",
+    };
+    assert!(error.contains(name) && error.contains(taken), "{error}");
     assert!(!folder.path().join("control").exists(), "the socket does not stay");
     std::fs::write(path("file"), "").unwrap();
     let error = serve("memtun-other", &path("file"));

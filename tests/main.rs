@@ -2,7 +2,8 @@
 //!
 //! A test of the device runs once for each kind of device, as `cuse::NAME`. A kind that cannot be had here is shown as
 //! ignored, with a line that says why; `MEMTUN_TEST_REQUIRE=cuse` makes that a failure, so that a run that is meant to
-//! test a kind cannot pass without it.
+//! test a kind cannot pass without it. So does `MEMTUN_TEST_REQUIRE=clients` for the tests of programs that may not be
+//! installed.
 
 #![allow(unreachable_pub, reason = "nothing is reachable from outside a test program")]
 #![allow(
@@ -13,9 +14,11 @@
 )]
 
 mod cli;
+mod clients;
 mod control;
 mod device;
 mod layering;
+mod run;
 mod support;
 
 use std::process::ExitCode;
@@ -42,31 +45,76 @@ fn main() -> ExitCode {
         })
         .collect();
     trials.extend(Backend::ALL.iter().flat_map(|backend| device_trials(*backend)));
+    for user in run::User::ALL {
+        let gate = Gate::new(user.word(), "run", user.obstacle());
+        trials.extend(run::TESTS.iter().map(|(name, test)| {
+            let test = *test;
+            gate.trial_of(format!("run::{}::{name}", user.word()), move || test(*user))
+        }));
+    }
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
 fn device_trials(backend: Backend) -> Vec<Trial> {
-    let required = std::env::var("MEMTUN_TEST_REQUIRE")
-        .is_ok_and(|kinds| kinds.split(',').any(|kind| kind == backend.word()));
-    let obstacle = backend.obstacle();
-    if let Some(obstacle) = &obstacle
-        && !required
-    {
-        println!("SKIP {}: {obstacle}", backend.word());
-    }
+    let kind = Gate::new(backend.word(), backend.word(), backend.obstacle());
     let tests = [device::TESTS, control::TESTS].into_iter().flatten();
-    tests
-        .map(|(name, test)| {
-            let obstacle = obstacle.clone();
-            let skipped = obstacle.is_some() && !required;
-            let act = move || match obstacle {
-                Some(obstacle) => Err(Failed::from(obstacle)),
-                None => {
-                    test(backend);
-                    Ok(())
+    let of_clients = clients::TESTS.iter().map(|client| {
+        let gate = match &kind {
+            Gate::Open => match client.limit(backend) {
+                None => Gate::new(client.name, clients::WORD, client.obstacle()),
+                Some(limit) => {
+                    println!("SKIP {}::{}: {limit}", backend.word(), client.name);
+                    Gate::Skipped
                 }
-            };
-            Trial::test(format!("{}::{name}", backend.word()), act).with_ignored_flag(skipped)
-        })
-        .collect()
+            },
+            Gate::Skipped | Gate::Failing(_) => kind.clone(),
+        };
+        gate.trial(backend, client.name, client.run)
+    });
+    tests.map(|(name, test)| kind.trial(backend, name, *test)).chain(of_clients).collect()
+}
+
+/// Whether tests can run here, and what to make of it if they cannot.
+#[derive(Clone)]
+enum Gate {
+    Open,
+    Skipped,
+    Failing(String),
+}
+
+impl Gate {
+    /// For `what`, which the environment may require by a word. A skip is printed.
+    fn new(what: &str, word: &str, obstacle: Option<String>) -> Self {
+        let required = || {
+            std::env::var("MEMTUN_TEST_REQUIRE")
+                .is_ok_and(|words| words.split(',').any(|required| required == word))
+        };
+        match obstacle {
+            None => Self::Open,
+            Some(obstacle) if required() => Self::Failing(obstacle),
+            Some(obstacle) => {
+                println!("SKIP {what}: {obstacle}");
+                Self::Skipped
+            }
+        }
+    }
+
+    fn trial(&self, backend: Backend, name: &str, test: fn(Backend)) -> Trial {
+        self.trial_of(format!("{}::{name}", backend.word()), move || test(backend))
+    }
+
+    fn trial_of(&self, name: String, test: impl FnOnce() + Send + 'static) -> Trial {
+        let failure = match self {
+            Self::Open | Self::Skipped => None,
+            Self::Failing(obstacle) => Some(obstacle.clone()),
+        };
+        let act = move || match failure {
+            Some(obstacle) => Err(Failed::from(obstacle)),
+            None => {
+                test();
+                Ok(())
+            }
+        };
+        Trial::test(name, act).with_ignored_flag(matches!(self, Self::Skipped))
+    }
 }

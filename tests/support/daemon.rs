@@ -1,6 +1,7 @@
 //! A daemon for one test, with a device and a control socket of its own.
 
 use std::{
+    ffi::OsString,
     io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
@@ -33,23 +34,37 @@ use super::{DEADLINE, within_deadline};
 pub enum Backend {
     /// A character device.
     Cuse,
+    /// A file.
+    Fuse,
 }
 
 impl Backend {
-    pub const ALL: &[Self] = &[Self::Cuse];
+    pub const ALL: &[Self] = &[Self::Cuse, Self::Fuse];
 
     pub fn word(self) -> &'static str {
         match self {
             Self::Cuse => "cuse",
+            Self::Fuse => "fuse",
         }
     }
 
     /// Why there can be no device of this kind here.
     pub fn obstacle(self) -> Option<String> {
+        let path = match self {
+            Self::Cuse => "/dev/cuse",
+            Self::Fuse => "/dev/fuse",
+        };
+        let opened = std::fs::OpenOptions::new().read(true).write(true).open(path);
+        opened.err().map(|error| format!("{path}: {error}"))
+    }
+
+    /// Options of `serve` for a device of that name, and where clients find it.
+    pub fn options(self, name: &str) -> ([OsString; 2], PathBuf) {
         match self {
-            Self::Cuse => {
-                let opened = std::fs::OpenOptions::new().read(true).write(true).open("/dev/cuse");
-                opened.err().map(|error| format!("/dev/cuse: {error}"))
+            Self::Cuse => (["--cuse".into(), name.into()], Path::new("/dev").join(name)),
+            Self::Fuse => {
+                let file = std::env::temp_dir().join(name);
+                (["--fuse".into(), file.clone().into()], file)
             }
         }
     }
@@ -88,11 +103,11 @@ impl Daemon {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name =
             format!("memtun-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        let device = match backend {
-            Backend::Cuse => Path::new("/dev").join(&name),
-        };
+        let (device_options, device) = backend.options(&name);
         let mut child = Command::new(MEMTUN)
-            .args(["serve", "--cuse", &name, "--mode", "0666", "--control"])
+            .arg("serve")
+            .args(device_options)
+            .args(["--mode", "0666", "--control"])
             .arg(control)
             .args(options)
             .env("MEMTUN_LOG", "debug")

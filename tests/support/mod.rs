@@ -2,6 +2,7 @@
 
 pub mod daemon;
 pub mod device;
+pub mod network;
 pub mod program;
 
 use std::{sync::mpsc, thread, time::Duration};

@@ -1,11 +1,14 @@
 //! Programs as clients: C sources of `tests/programs`, compiled when first needed.
 
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, PipeReader, pipe},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, mpsc},
+    thread,
+    time::Duration,
 };
 
 use nix::{
@@ -17,18 +20,28 @@ use super::{Background, DEADLINE};
 
 /// The compiled program `tests/programs/NAME.c`.
 pub fn compiled(name: &str) -> PathBuf {
+    compile(name, name, &[])
+}
+
+/// The same, without shared libraries.
+pub fn compiled_static(name: &str) -> PathBuf {
+    compile(name, &format!("{name}-static"), &["-static"])
+}
+
+fn compile(name: &str, program: &str, options: &[&str]) -> PathBuf {
     static COMPILED: Mutex<BTreeMap<String, PathBuf>> = Mutex::new(BTreeMap::new());
     let mut compiled = COMPILED.lock().expect("no test panics while it compiles");
-    let path = compiled.entry(name.to_owned()).or_insert_with(|| {
+    let path = compiled.entry(program.to_owned()).or_insert_with(|| {
         let source = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("tests/programs")
             .join(name)
             .with_extension("c");
-        let program =
-            Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
+        let program = Path::new(env!("CARGO_TARGET_TMPDIR"))
+            .join(format!("{program}-{}", std::process::id()));
         let cc = Command::new("cc")
             .args(["-O1", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE", "-o"])
             .args([&program, &source])
+            .args(options)
             .output()
             .expect("cc can be run");
         assert!(
@@ -42,39 +55,76 @@ pub fn compiled(name: &str) -> PathBuf {
     path.clone()
 }
 
-/// A running program whose output is read line by line. It is killed when dropped.
+/// A running program whose output is read line by line. It is killed when dropped; what it said is printed if the test
+/// failed.
 pub struct Program {
     child: Arc<Mutex<Child>>,
     pid: Pid,
     lines: mpsc::Receiver<String>,
+    said: RefCell<Vec<String>>,
     name: String,
+    /// How long a line may take.
+    deadline: Duration,
 }
 
 impl Program {
     pub fn start(command: &mut Command) -> Self {
+        let (output, input) = pipe().expect("a pipe");
+        Self::start_reading(command.stdout(input), output)
+    }
+
+    /// One whose errors are lines of output too.
+    pub fn start_with_stderr(command: &mut Command) -> Self {
+        let (output, input) = pipe().expect("a pipe");
+        let same = input.try_clone().expect("a descriptor can be duplicated");
+        Self::start_reading(command.stdout(input).stderr(same), output)
+    }
+
+    fn start_reading(command: &mut Command, output: PipeReader) -> Self {
         let name = format!("{command:?}");
-        let mut child = command
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|error| panic!("{name}: {error}"));
-        let output = child.stdout.take().expect("it is piped");
+        let child = command.spawn().unwrap_or_else(|error| panic!("{name}: {error}"));
+        // The command holds the other end of the pipe, which must close with the program.
+        command.stdout(Stdio::null()).stderr(Stdio::null());
         let (send, lines) = mpsc::channel();
-        std::thread::spawn(move || {
-            for line in BufReader::new(output).lines().map_while(Result::ok) {
-                if send.send(line).is_err() {
+        thread::spawn(move || {
+            for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+                if send.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
                     return;
                 }
             }
         });
         let pid = Pid::from_raw(child.id().cast_signed());
-        Self { child: Arc::new(Mutex::new(child)), pid, lines, name }
+        let said = RefCell::default();
+        Self { child: Arc::new(Mutex::new(child)), pid, lines, said, name, deadline: DEADLINE }
+    }
+
+    /// The same, for a program that is slow to start.
+    pub fn with_deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
     }
 
     #[track_caller]
     pub fn line(&self) -> String {
-        match self.lines.recv_timeout(DEADLINE) {
-            Ok(line) => line,
-            Err(error) => panic!("{}: no line within {DEADLINE:?}: {error}", self.name),
+        self.line_with("")
+    }
+
+    /// Reads on until a line has this text in it, and returns the line.
+    #[track_caller]
+    pub fn line_with(&self, text: &str) -> String {
+        loop {
+            match self.lines.recv_timeout(self.deadline) {
+                Ok(line) => {
+                    self.said.borrow_mut().push(line.clone());
+                    if line.contains(text) {
+                        return line;
+                    }
+                }
+                Err(error) => {
+                    let (name, deadline) = (&self.name, self.deadline);
+                    panic!("{name}: no line with {text:?} within {deadline:?}: {error}")
+                }
+            }
         }
     }
 
@@ -97,10 +147,21 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        if let Ok(mut child) = self.child.try_lock() {
-            // It has ended already where killing fails.
-            let _ended = child.kill();
-            let _reaped = child.wait();
+        match self.child.try_lock() {
+            Ok(mut child) => {
+                // It has ended already where killing fails.
+                let _ended = child.kill();
+                let _reaped = child.wait();
+            }
+            // Somebody waited for it in vain, and reaps it now.
+            Err(_) => {
+                let _ended = kill(self.pid, Signal::SIGKILL);
+            }
+        }
+        if thread::panicking() {
+            let unread = self.lines.try_iter();
+            let said: Vec<String> = self.said.take().into_iter().chain(unread).collect();
+            eprintln!("--- what {} said\n{}\n---", self.name, said.join("\n"));
         }
     }
 }

@@ -1,0 +1,218 @@
+//! Programs that join two tunnels by a network: what is put into one comes out of the other.
+
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+    os::unix::fs::DirBuilderExt,
+    path::Path,
+};
+
+use memtun::{
+    command::{inject::Inject, wait::Until},
+    core::Mode,
+    packet,
+};
+use nix::sys::signal::Signal;
+
+use super::{Host, OPENVPN, SSH, SSH_KEYGEN, SSHD, TINC, VTUN, expect_gone};
+use crate::{
+    device::take,
+    support::{
+        daemon::{Backend, Daemon},
+        program::Program,
+    },
+};
+
+pub(super) fn openvpn_tun(backend: Backend) {
+    openvpn(backend, Mode::Tun);
+}
+
+pub(super) fn openvpn_tap(backend: Backend) {
+    openvpn(backend, Mode::Tap);
+}
+
+fn openvpn(backend: Backend, mode: Mode) {
+    let daemon = Daemon::start(backend);
+    let host = Host::new(&daemon);
+    let names = [0, 1].map(|number| format!("{}{number}", mode.word()));
+    let [left, right] = &names;
+    let peer = |device: &str, from: &str, to: &str, port: &str, remote_port: &str| {
+        let second = if mode == Mode::Tun { to } else { "255.255.255.0" };
+        let arguments = format!(
+            "--dev {device} --ifconfig {from} {second} --ifconfig-noexec --route-noexec \
+             --local 127.0.0.1 --lport {port} --remote 127.0.0.1 {remote_port} --proto udp \
+             --auth none --cipher none --verb 3 --ping 1 --txqueuelen 1000"
+        );
+        host.start(OPENVPN, &arguments.split_whitespace().collect::<Vec<_>>())
+    };
+    let peers = [
+        peer(left, "10.8.0.1", "10.8.0.2", "1194", "1195"),
+        peer(right, "10.8.0.2", "10.8.0.1", "1195", "1194"),
+    ];
+    for (peer, name) in peers.iter().zip(&names) {
+        peer.line_with(&format!("TUN/TAP device {name} opened"));
+        peer.line_with(&format!("Note: Cannot set tx queue length on {name}: No such device"));
+        peer.line_with("Initialization Sequence Completed");
+    }
+    expect_both_ways(&daemon, mode, [left, right], ["10.8.0.1", "10.8.0.2"]);
+    for peer in peers {
+        assert_eq!(end(&peer), Some(0));
+    }
+    expect_gone(&daemon, &[left, right]);
+}
+
+pub(super) fn tinc(backend: Backend) {
+    let daemon = Daemon::start(backend);
+    let host = Host::new(&daemon);
+    let folder = tempfile::tempdir().expect("a folder");
+    let nodes =
+        [("a", "127.0.0.1", "10.77.0.1", ""), ("b", "127.0.0.2", "10.77.0.2", "ConnectTo = a\n")];
+    for (name, address, inside, connect) in nodes {
+        let node = folder.path().join(name);
+        fs::create_dir_all(node.join("hosts")).expect("a folder");
+        let settings = format!(
+            "Name = {name}\nAddressFamily = ipv4\nInterface = tinc_{name}\nBindToAddress = {address}\n\
+             {connect}DeviceType = tun\nMode = router\n"
+        );
+        fs::write(node.join("tinc.conf"), settings).expect("a file");
+        let about = format!("Address = {address}\nSubnet = {inside}/32\n");
+        fs::write(node.join("hosts").join(name), about).expect("a file");
+        // Appends the public key to what the others are to know.
+        let keys = host.run(TINC, &["-c", text(&node), "-K1024"]);
+        assert_eq!(keys.status, 0, "{keys:?}");
+    }
+    for (from, to) in [("a", "b"), ("b", "a")] {
+        let about = |node: &str| folder.path().join(node).join("hosts").join(from);
+        fs::copy(about(from), about(to)).expect("a file");
+    }
+    let [a, b] = nodes.map(|(name, ..)| {
+        let node = folder.path().join(name);
+        let pid_file = folder.path().join(format!("{name}.pid"));
+        let pid_file = format!("--pidfile={}", text(&pid_file));
+        let node = host.start(TINC, &["-c", text(&node), "-D", "-d3", &pid_file]);
+        node.line_with("/dev/net/tun is a Linux tun/tap device (tun mode)");
+        // Before the other one connects to it.
+        node.line_with("Ready");
+        node
+    });
+    for (node, other) in [(&a, "b"), (&b, "a")] {
+        node.line_with(&format!("Connection with {other} "));
+        // The other's subnet came before, and it looks at its device when it has done with this.
+        node.line_with(&format!("Got ADD_EDGE from {other} "));
+    }
+    expect_both_ways(&daemon, Mode::Tun, ["tinc_a", "tinc_b"], ["10.77.0.1", "10.77.0.2"]);
+    assert_eq!((end(&a), end(&b)), (Some(0), Some(0)));
+    expect_gone(&daemon, &["tinc_a", "tinc_b"]);
+}
+
+/// Both ends let the device choose a name, and get the same one: each has a network of its own.
+pub(super) fn vtun(backend: Backend) {
+    let daemon = Daemon::start(backend);
+    let [left, right] = Host::pair(&daemon);
+    let folder = tempfile::tempdir().expect("a folder");
+    let settings = folder.path().join("vtund.conf");
+    // multi: without a lock file, which would be shared with other tests.
+    let text_of_settings = "options { port 5000; syslog daemon; }\n\
+        default { compress no; speed 0; multi yes; }\n\
+        tt { passwd x; type tun; proto tcp; encrypt no; keepalive no; }\n";
+    fs::write(&settings, text_of_settings).expect("a file");
+    let server = left.start(VTUN, &["-n", "-s", "-f", text(&settings)]);
+    // It does not say when it is ready.
+    left.network.wait_until_listening(5000);
+    let client = right.start(VTUN, &["-n", "-f", text(&settings), "tt", "192.0.2.1"]);
+    server.line_with("Session tt[192.0.2.2:");
+    client.line_with("Session tt[192.0.2.1] opened");
+    let [left, right] = [left.tunnel("tun0"), right.tunnel("tun0")];
+    for tunnel in [&left, &right] {
+        daemon.wait_until(tunnel, Until::Attached);
+    }
+    expect_both_ways(&daemon, Mode::Tun, [&left, &right], ["10.50.0.1", "10.50.0.2"]);
+    end(&client);
+    expect_gone(&daemon, &[&left, &right]);
+    end(&server);
+}
+
+pub(super) fn ssh(backend: Backend) {
+    let daemon = Daemon::start(backend);
+    let host = Host::new(&daemon);
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| text(&folder.path().join(name)).to_owned();
+    for key in ["host", "user"] {
+        host.run(SSH_KEYGEN, &["-q", "-t", "ed25519", "-N", "", "-f", &path(key)]).succeeded();
+    }
+    let settings = format!(
+        "Port 2222\nListenAddress 127.0.0.1\nHostKey {}\nAuthorizedKeysFile {}\n\
+         PermitRootLogin yes\nPermitTunnel yes\nStrictModes no\nUsePAM no\nLogLevel DEBUG1\nPidFile none\n",
+        path("host"),
+        path("user.pub"),
+    );
+    fs::write(path("settings"), settings).expect("a file");
+    // Its service unit would make it.
+    let made = fs::DirBuilder::new().recursive(true).mode(0o755).create("/run/sshd");
+    made.expect("root may make a folder in /run");
+    let server = host.start(SSHD, &["-D", "-e", "-f", &path("settings")]);
+    server.line_with("Server listening on 127.0.0.1 port 2222");
+
+    let user = path("user");
+    let options = "-v -F none -p 2222 -o BatchMode=yes -o StrictHostKeyChecking=no \
+        -o UserKnownHostsFile=/dev/null -w 5:6 -N root@127.0.0.1";
+    let arguments: Vec<&str> =
+        ["-i", &user].into_iter().chain(options.split_whitespace()).collect();
+    let client = host.start(SSH, &arguments);
+    client.line_with("Tunnel forwarding using interface tun5");
+    server.line_with("Tunnel forwarding using interface tun6");
+    client.line_with("ssh_tun_confirm: tunnel forward established");
+    expect_both_ways(&daemon, Mode::Tun, ["tun5", "tun6"], ["10.0.0.5", "10.0.0.6"]);
+    end(&client);
+    expect_gone(&daemon, &["tun5", "tun6"]);
+    end(&server);
+}
+
+/// A small and a large datagram go unchanged from each tunnel to the other, and nothing else does.
+#[track_caller]
+fn expect_both_ways(daemon: &Daemon, mode: Mode, tunnels: [&str; 2], hosts: [&str; 2]) {
+    let [left, right] = tunnels;
+    let [host, other] = hosts.map(|host| host.parse::<IpAddr>().expect("an address"));
+    let mut client = daemon.client();
+    for (from, to, source, destination) in [(left, right, host, other), (right, left, other, host)]
+    {
+        let ping = packet::echo_request(source, destination);
+        let [source, destination] = [source, destination].map(|host| SocketAddr::new(host, 9));
+        let large = packet::udp(source, destination, &[0x5a; 1_200]);
+        for datagram in [ping, large] {
+            let mut datagram = datagram.expect("two IPv4 addresses");
+            if mode == Mode::Tap {
+                let header = [2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0];
+                datagram.splice(..0, header);
+            }
+            let call = Inject {
+                tunnel: from.parse().expect("an address"),
+                datagram: datagram.clone().into(),
+                frame: mode == Mode::Tap,
+                source: None,
+                destination: None,
+            };
+            client.call(&call).unwrap_or_else(|error| panic!("inject: {error}"));
+            assert_eq!(take(&mut client, to), datagram, "from {from} to {to}");
+        }
+    }
+    for tunnel in daemon.list().tunnels {
+        let counters = &tunnel.counters;
+        assert_eq!(
+            (counters.to_client.datagrams, counters.from_client.datagrams),
+            (2, 2),
+            "{tunnel:?}"
+        );
+    }
+}
+
+/// Ends a program as a service manager would, and returns its exit status if it has one.
+#[track_caller]
+fn end(program: &Program) -> Option<i32> {
+    program.signal(Signal::SIGTERM);
+    program.wait().code()
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a temporary path is text")
+}

@@ -1,0 +1,224 @@
+//! `memtun run` with a daemon of its own: as root, and as an ordinary user.
+
+use std::{
+    fs,
+    os::unix::{fs::PermissionsExt, process::ExitStatusExt},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use memtun::client::Client;
+use nix::sys::signal::Signal;
+
+use crate::support::{
+    daemon::{MEMTUN, Run, run},
+    program::{Program, compiled},
+    within_deadline,
+};
+
+/// A test: its name, and what it does as a user.
+type RunTest = (&'static str, fn(User));
+
+pub const TESTS: &[RunTest] = &[
+    ("exit_status_is_the_programs", exit_status_is_the_programs),
+    ("program_is_pinged_at_dev_net_tun", program_is_pinged_at_dev_net_tun),
+    ("missing_path_is_made_for_the_program_alone", missing_path_is_made_for_the_program_alone),
+    ("ids_are_kept_unless_root_is_wanted", ids_are_kept_unless_root_is_wanted),
+    ("network_is_empty_if_wanted", network_is_empty_if_wanted),
+    ("signals_are_passed_on", signals_are_passed_on),
+    ("nothing_is_left_behind_when_memtun_is_killed", nothing_is_left_behind_when_memtun_is_killed),
+    ("ready_descriptor_tells_scripts", ready_descriptor_tells_scripts),
+];
+
+/// Who runs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum User {
+    Root,
+    /// Nobody special, as most users are; `/dev/fuse` is open to them on most systems.
+    Ordinary,
+}
+
+impl User {
+    pub const ALL: &[Self] = &[Self::Root, Self::Ordinary];
+
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Root => "root",
+            Self::Ordinary => "user",
+        }
+    }
+
+    /// Why it cannot be tried here.
+    pub fn obstacle(self) -> Option<String> {
+        if !nix::unistd::geteuid().is_root() {
+            return Some("only root can be both".to_owned());
+        }
+        let made = fs::metadata("/dev/fuse").map(|_| ());
+        made.err().map(|error| format!("/dev/fuse: {error}"))
+    }
+
+    /// `memtun run` with these arguments.
+    fn memtun_run(self, control: &Path, arguments: &[&str]) -> Command {
+        let mut command = match self {
+            Self::Root => Command::new(MEMTUN),
+            Self::Ordinary => {
+                // The node may be root's alone here. udev opens it to all, so this namespace has it so.
+                let script = "mount -t tmpfs -o dev tmpfs /mnt && mknod -m 666 /mnt/fuse c 10 229 && \
+                    mount --bind /mnt/fuse /dev/fuse && \
+                    PATH=/usr/bin:/bin exec setpriv --reuid 65534 --regid 65534 --clear-groups -- \"$@\"";
+                let mut command = Command::new("unshare");
+                command.args(["-m", "sh", "-c", script, "sh", MEMTUN]);
+                command
+            }
+        };
+        command.arg("run").arg("--control").arg(control).args(arguments);
+        command
+    }
+}
+
+/// A folder in which anybody may have a socket.
+fn folder() -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let control = folder.path().join("control");
+    (folder, control)
+}
+
+/// Runs `memtun run` to its end, and checks that it took its socket along.
+fn memtun_run(user: User, arguments: &[&str]) -> Run {
+    let (_folder, control) = folder();
+    let run = run(&mut user.memtun_run(&control, arguments), b"");
+    assert!(!control.exists(), "the socket is gone: {run:?}");
+    run
+}
+
+fn exit_status_is_the_programs(user: User) {
+    for (arguments, status) in [
+        (&["--", "true"][..], 0),
+        (&["--", "sh", "-c", "exit 7"], 7),
+        (&["--", "sh", "-c", "kill -9 $$"], 137),
+        (&["--", "sh", "-c", "kill -TERM $$"], 143),
+        (&["--", "no-such-program"], 127),
+        (&["--", "/etc/passwd"], 126),
+        (&["--at", "relative/path", "--", "true"], 125),
+    ] {
+        let run = memtun_run(user, arguments);
+        assert_eq!(run.status, status, "{arguments:?}: {run:?}");
+    }
+    let echoed = memtun_run(user, &["--", "sh", "-c", "echo out; echo err >&2"]);
+    assert_eq!(echoed.stdout, "out\n");
+    assert!(echoed.stderr.ends_with("err\n"), "{echoed:?}");
+}
+
+fn program_is_pinged_at_dev_net_tun(user: User) {
+    let (_folder, control) = folder();
+    let pong = compiled("pong");
+    let program =
+        Program::start(&mut user.memtun_run(&control, &["--", pong.to_str().unwrap(), "tun0"]));
+    let memtun = |arguments: &[&str]| {
+        run(Command::new(MEMTUN).args(arguments).env("MEMTUN_CONTROL", &control), b"")
+    };
+    assert_eq!(memtun(&["wait", "tun0", "reading", "--timeout", "30s"]).succeeded(), "tun0 #1\n");
+    memtun(&["inject", "tun0", "--ping", "--from", "10.0.0.1", "--to", "10.0.0.2"]).succeeded();
+    let reply = memtun(&["take", "tun0", "--timeout", "30s"]).succeeded();
+    assert_eq!(reply, "10.0.0.2 > 10.0.0.1: ICMP echo reply, id 28020, seq 1, length 64\n");
+    program.signal(Signal::SIGTERM);
+    assert_eq!(program.wait().code(), Some(143));
+}
+
+fn missing_path_is_made_for_the_program_alone(user: User) {
+    let list = "ls /dev/net-of-a-test/tun && ls -l /dev/null && readlink /dev/fd";
+    let shown = memtun_run(user, &["--at", "/dev/net-of-a-test/tun", "--", "sh", "-c", list]);
+    assert_eq!(shown.status, 0, "{shown:?}");
+    assert!(shown.stdout.contains("crw-rw-rw-"), "the other devices are still there: {shown:?}");
+    assert!(!Path::new("/dev/net-of-a-test").exists());
+}
+
+fn ids_are_kept_unless_root_is_wanted(user: User) {
+    let own = match user {
+        User::Root => "0 0\n",
+        User::Ordinary => "65534 65534\n",
+    };
+    let ids = ["sh", "-c", "echo $(id -u) $(id -g)"];
+    assert_eq!(memtun_run(user, &[&["--"][..], &ids].concat()).stdout, own);
+    assert_eq!(memtun_run(user, &[&["--map-root", "--"][..], &ids].concat()).stdout, "0 0\n");
+}
+
+fn network_is_empty_if_wanted(user: User) {
+    let count = |options: &[&str]| {
+        let run =
+            memtun_run(user, &[options, &["--", "sh", "-c", "grep -c : /proc/net/dev"]].concat());
+        run.stdout.trim().parse::<u32>().unwrap_or_else(|_| panic!("{run:?}"))
+    };
+    assert_eq!(count(&["--net"]), 1, "the loopback interface alone");
+    let here = fs::read_to_string("/proc/net/dev").unwrap().matches(':').count();
+    assert_eq!(usize::try_from(count(&[])).ok(), Some(here), "else it is untouched");
+}
+
+fn signals_are_passed_on(user: User) {
+    let (_folder, control) = folder();
+    let script = "trap 'echo usr2' USR2; trap 'echo int; exit 3' INT; echo started; while :; do read line; done";
+    let program = Program::start(&mut user.memtun_run(&control, &["--", "sh", "-c", script]));
+    program.expect_line("started");
+    program.signal(Signal::SIGUSR2);
+    program.expect_line("usr2");
+    program.signal(Signal::SIGINT);
+    program.expect_line("int");
+    assert_eq!(program.wait().code(), Some(3));
+}
+
+fn nothing_is_left_behind_when_memtun_is_killed(user: User) {
+    let (_folder, control) = folder();
+    let reader = compiled("reader");
+    let program = Program::start(&mut user.memtun_run(
+        &control,
+        &["--", "sh", "-c", "echo $$; exec \"$0\" /dev/net/tun tun0", reader.to_str().unwrap()],
+    ));
+    let pid: u32 = program.line().parse().expect("the program's pid");
+    program.expect_line("attached tun0");
+    assert!(Client::connect(&control).is_ok());
+    program.signal(Signal::SIGKILL);
+    assert_eq!(program.wait().signal(), Some(Signal::SIGKILL as i32));
+    within_deadline("the program and the socket to go", move || {
+        let is_running = || {
+            fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+        };
+        while is_running() || control.exists() {}
+    });
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains("/dev/net/tun"), "no mount was ever seen here");
+}
+
+fn ready_descriptor_tells_scripts(user: User) {
+    let (_folder, control) = folder();
+    // The shell has the line on a pipe; the program's own output goes elsewhere.
+    let ready = |options: &[&str]| {
+        let command = user.memtun_run(&control, options);
+        let script = "\"$@\" 3>&1 >/dev/null 2>&1 | { read line; echo \"$line\"; }";
+        let output = Command::new("sh")
+            .args(["-c", script, "sh"])
+            .arg(command.get_program())
+            .args(command.get_args())
+            .output();
+        String::from_utf8(output.unwrap().stdout).unwrap()
+    };
+    assert_eq!(ready(&["--ready-fd", "3", "--", "true"]), "ready\n");
+    let reader = compiled("reader");
+    let attached = [
+        "--ready-fd",
+        "3",
+        "--wait-attached",
+        "--",
+        "timeout",
+        "1",
+        reader.to_str().unwrap(),
+        "/dev/net/tun",
+        "tun0",
+    ];
+    assert_eq!(ready(&attached), "ready\n");
+    assert_eq!(
+        ready(&["--ready-fd", "3", "--wait-attached", "--", "true"]),
+        "\n",
+        "nobody attached"
+    );
+}
