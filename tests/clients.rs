@@ -6,6 +6,7 @@
 //! with a line that says so; `MEMTUN_TEST_REQUIRE=clients` makes that a failure.
 
 mod admin;
+mod others;
 mod stacks;
 mod tunnels;
 
@@ -48,13 +49,15 @@ pub const TESTS: &[ClientTest] = {
         admin("client_vde_tunctl",     &[VDE_TUNCTL],            admin::vde_tunctl),
         admin("client_busybox_tunctl", &[BUSYBOX],               admin::busybox_tunctl),
         admin("client_openvpn_mktun",  &[OPENVPN],               admin::openvpn_mktun),
-        test("client_openvpn",        &[OPENVPN],               tunnels::openvpn_tun),
-        test("client_openvpn_tap",    &[OPENVPN],               tunnels::openvpn_tap),
-        test("client_tinc",           &[TINC],                  tunnels::tinc),
-        test("client_vtun",           &[VTUN, IP],              tunnels::vtun),
-        test("client_ssh",            &[SSH, SSH_KEYGEN, SSHD], tunnels::ssh),
-        test("client_scapy",          &[PYTHON, SCAPY],         stacks::scapy),
-        test("client_qemu",           &[QEMU, QEMU_ROM],        stacks::qemu),
+        test("client_openvpn",         &[OPENVPN],               tunnels::openvpn_tun),
+        test("client_openvpn_tap",     &[OPENVPN],               tunnels::openvpn_tap),
+        test("client_tinc",            &[TINC],                  tunnels::tinc),
+        test("client_vtun",            &[VTUN, IP],              tunnels::vtun),
+        test("client_ssh",             &[SSH, SSH_KEYGEN, SSHD], tunnels::ssh),
+        test("client_scapy",           &[PYTHON, SCAPY],         stacks::scapy),
+        test("client_qemu",            &[QEMU, QEMU_ROM],        stacks::qemu),
+        test("client_wireguard_go",    &[WIREGUARD_GO],          others::wireguard_go),
+        test("client_in_bubblewrap",   &[BWRAP],                 others::bubblewrap),
     ]
 };
 
@@ -72,6 +75,7 @@ struct Installed {
 }
 
 const BUSYBOX: Installed = Installed { path: "/bin/busybox", package: "busybox-static" };
+const BWRAP: Installed = Installed { path: "/usr/bin/bwrap", package: "bubblewrap" };
 const IP: Installed = Installed { path: "/sbin/ip", package: "iproute2" };
 const OPENVPN: Installed = Installed { path: "/usr/sbin/openvpn", package: "openvpn" };
 const PYTHON: Installed = Installed { path: "/usr/bin/python3", package: "python3-scapy" };
@@ -89,13 +93,20 @@ const SSHD: Installed = Installed { path: "/usr/sbin/sshd", package: "openssh-se
 const TINC: Installed = Installed { path: "/usr/sbin/tincd", package: "tinc" };
 const TUNCTL: Installed = Installed { path: "/usr/bin/tunctl", package: "uml-utilities" };
 const VDE_TUNCTL: Installed = Installed { path: "/usr/sbin/vde_tunctl", package: "vde2" };
+const WIREGUARD_GO: Installed =
+    Installed { path: "/usr/bin/wireguard-go", package: "wireguard-go" };
 const VTUN: Installed = Installed { path: "/usr/sbin/vtund", package: "vtun" };
 
 impl ClientTest {
     /// What no device of the kind can do that it needs.
     pub fn limit(&self, backend: Backend) -> Option<&'static str> {
-        let limited = self.needs_values && backend == Backend::Fuse;
-        limited.then_some("the kernel refuses TUNSETPERSIST and its like on a file (EFAULT)")
+        if self.needs_values && backend == Backend::Fuse {
+            Some("the kernel refuses TUNSETPERSIST and its like on a file (EFAULT)")
+        } else if self.name == "client_ssh" && !nix::unistd::geteuid().is_root() {
+            Some("sshd makes tunnels for root alone")
+        } else {
+            None
+        }
     }
 
     /// What is not installed that it needs.

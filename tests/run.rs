@@ -62,12 +62,9 @@ impl User {
         let mut command = match self {
             Self::Root => Command::new(MEMTUN),
             Self::Ordinary => {
-                // The node may be root's alone here. udev opens it to all, so this namespace has it so.
-                let script = "mount -t tmpfs -o dev tmpfs /mnt && mknod -m 666 /mnt/fuse c 10 229 && \
-                    mount --bind /mnt/fuse /dev/fuse && \
-                    PATH=/usr/bin:/bin exec setpriv --reuid 65534 --regid 65534 --clear-groups -- \"$@\"";
-                let mut command = Command::new("unshare");
-                command.args(["-m", "sh", "-c", script, "sh", MEMTUN]);
+                let mut command =
+                    Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/lib/as-user"));
+                command.arg(MEMTUN);
                 command
             }
         };

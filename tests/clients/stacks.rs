@@ -47,7 +47,8 @@ pub(super) fn scapy(backend: Backend) {
     let TakenDatagram { datagram, protocol, vnet } = take_one(&mut client, "tap0");
     assert_eq!((sent, protocol, vnet), (format!("sent {}", hex::encode(datagram)), None, None));
     let tunnels = host.tunnels();
-    let hwaddr = tunnels[0].hwaddr.as_ref().expect("a tap has an address").replace(':', "");
+    let tap = tunnels.iter().find(|tunnel| tunnel.name == "tap0").expect("it is open");
+    let hwaddr = tap.hwaddr.as_ref().expect("a tap has an address").replace(':', "");
     inject(&mut client, "tap0", &ping);
     program.expect_line(&format!(
         "sniffed {}{hwaddr}0800{} Ether / IP / ICMP 10.1.1.1 > 10.1.1.2 echo-request 0 / Raw",

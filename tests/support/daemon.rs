@@ -22,6 +22,7 @@ use memtun::{
     core::Address,
 };
 use nix::{
+    mount::{MntFlags, umount2},
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -179,6 +180,11 @@ impl Drop for Daemon {
             self.signal(Signal::SIGTERM);
             // Reaped, so that the next test's daemon does not meet its remains.
             let _status = self.child.wait();
+        }
+        if self.device.starts_with(std::env::temp_dir()) {
+            // A killed daemon's mount stays, and gives ENOTCONN; an orderly one has left nothing to remove.
+            let _gone = umount2(&self.device, MntFlags::MNT_DETACH);
+            let _gone = std::fs::remove_file(&self.device);
         }
         if thread::panicking() {
             eprintln!("--- log of the daemon\n{}---", self.log());

@@ -28,6 +28,11 @@ pub fn compiled_static(name: &str) -> PathBuf {
     compile(name, &format!("{name}-static"), &["-static"])
 }
 
+/// Where compiled programs go: the build's folder, or another where that belongs to somebody else.
+fn folder() -> PathBuf {
+    std::env::var_os("MEMTUN_TEST_FOLDER").map_or(env!("CARGO_TARGET_TMPDIR").into(), PathBuf::from)
+}
+
 fn compile(name: &str, program: &str, options: &[&str]) -> PathBuf {
     static COMPILED: Mutex<BTreeMap<String, PathBuf>> = Mutex::new(BTreeMap::new());
     let mut compiled = COMPILED.lock().expect("no test panics while it compiles");
@@ -36,8 +41,7 @@ fn compile(name: &str, program: &str, options: &[&str]) -> PathBuf {
             .join("tests/programs")
             .join(name)
             .with_extension("c");
-        let program = Path::new(env!("CARGO_TARGET_TMPDIR"))
-            .join(format!("{program}-{}", std::process::id()));
+        let program = folder().join(format!("{program}-{}", std::process::id()));
         let cc = Command::new("cc")
             .args(["-O1", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE", "-o"])
             .args([&program, &source])

@@ -1,0 +1,76 @@
+//! A program in Go, and a program in a container.
+
+use std::process::Command;
+
+use memtun::command::{
+    wait::Until,
+    watch::{Watch, What},
+};
+
+use super::{BWRAP, Host, WIREGUARD_GO};
+use crate::{
+    device::{inject, take},
+    support::{
+        daemon::{Backend, Daemon},
+        program::{Program, compiled},
+    },
+};
+
+/// It gets through TUNSETIFF and TUNGETIFF, then asks for an interface, which there is none.
+pub(super) fn wireguard_go(backend: Backend) {
+    let daemon = Daemon::start(backend);
+    let mut watcher = daemon.client();
+    watcher.call(&Watch { tunnel: None }).expect("watch");
+    let run = Host::new(&daemon).run(WIREGUARD_GO, &["-f", "wg0"]);
+    assert_eq!(run.status, 1, "{run:?}");
+    let said = format!("{}{}", run.stdout, run.stderr);
+    assert!(said.contains("Failed to create TUN device: no such device"), "{run:?}");
+    loop {
+        if let What::Attached { name, mode, .. } = watcher.next_event().expect("an event").what {
+            assert_eq!((name.as_str(), mode.as_str()), ("wg0", "tun"));
+            break;
+        }
+    }
+}
+
+/// A container with namespaces of its own, no capability and no device rule: a bind mount is enough.
+pub(super) fn bubblewrap(backend: Backend) {
+    let daemon = Daemon::start(backend);
+    let device = daemon.device.to_str().expect("a plain path");
+    let pong = compiled("pong");
+    let bind = match backend {
+        Backend::Cuse => "--dev-bind",
+        Backend::Fuse => "--bind",
+    };
+    // It refuses to be run by an ordinary user with capabilities, as in a user namespace of the tests.
+    let mut container = Command::new("setpriv");
+    container
+        .args(["--inh-caps", "-all", "--ambient-caps", "-all", "--", BWRAP.path])
+        .args([
+            "--unshare-all",
+            "--cap-drop",
+            "ALL",
+            "--die-with-parent",
+            "--ro-bind",
+            "/",
+            "/",
+            "--dev",
+            "/dev",
+        ])
+        .args([bind, device, "/dev/net/tun", "--"])
+        .arg(&pong)
+        .arg("tun0");
+    let _program = Program::start_with_stderr(&mut container);
+    daemon.wait_until("tun0", Until::Reading);
+    let mut client = daemon.client();
+    let ping = memtun::packet::echo_request([10, 0, 0, 1].into(), [10, 0, 0, 2].into()).unwrap();
+    inject(&mut client, "tun0", &ping);
+    let reply = take(&mut client, "tun0");
+    assert_eq!(
+        (&reply[12..16], &reply[16..20], reply[20]),
+        (&ping[16..20], &ping[12..16], 0),
+        "an echo reply"
+    );
+    let file = &daemon.list().tunnels[0].files[0];
+    assert!(file.command.starts_with("pong"), "{file:?}");
+}
