@@ -13,7 +13,7 @@ use std::{
     num::NonZero,
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
@@ -69,10 +69,10 @@ pub struct Daemon {
     served: Vec<Served>,
     timer: JoinHandle<()>,
     stopping: Arc<AtomicBool>,
+    lost: Arc<OnceLock<String>>,
 }
 
 struct Served {
-    name: String,
     stop: Box<dyn FnOnce() -> bool + Send>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -92,6 +92,7 @@ impl Daemon {
     ) -> Result<Self, DaemonError> {
         let hub = Hub::new(Core::new(Limits::default(), fastrand::u64(..)));
         let stopping = Arc::new(AtomicBool::new(false));
+        let lost = Arc::new(OnceLock::new());
         let mut served = Vec::new();
         for Registered { name, path, channel, identity, stop } in devices {
             let front_end = DeviceFrontEnd::new(&hub, channel, identity).ok_or_else(|| {
@@ -99,13 +100,19 @@ impl Daemon {
             })?;
             let threads = (0..threads.get()).map(|_| {
                 let (front_end, stopping) = (Arc::clone(&front_end), Arc::clone(&stopping));
-                spawn("device", move || serve_device(&front_end, &stopping))
+                let (name, lost) = (name.clone(), Arc::clone(&lost));
+                spawn("device", move || {
+                    serve_device(&front_end);
+                    if !stopping.load(Ordering::Relaxed) {
+                        tell_of_loss(&lost, name);
+                    }
+                })
             });
             let threads = threads.collect::<Result<_, _>>()?;
             // The kernel asks for a file's owner only when somebody looks, takes it for root until then, and in a user
             // namespace without root refuses to open a file of an owner that it cannot name (HAS_UNMAPPED_ID).
             let _looked = path.map(fs::metadata);
-            served.push(Served { name, stop, threads });
+            served.push(Served { stop, threads });
         }
         let timer = spawn("timer", {
             let hub = Arc::clone(&hub);
@@ -116,7 +123,7 @@ impl Daemon {
             let (server, hub) = (Arc::clone(&server), Arc::clone(&hub));
             move || server.run(&hub)
         })?;
-        Ok(Self { hub, server, served, timer, stopping })
+        Ok(Self { hub, server, served, timer, stopping, lost })
     }
 
     /// The hub.
@@ -128,8 +135,14 @@ impl Daemon {
     /// A device that was taken away by the kernel, though nobody stopped it.
     #[must_use]
     pub fn lost_device(&self) -> Option<&str> {
-        let is_lost = |served: &&Served| served.threads.iter().any(JoinHandle::is_finished);
-        self.served.iter().find(is_lost).map(|served| served.name.as_str())
+        self.lost.get().map(String::as_str)
+    }
+
+    /// Removes the socket and leaves the devices to the end of the process, which must come now. Clients get an error then,
+    /// and what covers a path goes on to cover it.
+    pub fn abandon(self) {
+        self.server.remove();
+        std::mem::forget(self.served);
     }
 
     /// Takes the devices away, so that blocked clients get an error, and removes the socket.
@@ -150,14 +163,16 @@ impl Daemon {
     }
 }
 
-/// The body of a device thread.
-fn serve_device(front_end: &DeviceFrontEnd, stopping: &AtomicBool) {
+fn serve_device(front_end: &DeviceFrontEnd) {
     if let Err(error) = front_end.serve() {
         error!(%error, "reading the device failed");
     }
-    if stopping.load(Ordering::Relaxed) {
-        return;
-    }
+}
+
+/// The main thread waits for signals, so it gets one.
+fn tell_of_loss(lost: &OnceLock<String>, name: String) {
+    // The first of its threads to end has said the same.
+    let _known = lost.set(name);
     if let Err(errno) = nix::sys::signal::kill(nix::unistd::getpid(), DEVICE_LOST) {
         warn!(%errno, "telling the main thread of the device's end failed, ignoring");
     }

@@ -7,8 +7,8 @@
 //! and no system call is made under the lock. Answers to clients go first, the harness and observers after.
 //!
 //! Outputs of two threads may be performed in another order than they were made. Where order counts it is kept by
-//! construction: a datagram is bound to its read under the lock, a wake-up only says "look again", and a write is
-//! forwarded to a peer before its client is told that it is done and can write again.
+//! construction: a datagram is bound to its read and put into its queue under the lock, and a wake-up or a peer's
+//! notification only says "look again".
 //!
 //! One timer thread sleeps until the core's next deadline; it is woken only for an earlier one.
 
@@ -18,14 +18,14 @@ use std::{
     fs::Metadata,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant, SystemTime},
 };
 
 use crate::core::{
-    Answer, CommandError, Condition, Core, Datagram, Event, Origin, Outcome, Output, PeerId,
-    Request, RequestId, TunnelId, WaitId, WakeHandle,
+    Answer, CommandError, Condition, Core, Event, Origin, Outcome, Output, PeerId, Request,
+    RequestId, TunnelId, WaitId, WakeHandle,
 };
 
 /// How clients' system calls reach the core, seen from the core: where their answers go.
@@ -44,11 +44,10 @@ pub trait Observer: Send + Sync {
     fn observe(&self, at: SystemTime, event: &Event);
 }
 
-/// The far side of a tunnel, instead of the harness's queue. Must not block.
+/// The far side of a tunnel, instead of the harness. Must not block.
 pub trait Peer: Send + Sync {
-    /// Takes a datagram that a client wrote. Datagrams that one file writes come in order; those of several files that
-    /// write at the same time may come in any.
-    fn forward(&self, datagram: Datagram);
+    /// The tunnel has something to take, or is gone. May be called by several threads at a time.
+    fn notify(&self);
 }
 
 /// Whoever waits: what it still waits for can be given up at once.
@@ -70,6 +69,8 @@ pub struct Hub {
     timer: Condvar,
     front_ends: [OnceLock<Arc<dyn FrontEnd>>; MAX_FRONT_ENDS],
     observers: RwLock<Vec<Arc<dyn Observer>>>,
+    /// Their number; read under the core's lock, so that the last to come or go decides whether there are events.
+    observer_count: AtomicUsize,
     peers: RwLock<BTreeMap<PeerId, Arc<dyn Peer>>>,
     waits: Mutex<BTreeMap<WaitId, Pending>>,
     last_wait: AtomicU64,
@@ -98,6 +99,7 @@ impl Hub {
             timer: Condvar::new(),
             front_ends: [const { OnceLock::new() }; MAX_FRONT_ENDS],
             observers: RwLock::default(),
+            observer_count: AtomicUsize::new(0),
             peers: RwLock::default(),
             waits: Mutex::default(),
             last_wait: AtomicU64::new(0),
@@ -192,17 +194,20 @@ impl Hub {
 
     /// Adds an observer, which sees all that happens from now on.
     pub fn observe(&self, observer: Arc<dyn Observer>) {
-        self.observers.write().unwrap_or_else(PoisonError::into_inner).push(observer);
-        self.with(|core| core.set_observed(true));
+        self.change_observers(|observers| observers.push(observer));
     }
 
     /// Removes an observer.
     pub fn unobserve(&self, observer: &Arc<dyn Observer>) {
+        self.change_observers(|observers| observers.retain(|other| !Arc::ptr_eq(other, observer)));
+    }
+
+    fn change_observers(&self, change: impl FnOnce(&mut Vec<Arc<dyn Observer>>)) {
         let mut observers = self.observers.write().unwrap_or_else(PoisonError::into_inner);
-        observers.retain(|other| !Arc::ptr_eq(other, observer));
-        let observed = !observers.is_empty();
+        change(&mut observers);
+        self.observer_count.store(observers.len(), Ordering::SeqCst);
         drop(observers);
-        self.with(|core| core.set_observed(observed));
+        self.with(|core| core.set_observed(self.observer_count.load(Ordering::SeqCst) > 0));
     }
 
     /// Gives a tunnel a peer.
@@ -272,7 +277,7 @@ impl Hub {
                     self.front_end(to.origin, |end| end.complete(to.unique, outcome))
                 }
                 Output::Wake(origin, handle) => self.front_end(origin, |end| end.wake(handle)),
-                Output::Forward(to, datagram) => self.forward(to, datagram),
+                Output::Notify(peer) => self.notify(peer),
                 Output::Answer(..) | Output::Event(_) => {}
             }
         }
@@ -280,7 +285,7 @@ impl Hub {
             match output {
                 Output::Answer(wait, answer) => self.answer(wait, answer),
                 Output::Event(event) => self.tell(&event),
-                Output::Complete(..) | Output::Wake(..) | Output::Forward(..) => {}
+                Output::Complete(..) | Output::Wake(..) | Output::Notify(_) => {}
             }
         }
     }
@@ -299,10 +304,10 @@ impl Hub {
         }
     }
 
-    fn forward(&self, to: PeerId, datagram: Datagram) {
-        let peer = self.peers.read().unwrap_or_else(PoisonError::into_inner).get(&to).cloned();
+    fn notify(&self, peer: PeerId) {
+        let peer = self.peers.read().unwrap_or_else(PoisonError::into_inner).get(&peer).cloned();
         if let Some(peer) = peer {
-            peer.forward(datagram);
+            peer.notify();
         }
     }
 

@@ -66,7 +66,7 @@ pub enum NamespaceError {
         error: io::Error,
     },
     /// The path cannot be covered.
-    #[error("{0} cannot be covered: it has no folder; give an absolute path")]
+    #[error("{0} cannot be covered: give an absolute path in a folder that exists below the root")]
     NoFolder(PathBuf),
 }
 
@@ -134,7 +134,12 @@ pub fn provide(at: &Path) -> Result<(), NamespaceError> {
         .parent()
         .filter(|_| at.is_absolute())
         .ok_or_else(|| NamespaceError::NoFolder(at.to_owned()))?;
-    let existing = folder.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/"));
+    // The root itself cannot be covered: paths are looked up from below what would cover it.
+    let existing = folder
+        .ancestors()
+        .find(|folder| folder.is_dir())
+        .filter(|folder| folder.parent().is_some())
+        .ok_or_else(|| NamespaceError::NoFolder(at.to_owned()))?;
     compose(existing)?;
     let failed = |path: &Path| {
         let path = path.to_owned();

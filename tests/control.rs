@@ -36,6 +36,10 @@ pub const TESTS: &[DeviceTest] = &[
     ("waiting_calls_hold_up_nobody", waiting_calls_hold_up_nobody),
     ("closed_connection_takes_nothing", closed_connection_takes_nothing),
     ("attached_socket_carries_datagrams_both_ways", attached_socket_carries_datagrams_both_ways),
+    (
+        "attached_socket_takes_over_in_order_and_ends_with_its_tunnel",
+        attached_socket_takes_over_in_order_and_ends_with_its_tunnel,
+    ),
     ("watch_shows_everything", watch_shows_everything),
     ("list_shows_tunnels_and_files", list_shows_tunnels_and_files),
     ("run_covers_the_path_for_its_program_alone", run_covers_the_path_for_its_program_alone),
@@ -295,6 +299,43 @@ fn attached_socket_carries_datagrams_both_ways(backend: Backend) {
     });
     file.write(&datagram(4)).unwrap();
     assert_eq!(take(&mut client, "tun0"), datagram(4), "taken by hand again");
+}
+
+fn attached_socket_takes_over_in_order_and_ends_with_its_tunnel(backend: Backend) {
+    let daemon = Daemon::start(backend);
+    let file = TunFile::attached(&daemon.device, "tun0", TUN | NO_PI);
+    let mut client = daemon.client();
+    // A client that goes on writing while a backlog is handed over.
+    let writer = Background::start({
+        let file = file.try_clone();
+        move || (0..3_000).for_each(|number| assert_eq!(file.write(&datagram(number)), Ok(28)))
+    });
+    daemon.wait_until("tun0", Until::Written);
+    let socket = client.attach("tun0".parse().unwrap()).unwrap();
+    let received = Background::start({
+        let socket = socket.try_clone().unwrap();
+        move || {
+            let mut buffer = [0; 2_000];
+            let mut received = Vec::new();
+            loop {
+                match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()).unwrap() {
+                    0 => return received,
+                    length => received.push(buffer[..length].to_vec()),
+                }
+            }
+        }
+    });
+    writer.join("the writer");
+    // More than any socket carries in one message: it alone is lost.
+    file.write(&vec![0x45; 120_000]).unwrap();
+    file.write(&datagram(3_000)).unwrap();
+    drop(file);
+    let mut received = received.join("the socket's end, for its tunnel is gone");
+    received.retain(|datagram| datagram.len() == 28);
+    assert!(received == (0..=3_000).map(datagram).collect::<Vec<_>>(), "everything, in order");
+    within_deadline("the tunnel to go", move || {
+        while !client.call(&List {}).unwrap().tunnels.is_empty() {}
+    });
 }
 
 fn watch_shows_everything(backend: Backend) {
@@ -585,6 +626,7 @@ fn mistakes_get_one_line_that_helps(backend: Backend) {
         ),
         (&["inject", "tun0", "--file", "/no/such/file"], "/no/such/file"),
         (&["inject", "tun0", "--pcap", "/etc/passwd"], "a pcap or pcapng file is needed"),
+        (&["inject", "tun0", "--hex", "45", "--from", "10.0.0.1"], "give one of those too"),
         (&["inject", "tun0", "--frame", "--hex", "45"], "is a tun, which carries no frames"),
         (&["inject", "tap0", "--hex", "01"], "with --frame"),
         (

@@ -24,6 +24,12 @@ pub const TESTS: &[RunTest] = &[
     ("program_is_pinged_at_dev_net_tun", program_is_pinged_at_dev_net_tun),
     ("missing_path_is_made_for_the_program_alone", missing_path_is_made_for_the_program_alone),
     ("ids_are_kept_unless_root_is_wanted", ids_are_kept_unless_root_is_wanted),
+    ("program_inherits_nothing_of_ours", program_inherits_nothing_of_ours),
+    (
+        "what_the_program_leaves_behind_never_meets_the_real_device",
+        what_the_program_leaves_behind_never_meets_the_real_device,
+    ),
+    ("nested_runs_have_sockets_of_their_own", nested_runs_have_sockets_of_their_own),
     ("network_is_empty_if_wanted", network_is_empty_if_wanted),
     ("signals_are_passed_on", signals_are_passed_on),
     ("nothing_is_left_behind_when_memtun_is_killed", nothing_is_left_behind_when_memtun_is_killed),
@@ -139,6 +145,30 @@ fn ids_are_kept_unless_root_is_wanted(user: User) {
     let ids = ["sh", "-c", "echo $(id -u) $(id -g)"];
     assert_eq!(memtun_run(user, &[&["--"][..], &ids].concat()).stdout, own);
     assert_eq!(memtun_run(user, &[&["--map-root", "--"][..], &ids].concat()).stdout, "0 0\n");
+}
+
+fn program_inherits_nothing_of_ours(user: User) {
+    let script = ["sh", "-c", "ls /proc/self/fd; grep SigBlk /proc/self/status"];
+    let without = run(Command::new(script[0]).args(&script[1..]), b"").succeeded();
+    assert_eq!(memtun_run(user, &[&["--"][..], &script].concat()).stdout, without);
+}
+
+fn what_the_program_leaves_behind_never_meets_the_real_device(user: User) {
+    let (_folder, control) = folder();
+    // The child waits for the end of the program, then opens the device.
+    let script = "exec 3>&1; (while kill -0 $$ 2>/dev/null; do :; done; cat /dev/net/tun 2>&3 >/dev/null; echo $? >&3) &";
+    let program = Program::start(&mut user.memtun_run(&control, &["--", "sh", "-c", script]));
+    let error = program.line();
+    assert!(error.contains("not connected") || error.contains("No such device"), "{error}");
+}
+
+fn nested_runs_have_sockets_of_their_own(user: User) {
+    let inner =
+        [MEMTUN, "run", "--", "sh", "-c", "test -S $MEMTUN_CONTROL && echo $MEMTUN_CONTROL"];
+    let (_folder, control) = folder();
+    let run = run(&mut user.memtun_run(&control, &[&["--"][..], &inner].concat()), b"");
+    assert_eq!(run.status, 0, "{run:?}");
+    assert_ne!(run.stdout.trim_end(), control.to_str().unwrap());
 }
 
 fn network_is_empty_if_wanted(user: User) {

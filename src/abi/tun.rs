@@ -93,6 +93,7 @@ pub mod ioctl {
     pub const TUNGETVNETLE: u32 = 0x8004_54dd;
     pub const TUNSETVNETBE: u32 = 0x4004_54de;
     pub const TUNGETVNETBE: u32 = 0x8004_54df;
+    pub const TUNGETDEVNETNS: u32 = 0x0000_54e3;
     pub const SIOCSIFHWADDR: u32 = 0x8924;
     pub const SIOCGIFHWADDR: u32 = 0x8927;
     pub const SIOCGSKNS: u32 = 0x894c;

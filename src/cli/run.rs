@@ -22,18 +22,19 @@ use clap::ValueEnum;
 use cuse_rs::{cuse::DeviceOptions, fuse_file::FileOptions};
 use nix::{
     errno::Errno,
+    fcntl::{FcntlArg, FdFlag, fcntl},
     libc,
     sys::{
         signal::{SigSet, Signal, kill, raise},
-        signalfd::SignalFd,
+        signalfd::{SfdFlags, SignalFd},
         wait::{Id, WaitPidFlag, WaitStatus, waitid},
     },
-    unistd::{Pid, getegid, geteuid},
+    unistd::{Pid, getegid, geteuid, getpgrp, tcgetpgrp},
 };
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::{
-    control::server::{Server, SocketOptions},
+    control::server::{BindError, Server, SocketOptions},
     core::Event,
     daemon::{DEVICE_LOST, Daemon},
     frontend::{Registered, cuse, fuse},
@@ -122,25 +123,21 @@ impl Args {
         let signals = SigSet::all();
         // Before there are threads, so that all inherit it.
         signals.thread_block()?;
-        let signals = SignalFd::new(&signals)?;
+        let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC)?;
 
         let socket = Socket::bind(control)?;
-        let device = self.register()?;
+        let device = self.register(&socket.path)?;
         let daemon = Daemon::start(vec![device], socket.server, NonZero::<u8>::MIN)?;
-        let ready = self.ready_fd.map(|fd| File::from(sys::own_received(fd)));
-        let waiting = self.announce(&daemon, ready);
+        self.announce(&daemon)?;
 
         let mut command = self.command(&socket.path);
         let status = match sys::spawn_dying_with_us(&mut command) {
-            Ok(program) => supervise(program, &signals, &daemon)?,
-            Err(error) => {
-                daemon.stop();
-                return Ok(self.not_started(&error));
-            }
+            Ok(program) => supervise(program, &signals, &daemon).map(exit_code),
+            Err(error) => Ok(self.not_started(&error)),
         };
-        drop(waiting);
-        daemon.stop();
-        Ok(exit_code(status))
+        daemon.abandon();
+        socket.guard.dismiss();
+        status
     }
 
     fn enter_namespace(&self) -> anyhow::Result<()> {
@@ -148,7 +145,7 @@ impl Args {
     }
 
     /// Makes the device and puts it where the program finds it.
-    fn register(&self) -> anyhow::Result<Registered> {
+    fn register(&self, control: &Path) -> anyhow::Result<Registered> {
         let has_cuse = || File::options().read(true).write(true).open("/dev/cuse").is_ok();
         let kind = match self.front_end {
             Kind::Auto if geteuid().is_root() && has_cuse() => Kind::Cuse,
@@ -156,11 +153,11 @@ impl Args {
             Kind::Cuse => Kind::Cuse,
         };
         if self.front_end == Kind::Auto {
-            info!(front_end = ?kind, "chosen");
+            info!(front_end = ?kind, control = %control.display(), "chosen");
         }
         if kind == Kind::Cuse {
             let name = format!("memtun-run-{}", std::process::id());
-            let device = cuse::register(DeviceOptions::new(name.parse()?).mode(0o666))?;
+            let device = cuse::register(DeviceOptions::new(name.parse()?))?;
             self.enter_namespace()?;
             namespace::provide(&self.at)?;
             let path = device
@@ -179,16 +176,20 @@ impl Args {
         }
     }
 
-    /// Says that everything is ready, now or when a client has attached. What is returned must live as long as that may
-    /// take.
-    fn announce(&self, daemon: &Daemon, ready: Option<File>) -> Option<Arc<Ready>> {
-        let ready = Arc::new(Ready(Mutex::new(ready)));
+    /// Says that everything is ready, now or when a client has attached.
+    fn announce(&self, daemon: &Daemon) -> anyhow::Result<()> {
+        let Some(number) = self.ready_fd else { return Ok(()) };
+        let descriptor = sys::own_received(number);
+        // The program must not hold it open: its reader may wait for the end.
+        fcntl(&descriptor, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))
+            .map_err(|errno| anyhow::anyhow!("--ready-fd {number}: {}", errno.desc()))?;
+        let ready = Ready(Mutex::new(Some(File::from(descriptor))));
         if self.wait_attached {
-            daemon.hub().observe(Arc::clone(&ready) as Arc<dyn Observer>);
-            return Some(ready);
+            daemon.hub().observe(Arc::new(ready));
+        } else {
+            ready.tell();
         }
-        ready.tell();
-        None
+        Ok(())
     }
 
     fn command(&self, control: &Path) -> Command {
@@ -210,19 +211,28 @@ impl Args {
 struct Socket {
     server: Server,
     path: PathBuf,
+    guard: sys::Guard,
 }
 
 impl Socket {
     fn bind(control: Option<&Path>) -> anyhow::Result<Self> {
+        let own = || std::env::temp_dir().join(format!("memtun-{}.sock", std::process::id()));
         // Absolute, for the program may look for it from another folder.
-        let path = match control {
-            Some(path) => std::path::absolute(path)?,
-            None => std::env::temp_dir().join(format!("memtun-{}.sock", std::process::id())),
+        let path = control.map_or_else(|| Ok(own()), std::path::absolute)?;
+        let bind = |path: &Path| {
+            Server::bind(&SocketOptions { path: path.to_owned(), mode: 0o600, group: None })
         };
-        let server = Server::bind(&SocketOptions { path: path.clone(), mode: 0o600, group: None })?;
-        sys::remove_after_us(&path)?;
-        debug!(path = %path.display(), "control socket");
-        Ok(Self { server, path })
+        let (server, path) = match bind(&path) {
+            // In a program that is run by us the variable names the outer daemon's socket.
+            Err(BindError::InUse(_))
+                if std::env::var_os("MEMTUN_CONTROL").is_some_and(|outer| path == outer) =>
+            {
+                (bind(&own())?, own())
+            }
+            bound => (bound?, path),
+        };
+        let guard = sys::Guard::of(&path)?;
+        Ok(Self { server, path, guard })
     }
 }
 
@@ -264,7 +274,7 @@ fn supervise(
             }
             stop_with(pid)?;
         } else if signal == DEVICE_LOST && info.ssi_pid == std::process::id() {
-            let name = daemon.lost_device().unwrap_or("of this program").to_owned();
+            let name = daemon.lost_device().unwrap_or("of this program");
             anyhow::bail!("device {name} was taken away by the kernel");
         } else if info.ssi_code != libc::SI_KERNEL {
             // What the terminal sends, it has sent to the program too.
@@ -280,12 +290,19 @@ fn supervise(
 fn stop_with(pid: Pid) -> Result<(), Errno> {
     // Stops alone: the program's end is for whoever looks at its status.
     match waitid(Id::Pid(pid), WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG) {
-        Ok(WaitStatus::Stopped(_, Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU)) => {
+        Ok(WaitStatus::Stopped(_, Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU))
+            if has_terminal() =>
+        {
             raise(Signal::SIGSTOP)
         }
         Ok(_) | Err(Errno::ECHILD) => Ok(()),
         Err(errno) => Err(errno),
     }
+}
+
+/// We are in the foreground of a terminal, so somebody can continue us.
+fn has_terminal() -> bool {
+    File::open("/dev/tty").is_ok_and(|terminal| tcgetpgrp(&terminal) == Ok(getpgrp()))
 }
 
 fn exit_code(status: ExitStatus) -> ExitCode {

@@ -78,7 +78,7 @@ impl Args {
         tell_service_manager(&[NotifyState::Ready]);
         let signal = wait_for(&signals).map_err(system("waiting for a signal"))?;
         tell_service_manager(&[NotifyState::Stopping]);
-        let lost = daemon.lost_device().filter(|_| signal == DEVICE_LOST).map(str::to_owned);
+        let lost = daemon.lost_device().map(str::to_owned);
         info!(%signal, "stopping");
         daemon.stop();
         lost.map_or(Ok(()), |name| Err(DaemonError::DeviceLost(name)))
@@ -95,6 +95,7 @@ impl Args {
             devices.push(cuse::register(device)?);
         }
         if let Some(path) = &self.fuse {
+            let path = &fuse::resolved(path);
             if fuse::is_served(path) {
                 return Err(DaemonError::Served(path.clone()));
             }

@@ -182,6 +182,9 @@ impl Args {
     }
 
     fn datagrams(&self, client: &mut Client) -> Result<Captured, InjectError> {
+        if (self.from.is_some() || self.to.is_some()) && !self.source.ping && !self.source.udp {
+            return Err(InjectError::LoneEndpoint);
+        }
         let one = |bytes: Vec<u8>| {
             Ok(Captured { datagrams: vec![(Bytes::from(bytes), self.frame)], skipped: 0 })
         };
@@ -258,6 +261,9 @@ pub enum InjectError {
         /// What should have been.
         wanted: &'static str,
     },
+    /// `--from` or `--to` of nothing.
+    #[error("--from and --to say nothing without --ping or --udp; give one of those too")]
+    LoneEndpoint,
     /// A datagram cannot be built.
     #[error("building the datagram: {0}")]
     Build(packet::BuildError),

@@ -1,6 +1,6 @@
 //! `list`: the tunnels and the files behind them.
 
-use std::{io::Write, sync::Arc};
+use std::{collections::BTreeMap, io::Write, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -129,9 +129,11 @@ impl Method for List {
     fn perform(self, session: &Arc<Session>, reply: Reply<Listing>) {
         let mut listing = session.hub().with(|core| Listing::from(&*core));
         let attached = listing.tunnels.iter_mut().flat_map(|tunnel| &mut tunnel.files);
+        // A process may have many of the files: its descriptors are looked through once.
+        let mut known = BTreeMap::new();
         for file in attached.chain(&mut listing.unattached_files) {
-            file.close_on_exec =
-                opener::close_on_exec(file.pid, |metadata| session.hub().owns(metadata));
+            let look = || opener::close_on_exec(file.pid, |metadata| session.hub().owns(metadata));
+            file.close_on_exec = *known.entry(file.pid).or_insert_with(look);
         }
         reply.send(Ok(listing));
     }

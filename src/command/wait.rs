@@ -1,11 +1,6 @@
 //! `wait`: until a tunnel is as it should be, instead of sleeping and hoping.
 
-use std::{
-    io::Write,
-    path::Path,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{io::Write, path::Path, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -109,7 +104,7 @@ pub struct Args {
     tunnel: Option<Address>,
     /// What to wait for.
     until: Option<Until>,
-    /// How long to wait, such as 500ms or 2s; 0 only looks.
+    /// How long to wait for the daemon, and then for the tunnel, such as 500ms or 2s; 0 only looks.
     #[arg(long, value_name = "DURATION", default_value = "10s")]
     timeout: humantime::Duration,
 }
@@ -120,13 +115,10 @@ impl Args {
     /// # Errors
     ///
     /// What the daemon says; a timeout is one of it.
-    #[expect(clippy::disallowed_methods, reason = "one deadline for the daemon and for its tunnel")]
     pub fn run(self, control: &Path, out: &mut dyn Write) -> Result<(), ClientError> {
-        let start = Instant::now();
         let mut client = Client::connect_within(control, *self.timeout)?;
         let (Some(tunnel), Some(until)) = (self.tunnel, self.until) else { return Ok(()) };
-        let timeout_ms = u64::try_from(self.timeout.saturating_sub(start.elapsed()).as_millis())
-            .unwrap_or(u64::MAX);
+        let timeout_ms = u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX);
         let met = client.call(&Wait { tunnel, until, timeout_ms })?;
         if let (Some(id), Some(name)) = (met.id, met.name) {
             writeln!(out, "{name} #{id}")?;

@@ -9,10 +9,11 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
     },
     thread,
+    time::Duration,
 };
 
 use nix::unistd::{Gid, Group};
@@ -118,14 +119,13 @@ impl Server {
 
     /// Accepts harnesses for as long as the daemon lives; the body of the control thread.
     pub fn run(&self, hub: &Arc<Hub>) {
-        let connections = Arc::new(AtomicUsize::new(0));
+        let connections = Arc::new(Connections::default());
         for stream in self.listener.incoming() {
             match stream {
                 Ok(stream) => accept(stream, hub, &connections),
                 Err(error) => {
-                    // Out of descriptors, most likely; whoever waits to connect has it tried again.
-                    warn!(%error, "accepting on the control socket failed, ignoring");
-                    thread::yield_now();
+                    warn!(%error, "accepting on the control socket failed, waiting until a connection closes");
+                    connections.wait_for_change();
                 }
             }
         }
@@ -172,23 +172,54 @@ fn remove_dead_socket(path: &Path) -> Result<(), BindError> {
     }
 }
 
-fn accept(stream: UnixStream, hub: &Arc<Hub>, connections: &Arc<AtomicUsize>) {
-    if connections.fetch_add(1, Ordering::Relaxed) >= MAX_CONNECTIONS {
-        connections.fetch_sub(1, Ordering::Relaxed);
+/// The open connections.
+#[derive(Default)]
+struct Connections {
+    count: Mutex<usize>,
+    closed: Condvar,
+}
+
+impl Connections {
+    /// Counts one more; false, and none counted, at the limit.
+    fn open(&self) -> bool {
+        let mut count = self.lock();
+        let fits = *count < MAX_CONNECTIONS;
+        *count += usize::from(fits);
+        fits
+    }
+
+    fn close(&self) {
+        *self.lock() -= 1;
+        self.closed.notify_all();
+    }
+
+    /// Waits until one closes, or for a while: what was lacking may have been freed elsewhere.
+    fn wait_for_change(&self) {
+        let waited = self.closed.wait_timeout(self.lock(), Duration::from_secs(1));
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, usize> {
+        self.count.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn accept(stream: UnixStream, hub: &Arc<Hub>, connections: &Arc<Connections>) {
+    if !connections.open() {
         let message = format!("{MAX_CONNECTIONS} connections are open, the limit; close one first");
         refuse(stream, Failure::new("too-many-connections", message));
         return;
     }
     let hub = Arc::clone(hub);
-    let counter = Arc::clone(connections);
+    let counted = Arc::clone(connections);
     let spawned = thread::Builder::new().name("harness".to_owned()).spawn(move || {
         if let Err(error) = serve(stream, hub) {
             debug!(%error, "a harness's connection ended");
         }
-        counter.fetch_sub(1, Ordering::Relaxed);
+        counted.close();
     });
     if let Err(error) = spawned {
-        connections.fetch_sub(1, Ordering::Relaxed);
+        connections.close();
         warn!(%error, "starting a thread for a harness failed, ignoring");
     }
 }

@@ -5,7 +5,7 @@
 //! DIFFERS: TUNSETIFF never asks for CAP_NET_ADMIN, nor whether the caller is the owner of a persistent tunnel or in
 //! its group. Tests run where nobody has that capability.
 
-use super::{Core, DropReason, Event, FileId, MacAddress, Mode, Scope, Tunnel, TunnelId};
+use super::{Core, DropReason, Event, FileId, MacAddress, Mode, Output, Scope, Tunnel, TunnelId};
 use crate::{
     abi::tun::{IFNAMSIZ, IfFlags, Name},
     errno::Errno,
@@ -183,6 +183,9 @@ impl Core {
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
         self.names.remove(&(tunnel.scope, tunnel.name));
         tunnel.gone = true;
+        if let Some(peer) = tunnel.peer {
+            self.outputs.push(Output::Notify(peer));
+        }
         if tunnel.written.is_empty() {
             self.tunnels.remove(&id);
             return;

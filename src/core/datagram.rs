@@ -149,6 +149,9 @@ pub fn read_reply(
 
 /// The datagram in what a client wrote: headers taken off and checked, in the order of `tun_get_user`.
 ///
+/// DIFFERS: of the vnet header only the lengths are checked, not gso_type, gso_size and the checksum's place
+/// (`virtio_net_hdr_to_skb`); a write that the kernel refuses for those is taken.
+///
 /// # Errors
 ///
 /// `EINVAL` if a header is cut short, the vnet header claims more than there is, a frame is shorter than its Ethernet

@@ -117,8 +117,10 @@ pub enum DropReason {
     ReadTooShort,
     /// A continuation of a write whose first part was taken already.
     Continuation,
-    /// The attached peer did not read what the client wrote before.
-    PeerFull,
+    /// An attached socket sent it while the tunnel was down, or it is too long.
+    Refused,
+    /// It is longer than the attached socket carries.
+    PeerLimit,
 }
 
 impl DropReason {
@@ -130,7 +132,8 @@ impl DropReason {
             Self::WriteBufferFull => "write-buffer-full",
             Self::ReadTooShort => "read-too-short",
             Self::Continuation => "continuation",
-            Self::PeerFull => "peer-full",
+            Self::Refused => "refused",
+            Self::PeerLimit => "peer-limit",
         }
     }
 }

@@ -156,8 +156,9 @@ impl Core {
     ///
     /// [`CommandError::UnknownTunnel`].
     pub fn set_link(&mut self, of: TunnelId, up: bool) -> Result<(), CommandError> {
-        self.tunnel_or_unknown(of)?;
-        let Some(tunnel) = self.tunnels.get_mut(&of) else { return Ok(()) };
+        let Some(tunnel) = self.tunnels.get_mut(&of) else {
+            return Err(CommandError::UnknownTunnel(Address::Id(of)));
+        };
         if std::mem::replace(&mut tunnel.up, up) != up {
             let name = tunnel.name;
             if up {
@@ -169,40 +170,65 @@ impl Core {
         Ok(())
     }
 
-    /// Gives a tunnel a peer, which is sent what clients wrote so far and all they write from now on.
+    /// Gives a tunnel a peer, which is told whenever there is something to [`take`](Self::take): now too, if there is.
+    ///
+    /// While a tunnel has a peer, no wait of the harness takes from it.
     ///
     /// # Errors
     ///
     /// [`CommandError::UnknownTunnel`], [`CommandError::HasPeer`].
     pub fn set_peer(&mut self, of: TunnelId, peer: PeerId) -> Result<(), CommandError> {
-        self.tunnel_or_unknown(of)?;
-        let Some(tunnel) = self.tunnels.get_mut(&of) else { return Ok(()) };
+        let Some(tunnel) = self.tunnels.get_mut(&of) else {
+            return Err(CommandError::UnknownTunnel(Address::Id(of)));
+        };
         if tunnel.peer.is_some() {
             return Err(CommandError::HasPeer(tunnel.name));
         }
         tunnel.peer = Some(peer);
-        while let Some(datagram) = tunnel.written.pop() {
-            self.outputs.push(Output::Forward(peer, datagram));
+        if !tunnel.written.is_empty() {
+            self.outputs.push(Output::Notify(peer));
         }
         Ok(())
     }
 
-    /// The peer has left; what clients write is kept for the harness again.
+    /// The peer has left; what clients write is for the harness's waits again.
     pub fn clear_peer(&mut self, peer: PeerId) {
         for tunnel in self.tunnels.values_mut().filter(|tunnel| tunnel.peer == Some(peer)) {
             tunnel.peer = None;
         }
+        self.settle_waits();
     }
 
-    /// A peer could not take a datagram that a client wrote.
-    pub fn count_peer_drop(&mut self, peer: PeerId, length: usize) {
-        let Some(tunnel) = self.tunnels.values_mut().find(|tunnel| tunnel.peer == Some(peer))
-        else {
-            return;
-        };
+    /// Puts a datagram from a tunnel's peer on its way to the client. What is refused is counted as dropped: a peer is
+    /// not told.
+    ///
+    /// # Errors
+    ///
+    /// As [`inject`](Self::inject).
+    pub fn inject_from_peer(
+        &mut self,
+        to: TunnelId,
+        bytes: Bytes,
+    ) -> Result<Delivery, CommandError> {
+        let length = bytes.len();
+        let delivery = self.inject(to, bytes, Wrap::Raw);
+        // A full queue and a short read have been counted where they were noticed.
+        let counted = matches!(
+            delivery,
+            Ok(_) | Err(CommandError::QueueFull { .. } | CommandError::ReadTooShort(_))
+        );
+        if !counted && let Some(name) = self.tunnels.get(&to).map(|tunnel| tunnel.name) {
+            self.count_to_client_drop(to, name, DropReason::Refused, length);
+        }
+        delivery
+    }
+
+    /// A datagram that was taken for a peer is lost: it is longer than the peer can carry.
+    pub fn count_peer_drop(&mut self, of: TunnelId, length: usize) {
+        let Some(tunnel) = self.tunnels.get_mut(&of) else { return };
         tunnel.counters.from_client_dropped.add(length);
-        let (id, name) = (tunnel.id, tunnel.name);
-        self.event(|| Event::Dropped { tunnel: id, name, reason: DropReason::PeerFull, length });
+        let name = tunnel.name;
+        self.event(|| Event::Dropped { tunnel: of, name, reason: DropReason::PeerLimit, length });
     }
 }
 
@@ -252,10 +278,11 @@ impl Core {
         let (id, name, mode) = (tunnel.id, tunnel.name, tunnel.mode);
         let payload = datagram.payload.clone();
         tunnel.counters.from_client.add(payload.len());
-        if let Some(peer) = tunnel.peer {
-            self.outputs.push(Output::Forward(peer, datagram));
-        } else if tunnel.written.push(datagram) {
+        if tunnel.written.push(datagram) {
             tunnel.last_writer = Some(file);
+            if let Some(peer) = tunnel.peer {
+                self.outputs.push(Output::Notify(peer));
+            }
         } else {
             tunnel.last_writer = None;
             tunnel.counters.from_client_dropped.add(payload.len());

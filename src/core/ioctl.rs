@@ -123,8 +123,9 @@ const TABLE: &[Row] = {
         row(TUNSETVNETBE,    "TUNSETVNETBE",    Value,      Attached, |_, _, _| Err(Errno::EINVAL)),
         row(SIOCGIFHWADDR,   "SIOCGIFHWADDR",   IfReqInOut, Attached, get_hwaddr),
         row(SIOCSIFHWADDR,   "SIOCSIFHWADDR",   IfReqIn,    Attached, set_hwaddr),
-        // DIFFERS: SIOCGSKNS never returns a descriptor: a server cannot put one into its caller's table. EPERM is what
-        // the kernel answers to a caller without CAP_NET_ADMIN.
+        // DIFFERS: SIOCGSKNS and TUNGETDEVNETNS never return a descriptor: a server cannot put one into its caller's
+        // table. EPERM is what the kernel answers to a caller without CAP_NET_ADMIN.
+        row(TUNGETDEVNETNS,  "TUNGETDEVNETNS",  Value,      Attached, |_, _, _| Err(Errno::EPERM)),
         row(SIOCGSKNS,       "SIOCGSKNS",       Value,      Always,   |_, _, _| Err(Errno::EPERM)),
     ]
 };

@@ -88,8 +88,8 @@ impl Default for Limits {
     }
 }
 
-/// A peer, as the hub numbers them: whatever takes a tunnel's from-client datagrams at once, instead of the queue that
-/// the harness takes from.
+/// A peer, as the hub numbers them: whatever takes a tunnel's from-client datagrams as soon as there are any, instead of
+/// the harness.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerId(pub u32);
 
@@ -163,11 +163,7 @@ impl Core {
     ///
     /// [`CommandError::UnknownTunnel`], or [`CommandError::AmbiguousTunnel`] if several scopes have the name.
     pub fn find(&self, address: &Address) -> Result<TunnelId, CommandError> {
-        let named = |tunnel: &&Tunnel| match address {
-            Address::Id(id) => tunnel.id == *id,
-            Address::Name(name) => tunnel.name == *name,
-            Address::Scoped(name, scope) => tunnel.name == *name && tunnel.scope == *scope,
-        };
+        let named = |tunnel: &&Tunnel| tunnel.is_at(address);
         let living: Vec<&Tunnel> =
             self.tunnels.values().filter(|tunnel| !tunnel.gone).filter(named).collect();
         match living[..] {

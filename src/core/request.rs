@@ -260,8 +260,8 @@ pub enum Output {
     Wake(Origin, WakeHandle),
     /// Answer the harness.
     Answer(WaitId, Answer),
-    /// A from-client datagram for the peer of its tunnel.
-    Forward(super::PeerId, super::Datagram),
+    /// Tell a peer that its tunnel has something to take, or is gone.
+    Notify(super::PeerId),
     /// Tell observers; only while there are any.
     Event(Event),
 }

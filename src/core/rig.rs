@@ -18,7 +18,7 @@ pub(super) struct Rig {
     outcomes: BTreeMap<u64, Outcome>,
     pub(super) wakes: usize,
     answers: BTreeMap<WaitId, Answer>,
-    pub(super) forwarded: Vec<Datagram>,
+    pub(super) notified: usize,
     pub(super) events: Vec<Event>,
 }
 
@@ -39,7 +39,7 @@ impl Rig {
             outcomes: BTreeMap::new(),
             wakes: 0,
             answers: BTreeMap::new(),
-            forwarded: Vec::new(),
+            notified: 0,
             events: Vec::new(),
         }
     }
@@ -69,7 +69,7 @@ impl Rig {
                         "{wait:?} was answered twice"
                     );
                 }
-                Output::Forward(_, datagram) => self.forwarded.push(datagram),
+                Output::Notify(_) => self.notified += 1,
                 Output::Event(event) => self.events.push(event),
             }
         }
@@ -255,6 +255,16 @@ impl Rig {
 
     pub(super) fn answer(&mut self, wait: u64) -> Option<Answer> {
         self.answers.remove(&WaitId(wait))
+    }
+
+    pub(super) fn inject_from_peer(
+        &mut self,
+        to: TunnelId,
+        bytes: &[u8],
+    ) -> Result<Delivery, CommandError> {
+        let injected = self.core.inject_from_peer(to, Bytes::copy_from_slice(bytes));
+        self.drain();
+        injected
     }
 
     pub(super) fn set_peer(&mut self, tunnel: TunnelId, peer: PeerId) -> Result<(), CommandError> {

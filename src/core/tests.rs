@@ -673,23 +673,75 @@ fn bad_waits_are_refused() {
 }
 
 #[test]
-fn a_peer_gets_what_was_written_and_what_is() {
+fn a_peer_is_told_of_what_was_written_and_what_is() {
     let mut rig = Rig::new();
     let (file, tunnel) = rig.attached("t", TUN_NO_PI);
     rig.write(file, &[0x45, 1]).unwrap();
     rig.set_peer(tunnel, PeerId(1)).unwrap();
+    assert_eq!(rig.notified, 1, "of what there is");
     assert!(matches!(rig.set_peer(tunnel, PeerId(2)), Err(CommandError::HasPeer(_))));
     rig.write(file, &[0x45, 2]).unwrap();
+    assert_eq!(rig.notified, 2);
+    rig.wait(1, Condition::Take(tunnel, 1), 100).unwrap();
+    assert_eq!(rig.answer(1), None, "it is the peer's");
     assert_eq!(
-        rig.forwarded.iter().map(|datagram| datagram.payload[1]).collect::<Vec<_>>(),
-        [1, 2]
+        (rig.take(tunnel), rig.take(tunnel)),
+        (Some(vec![0x45, 1]), Some(vec![0x45, 2])),
+        "in order"
     );
-    assert_eq!(rig.take(tunnel), None);
-    rig.core.count_peer_drop(PeerId(1), 2);
-    assert_eq!(rig.core.tunnel(tunnel).unwrap().counters().from_client_dropped.datagrams, 1);
-    rig.core.clear_peer(PeerId(1));
     rig.write(file, &[0x45, 3]).unwrap();
-    assert_eq!(rig.take(tunnel), Some(vec![0x45, 3]));
+    rig.core.clear_peer(PeerId(1));
+    rig.pass_until(99);
+    assert!(matches!(rig.answer(1), Some(Answer::Taken(_))), "the harness's again");
+}
+
+#[test]
+fn a_peer_is_told_when_its_tunnel_is_gone() {
+    let mut rig = Rig::new();
+    let (file, tunnel) = rig.attached("t", TUN_NO_PI);
+    rig.set_peer(tunnel, PeerId(1)).unwrap();
+    rig.close(file);
+    assert_eq!((rig.notified, rig.core.tunnel(tunnel).is_none()), (1, true));
+
+    let (file, tunnel) = rig.attached("t", TUN_NO_PI);
+    rig.write(file, IP).unwrap();
+    rig.close(file);
+    rig.set_peer(tunnel, PeerId(2)).unwrap();
+    assert_eq!(rig.notified, 2, "there is something to take from one that is gone");
+    assert_eq!(rig.take(tunnel), Some(IP.to_vec()));
+    assert!(rig.core.tunnel(tunnel).is_none(), "taken empty");
+}
+
+#[test]
+fn what_a_peer_sends_in_vain_is_counted() {
+    let mut rig = Rig::new();
+    let (_, tunnel) = rig.attached("t", TUN_NO_PI);
+    rig.set_link(tunnel, false);
+    assert!(rig.inject_from_peer(tunnel, IP).is_err());
+    rig.set_link(tunnel, true);
+    assert!(rig.inject_from_peer(tunnel, &vec![0; 70_000]).is_err());
+    for _ in 0..501 {
+        let _full = rig.inject_from_peer(tunnel, IP);
+    }
+    rig.core.count_peer_drop(tunnel, 9);
+    let counters = rig.core.tunnel(tunnel).unwrap().counters();
+    assert_eq!((counters.to_client.datagrams, counters.to_client_dropped.datagrams), (500, 3));
+    assert_eq!(counters.from_client_dropped.datagrams, 1);
+}
+
+#[test]
+fn waits_by_a_name_that_became_ambiguous_go_on() {
+    let mut rig = Rig::new();
+    let name = || Address::Name(Name::new(b"t"));
+    let (first, _) = rig.attached("t", TUN_NO_PI);
+    rig.wait(1, Condition::Detached(name()), 100).unwrap();
+    let second = rig.open_in(Scope(2));
+    rig.set_iff(second, "t", TUN_NO_PI).unwrap();
+    assert_eq!(rig.answer(1), None);
+    rig.close(first);
+    assert_eq!(rig.answer(1), None, "one is left");
+    rig.close(second);
+    assert_eq!(rig.answer(1), Some(Answer::Met(None)));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! One emulated interface (kernel: `struct tun_struct` and its `net_device`).
 
-use super::{FileId, Limits, MacAddress, PeerId, Scope, datagram::Framing, file::Queue};
+use super::{Address, FileId, Limits, MacAddress, PeerId, Scope, datagram::Framing, file::Queue};
 use crate::abi::{
     tun::{ARPHRD_ETHER, ARPHRD_NONE, IfFlags, Name, Offload},
     virtio_net::VnetHeader,
@@ -246,6 +246,15 @@ impl Tunnel {
             self.flags,
             usize::try_from(self.vnet_header_size).unwrap_or(VnetHeader::SIZE),
         )
+    }
+
+    /// Whether an address means it; a name may mean others too.
+    pub(super) fn is_at(&self, address: &Address) -> bool {
+        match address {
+            Address::Id(id) => self.id == *id,
+            Address::Name(name) => self.name == *name,
+            Address::Scoped(name, scope) => self.name == *name && self.scope == *scope,
+        }
     }
 
     /// Whether `POLLOUT` is due: up, and half of the send buffer beyond the one byte that `sock_writeable` always counts.

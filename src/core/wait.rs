@@ -1,7 +1,7 @@
 //! What the harness waits for: requests from its side that are answered when something happens, or at their deadline.
 //!
-//! A wait holds no thread. It is looked at after each change of the core, in the order waits were made, so two
-//! takers of one tunnel are served first come, first served.
+//! A wait holds no thread. It is looked at after each change of the core, in the order waits were made, so of takers who
+//! want as many the first is served first.
 
 use std::time::Instant;
 
@@ -130,31 +130,34 @@ impl Core {
     }
 
     fn check(&self, condition: &Condition) -> Option<Answer> {
+        // A name may have come to mean several tunnels since; any of them will do.
         let living = |address| {
-            self.find(address)
-                .ok()
-                .and_then(|id| self.tunnels.get(&id))
-                .filter(|tunnel| !tunnel.gone)
+            self.tunnels.values().filter(move |tunnel| !tunnel.gone && tunnel.is_at(address))
         };
         let met = |tunnel: &Tunnel| Answer::Met(Some(tunnel.id));
         match condition {
             Condition::Attached(address) => {
-                living(address).filter(|tunnel| !tunnel.files.is_empty()).map(met)
+                living(address).find(|tunnel| !tunnel.files.is_empty()).map(met)
             }
-            Condition::Detached(address) => match living(address) {
-                Some(tunnel) if tunnel.files.is_empty() => Some(met(tunnel)),
-                Some(_) => None,
+            Condition::Detached(address) => match living(address).next_back() {
                 None => Some(Answer::Met(None)),
+                Some(tunnel) => {
+                    living(address).all(|tunnel| tunnel.files.is_empty()).then(|| met(tunnel))
+                }
             },
             Condition::Reading(address) => {
-                living(address).filter(|tunnel| self.has_parked_read(tunnel)).map(met)
+                living(address).find(|tunnel| self.has_parked_read(tunnel)).map(met)
             }
             Condition::Written(address) => {
-                let tunnel = self.tunnels.get(&self.find(address).ok()?)?;
-                (!tunnel.written.is_empty()).then(|| met(tunnel))
+                let has_written = |tunnel: &&Tunnel| !tunnel.written.is_empty();
+                let gone =
+                    || self.tunnels.values().rfind(|tunnel| tunnel.gone && tunnel.is_at(address));
+                living(address).find(has_written).or_else(|| gone().filter(has_written)).map(met)
             }
             Condition::Take(id, count) => match self.tunnels.get(id) {
-                Some(tunnel) if tunnel.written.len() >= *count => Some(met(tunnel)),
+                Some(tunnel) if tunnel.peer.is_none() && tunnel.written.len() >= *count => {
+                    Some(met(tunnel))
+                }
                 Some(tunnel) if !tunnel.gone => None,
                 Some(_) | None => Some(Answer::Gone),
             },

@@ -1,6 +1,10 @@
 //! A single file by `/dev/fuse`, where there is no CUSE.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use cuse_rs::fuse_file::{FileOptions, Mount, MountError};
 use nix::sys::stat::makedev;
@@ -8,13 +12,16 @@ use tracing::{info, warn};
 
 use super::{Registered, device::Identity};
 
+/// What the list of mounts calls it, after `fuse.`.
+const FILE_SYSTEM: &str = "memtun";
+
 /// Mounts the file.
 ///
 /// # Errors
 ///
 /// As [`MountError`] says.
 pub fn mount(options: FileOptions) -> Result<Registered, MountError> {
-    let mount = options.name("memtun").mount()?;
+    let mount = options.name(FILE_SYSTEM).mount()?;
     info!(file = %mount.path().display(), "mounted");
     Ok(Registered {
         name: mount.path().display().to_string(),
@@ -25,15 +32,32 @@ pub fn mount(options: FileOptions) -> Result<Registered, MountError> {
     })
 }
 
+/// A path as the list of mounts has it: without symbolic links in its folder.
+#[must_use]
+pub fn resolved(path: &Path) -> PathBuf {
+    let folder =
+        path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match (fs::canonicalize(folder), path.file_name()) {
+        (Ok(folder), Some(name)) => folder.join(name),
+        _ => path.to_owned(),
+    }
+}
+
 /// A living daemon has its file at a path. That of one that is gone gives ENOTCONN, and may be replaced.
 #[must_use]
 pub fn is_served(path: &Path) -> bool {
-    file_system_at(path).is_some() && fs::metadata(path).is_ok_and(|metadata| metadata.is_file())
+    mount_at(path).is_some_and(|(kind, _)| kind == format!("fuse.{FILE_SYSTEM}"))
+        && fs::metadata(path).is_ok_and(|metadata| metadata.is_file())
 }
 
 /// The number of the file system mounted at a path, as `st_dev`. From the list of mounts: the file itself answers only
 /// once it is served.
 fn file_system_at(path: &Path) -> Option<u64> {
+    mount_at(path).map(|(_, number)| number)
+}
+
+/// Type and number of the file system that is mounted at a path, after `proc_pid_mountinfo(5)`.
+fn mount_at(path: &Path) -> Option<(String, u64)> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
     // In that list a space is written \040, and so on; the last mount covers those before.
     let shown = path
@@ -42,10 +66,10 @@ fn file_system_at(path: &Path) -> Option<u64> {
         .replace(' ', "\\040")
         .replace('\t', "\\011")
         .replace('\n', "\\012");
-    let mut fields = mounts.lines().rev().map(|line| line.split(' ').collect::<Vec<_>>());
-    let mount = fields.find(|fields| fields.get(4) == Some(&shown.as_str()))?;
-    let (major, minor) = mount.get(2)?.split_once(':')?;
-    Some(makedev(major.parse().ok()?, minor.parse().ok()?))
+    let is_meant = |line: &&str| line.split(' ').nth(4) == Some(&shown);
+    let (before, after) = mounts.lines().rev().find(is_meant)?.split_once(" - ")?;
+    let (major, minor) = before.split(' ').nth(2)?.split_once(':')?;
+    Some((after.split(' ').next()?.to_owned(), makedev(major.parse().ok()?, minor.parse().ok()?)))
 }
 
 fn stop(mount: &Mount) -> bool {

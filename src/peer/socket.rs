@@ -1,32 +1,43 @@
 //! A `SOCK_SEQPACKET` socket as the peer of a tunnel: one message is one datagram, each way, untouched.
 //!
-//! Two threads serve it for as long as the harness keeps its end open. What cannot be delivered to the client, for a
-//! full queue or a tunnel that is down, is dropped and counted, as on a wire: a harness that wants to know uses
-//! `inject`. An empty message ends the connection for its reader, so an empty datagram is not forwarded.
+//! # Theory of operation
+//!
+//! What clients write stays in the tunnel's queue until the socket takes it: a notification makes whoever caused it move
+//! datagrams from the queue to the socket, one thread at a time, so their order is kept and the queue's limits hold. When the
+//! socket is full that thread leaves, and the peer's own thread goes on when there is room. When the tunnel is gone and
+//! its queue empty, the socket is shut down, which the harness sees as the end of it.
+//!
+//! A second thread injects what the harness sends. What cannot be delivered, for a full queue or a tunnel that is down, is
+//! dropped and counted, as on a wire: a harness that wants to know uses `inject`.
+//!
+//! An empty message would look like the end to its reader, so an empty datagram is dropped and counted too.
 
 use std::{
+    io,
     os::fd::{AsFd, AsRawFd, OwnedFd},
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
 };
 
 use bytes::Bytes;
 use nix::{
     errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{
-        AddressFamily, MsgFlags, SockFlag, SockType, recv, setsockopt, socketpair, sockopt,
+        AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, recv, send, setsockopt, shutdown,
+        socketpair, sockopt,
     },
 };
 use tracing::debug;
 
 use crate::{
-    control::Outbox,
-    core::{CommandError, Datagram, PeerId, TunnelId, Wrap},
+    core::{CommandError, TunnelId},
     hub::{Hub, Peer},
 };
 
-/// Bytes that may wait for a harness that does not read; what comes then is dropped.
-const OUTBOX_LIMIT: usize = 16 << 20;
 /// Room in the socket, each way. The kernel cuts it to `net.core.wmem_max`.
 const SOCKET_BUFFER: usize = 1 << 20;
 
@@ -38,13 +49,26 @@ pub enum AttachError {
     Command(#[from] CommandError),
     /// The kernel has no socket or thread for it.
     #[error("making a socket for the tunnel: {0}")]
-    System(#[from] std::io::Error),
+    System(#[from] io::Error),
 }
 
 struct SocketPeer {
     hub: Arc<Hub>,
-    outbox: Arc<Outbox>,
-    id: OnceLock<PeerId>,
+    tunnel: TunnelId,
+    socket: OwnedFd,
+    /// Notifications that have not been acted upon; whoever makes it more than 0 moves datagrams until it is 0 again.
+    notifications: AtomicUsize,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// Taken from the queue, and not taken by the socket yet.
+    stuck: Option<Bytes>,
+    /// The socket is full: the peer's own thread is to go on.
+    is_full: bool,
+    closed: bool,
 }
 
 /// Gives a tunnel a socket as its peer, and returns the harness's end.
@@ -55,77 +79,156 @@ struct SocketPeer {
 pub fn attach(hub: &Arc<Hub>, tunnel: TunnelId) -> Result<OwnedFd, AttachError> {
     let (ours, theirs) =
         socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
-            .map_err(std::io::Error::from)?;
+            .map_err(io::Error::from)?;
     for end in [&ours, &theirs] {
-        setsockopt(end, sockopt::SndBuf, &SOCKET_BUFFER).map_err(std::io::Error::from)?;
+        setsockopt(end, sockopt::SndBuf, &SOCKET_BUFFER).map_err(io::Error::from)?;
     }
-    let reader = ours.try_clone()?;
-    let outbox = Outbox::new(ours, OUTBOX_LIMIT);
     let peer = Arc::new(SocketPeer {
         hub: Arc::clone(hub),
-        outbox: Arc::clone(&outbox),
-        id: OnceLock::new(),
+        tunnel,
+        socket: ours,
+        notifications: AtomicUsize::new(0),
+        state: Mutex::default(),
+        changed: Condvar::new(),
     });
-
-    thread::Builder::new().name("attach-out".to_owned()).spawn({
-        let outbox = Arc::clone(&outbox);
-        move || outbox.run()
-    })?;
-    let added = hub.add_peer(tunnel, Arc::clone(&peer) as Arc<dyn Peer>).map_err(AttachError::from);
-    let spawned = added.and_then(|id| {
-        // Datagrams that were forwarded before this were not refused, so none was to be counted.
-        let _first = peer.id.set(id);
-        let hub = Arc::clone(hub);
-        let outbox = Arc::clone(&outbox);
-        let thread = thread::Builder::new().name("attach-in".to_owned());
-        let spawned = thread.spawn(move || {
-            inject_all(&hub, tunnel, &reader);
-            hub.remove_peer(id);
-            outbox.close();
-        });
-        spawned.map_err(|error| {
-            peer.hub.remove_peer(id);
-            AttachError::from(error)
-        })
+    let id = hub.add_peer(tunnel, Arc::clone(&peer) as Arc<dyn Peer>)?;
+    let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
+        thread::Builder::new().name(name.to_owned()).spawn(body)
+    };
+    let spawned = spawn("attach-out", {
+        let peer = Arc::clone(&peer);
+        Box::new(move || peer.send_when_there_is_room())
+    })
+    .and_then(|_| {
+        let peer = Arc::clone(&peer);
+        spawn(
+            "attach-in",
+            Box::new(move || {
+                peer.inject_all();
+                peer.close();
+                peer.hub.remove_peer(id);
+            }),
+        )
     });
     if let Err(error) = spawned {
-        outbox.close();
-        return Err(error);
+        peer.close();
+        hub.remove_peer(id);
+        return Err(error.into());
     }
     Ok(theirs)
 }
 
 impl Peer for SocketPeer {
-    fn forward(&self, datagram: Datagram) {
-        if datagram.payload.is_empty() {
-            return;
-        }
-        let length = datagram.payload.len();
-        if self.outbox.try_send(datagram.payload).is_err()
-            && let Some(id) = self.id.get()
-        {
-            self.hub.with(|core| core.count_peer_drop(*id, length));
+    fn notify(&self) {
+        if self.notifications.fetch_add(1, Ordering::AcqRel) == 0 {
+            self.send_all();
         }
     }
 }
 
-/// Injects what the harness sends, until it closes its end or the tunnel is gone.
-fn inject_all(hub: &Hub, tunnel: TunnelId, socket: &OwnedFd) {
-    // Longer than any datagram that can be injected, so that one that is too long is seen to be.
-    let mut buffer = vec![0; 1 << 17];
-    loop {
-        let length = match recv(socket.as_fd().as_raw_fd(), &mut buffer, MsgFlags::empty()) {
-            Err(Errno::EINTR) => continue,
-            Ok(0) | Err(_) => return,
-            Ok(length) => length,
-        };
-        let datagram = Bytes::copy_from_slice(&buffer[..length]);
-        match hub.with(|core| core.inject(tunnel, datagram, Wrap::Raw)) {
-            Err(CommandError::UnknownTunnel(_)) => return,
-            Err(error) => {
-                debug!(tunnel = tunnel.0, %error, "a datagram from an attached socket was dropped")
+impl SocketPeer {
+    /// Moves datagrams from the queue to the socket until there is none, or no room. Run by one thread at a time: the one
+    /// that found `notifications` at 0, and after it, if the socket got full, the peer's own.
+    fn send_all(&self) {
+        loop {
+            let seen = self.notifications.load(Ordering::Acquire);
+            while let Some(datagram) = self.next() {
+                let sent = send(
+                    self.socket.as_raw_fd(),
+                    &datagram,
+                    MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL,
+                );
+                match sent {
+                    Ok(_) => {}
+                    Err(Errno::EINTR) => self.lock().stuck = Some(datagram),
+                    Err(Errno::EAGAIN) => {
+                        let mut state = self.lock();
+                        state.stuck = Some(datagram);
+                        state.is_full = true;
+                        self.changed.notify_all();
+                        return;
+                    }
+                    Err(Errno::EMSGSIZE | Errno::ENOBUFS) => self.count_drop(&datagram),
+                    // The harness has closed its end. The datagram was on its way to it.
+                    Err(_) => return,
+                }
             }
-            Ok(_) => {}
+            if self.hub.with(|core| core.tunnel(self.tunnel).is_none()) {
+                self.close();
+                return;
+            }
+            if self.notifications.fetch_sub(seen, Ordering::AcqRel) == seen {
+                return;
+            }
         }
+    }
+
+    fn next(&self) -> Option<Bytes> {
+        let stuck = self.lock().stuck.take();
+        if stuck.is_some() {
+            return stuck;
+        }
+        loop {
+            let payload = self.hub.with(|core| core.take(self.tunnel))?.payload;
+            if !payload.is_empty() {
+                return Some(payload);
+            }
+            self.count_drop(&payload);
+        }
+    }
+
+    fn count_drop(&self, datagram: &Bytes) {
+        let length = datagram.len();
+        self.hub.with(|core| core.count_peer_drop(self.tunnel, length));
+    }
+
+    /// The body of the peer's own thread, until the socket is closed.
+    fn send_when_there_is_room(&self) {
+        let mut state = self.lock();
+        while !state.closed {
+            if !std::mem::take(&mut state.is_full) {
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            drop(state);
+            let mut files = [PollFd::new(self.socket.as_fd(), PollFlags::POLLOUT)];
+            // Interrupted or failed, the send says what is the matter.
+            let _ready = poll(&mut files, PollTimeout::NONE);
+            self.send_all();
+            state = self.lock();
+        }
+    }
+
+    /// Injects what the harness sends, until it closes its end or the tunnel is gone.
+    fn inject_all(&self) {
+        // Longer than any datagram that can be injected, so that one that is too long is seen to be.
+        let mut buffer = vec![0; 1 << 17];
+        loop {
+            let length = match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+                Err(Errno::EINTR) => continue,
+                Ok(0) | Err(_) => return,
+                Ok(length) => length,
+            };
+            let datagram = Bytes::copy_from_slice(&buffer[..length]);
+            match self.hub.with(|core| core.inject_from_peer(self.tunnel, datagram)) {
+                Err(CommandError::UnknownTunnel(_)) => return,
+                Err(error) => {
+                    debug!(tunnel = self.tunnel.0, %error, "a datagram from an attached socket was dropped");
+                }
+                Ok(_) => {}
+            }
+        }
+    }
+
+    /// Ends both threads, and lets the harness see the end.
+    fn close(&self) {
+        self.lock().closed = true;
+        self.changed.notify_all();
+        // It fails only where the harness has closed its end.
+        let _closed = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -4,7 +4,7 @@
 use std::{
     io,
     os::{
-        fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd},
+        fd::{FromRawFd, OwnedFd, RawFd},
         unix::process::CommandExt,
     },
     path::Path,
@@ -19,7 +19,7 @@ use nix::{
         prctl,
         signal::{SigSet, Signal},
     },
-    unistd::{ForkResult, dup2_stdin, fork, pipe2, read, setsid, unlink},
+    unistd::{ForkResult, dup2_stdin, fork, pipe2, read, setsid, unlink, write},
 };
 
 /// Takes over a descriptor that came in a message (`SCM_RIGHTS`), was inherited, or was named by the user. To be called
@@ -41,36 +41,49 @@ pub(crate) fn spawn_dying_with_us(command: &mut Command) -> io::Result<Child> {
     command.spawn()
 }
 
-/// Has a path removed when this process ends, even if it is killed. To be called while there is one thread.
-///
-/// A child of ours waits until the pipe from us is closed; nothing else tells of the end of a process that is killed.
-pub(crate) fn remove_after_us(path: &Path) -> io::Result<()> {
-    let (ours_is_gone, held) = pipe2(OFlag::O_CLOEXEC)?;
-    // SAFETY: the process has one thread, by the caller's word, so the child may do whatever this process could.
-    let forked = unsafe { fork() }?;
-    match forked {
-        ForkResult::Parent { .. } => {
-            // Held open until the process ends, whatever ends it.
-            let _for_ever = held.into_raw_fd();
-            Ok(())
+/// A child of ours that removes a path when this process is killed: it waits until the pipe from us is closed, for nothing
+/// else tells of such an end.
+pub(crate) struct Guard(OwnedFd);
+
+impl Guard {
+    /// Starts it. To be called while there is one thread.
+    pub(crate) fn of(path: &Path) -> io::Result<Self> {
+        let (from_parent, to_child) = pipe2(OFlag::O_CLOEXEC)?;
+        // SAFETY: the process has one thread, by the caller's word, so the child may do whatever this process could.
+        let forked = unsafe { fork() }?;
+        match forked {
+            ForkResult::Parent { .. } => Ok(Self(to_child)),
+            ForkResult::Child => {
+                drop(to_child);
+                guard(&from_parent, path)
+            }
         }
-        ForkResult::Child => {
-            drop(held);
-            guard(&ours_is_gone, path)
-        }
+    }
+
+    /// The path is removed by us, or is somebody else's by now: the child only ends.
+    pub(crate) fn dismiss(&self) {
+        // A child that has been killed guards nothing.
+        let _killed = write(&self.0, &[1]);
     }
 }
 
 /// The child's whole life. Its outcome interests nobody: the path may be gone already.
-fn guard(ours_is_gone: &OwnedFd, path: &Path) -> ! {
+fn guard(from_parent: &OwnedFd, path: &Path) -> ! {
     let _session = setsid();
-    let _stdin = dup2_stdin(ours_is_gone);
+    let _stdin = dup2_stdin(from_parent);
     // Nobody must wait for the end of our output because of it.
     // SAFETY: closing descriptors that nothing in this process uses any more.
     unsafe { libc::close_range(1, libc::c_uint::MAX, 0) };
     let mut byte = [0];
-    while read(io::stdin(), &mut byte) == Err(Errno::EINTR) {}
-    let _gone = unlink(path);
+    let told = loop {
+        match read(io::stdin(), &mut byte) {
+            Err(Errno::EINTR) => {}
+            told => break told,
+        }
+    };
+    if told != Ok(1) {
+        let _gone = unlink(path);
+    }
     // SAFETY: ends the process without running what the parent registered to be run at its own end.
     unsafe { libc::_exit(0) }
 }
