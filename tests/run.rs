@@ -29,6 +29,7 @@ pub const TESTS: &[RunTest] = &[
         "what_the_program_leaves_behind_never_meets_the_real_device",
         what_the_program_leaves_behind_never_meets_the_real_device,
     ),
+    ("program_stays_on_the_cpu_it_is_given", program_stays_on_the_cpu_it_is_given),
     ("nested_runs_have_sockets_of_their_own", nested_runs_have_sockets_of_their_own),
     ("network_is_empty_if_wanted", network_is_empty_if_wanted),
     ("signals_are_passed_on", signals_are_passed_on),
@@ -160,6 +161,22 @@ fn what_the_program_leaves_behind_never_meets_the_real_device(user: User) {
     let program = Program::start(&mut user.memtun_run(&control, &["--", "sh", "-c", script]));
     let error = program.line();
     assert!(error.contains("not connected") || error.contains("No such device"), "{error}");
+}
+
+fn program_stays_on_the_cpu_it_is_given(user: User) {
+    let cpus = |options: &[&str]| {
+        memtun_run(
+            user,
+            &[options, &["--", "grep", "Cpus_allowed_list", "/proc/self/status"]].concat(),
+        )
+    };
+    assert_eq!(cpus(&["--cpu", "0"]).stdout, "Cpus_allowed_list:\t0\n");
+    let run = cpus(&["--cpu", "1000000"]);
+    assert_eq!(
+        (run.status, run.stderr.contains("--cpu 1000000: Invalid argument")),
+        (125, true),
+        "{run:?}"
+    );
 }
 
 fn nested_runs_have_sockets_of_their_own(user: User) {
