@@ -17,6 +17,7 @@ mod cli;
 mod clients;
 mod control;
 mod device;
+mod differences;
 mod layering;
 mod run;
 mod support;
@@ -32,18 +33,19 @@ pub type DeviceTest = (&'static str, fn(Backend));
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let mut trials: Vec<Trial> = [("cli", cli::TESTS), ("layering", layering::TESTS)]
-        .into_iter()
-        .flat_map(|(group, tests)| {
-            tests.iter().map(move |(name, test)| (format!("{group}::{name}"), test))
-        })
-        .map(|(name, test)| {
-            Trial::test(name, || {
-                test();
-                Ok(())
+    let mut trials: Vec<Trial> =
+        [("cli", cli::TESTS), ("layering", layering::TESTS), ("differences", differences::TESTS)]
+            .into_iter()
+            .flat_map(|(group, tests)| {
+                tests.iter().map(move |(name, test)| (format!("{group}::{name}"), test))
             })
-        })
-        .collect();
+            .map(|(name, test)| {
+                Trial::test(name, || {
+                    test();
+                    Ok(())
+                })
+            })
+            .collect();
     trials.extend(Backend::ALL.iter().flat_map(|backend| device_trials(*backend)));
     for user in run::User::ALL {
         let gate = Gate::new(user.word(), "run", user.obstacle());
