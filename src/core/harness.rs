@@ -274,10 +274,11 @@ impl Core {
     }
 
     pub(super) fn send_to_harness(&mut self, file: FileId, datagram: Datagram) {
+        let length = datagram.payload.len();
+        let payload = self.observed.then(|| datagram.payload.clone());
         let Some(tunnel) = self.tunnel_of_mut(file) else { return };
         let (id, name, mode) = (tunnel.id, tunnel.name, tunnel.mode);
-        let payload = datagram.payload.clone();
-        tunnel.counters.from_client.add(payload.len());
+        tunnel.counters.from_client.add(length);
         if tunnel.written.push(datagram) {
             tunnel.last_writer = Some(file);
             if let Some(peer) = tunnel.peer {
@@ -285,8 +286,7 @@ impl Core {
             }
         } else {
             tunnel.last_writer = None;
-            tunnel.counters.from_client_dropped.add(payload.len());
-            let length = payload.len();
+            tunnel.counters.from_client_dropped.add(length);
             self.event(|| Event::Dropped {
                 tunnel: id,
                 name,
@@ -294,7 +294,9 @@ impl Core {
                 length,
             });
         }
-        self.event(|| Event::FromClient { tunnel: id, name, mode, payload });
+        if let Some(payload) = payload {
+            self.outputs.push(Output::Event(Event::FromClient { tunnel: id, name, mode, payload }));
+        }
     }
 
     pub(super) fn count_to_client_drop(

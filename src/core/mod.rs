@@ -254,14 +254,7 @@ impl Core {
         }
         self.last_file += 1;
         let id = FileId(self.last_file);
-        let (pid, command) = (opener.pid, &opener.command);
-        if self.observed {
-            self.outputs.push(Output::Event(Event::Opened {
-                file: id,
-                pid,
-                command: command.clone(),
-            }));
-        }
+        self.event(|| Event::Opened { file: id, pid: opener.pid, command: opener.command.clone() });
         self.files.insert(id, File::new(id, origin, flags, opener));
         Ok(Reply::Opened(id))
     }
