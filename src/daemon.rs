@@ -3,20 +3,23 @@
 //! | thread | does | ends |
 //! | --- | --- | --- |
 //! | main | waits for a signal | by it |
-//! | `device` (one for each device, or as many as asked for) | reads messages and answers them | when the device is taken away |
+//! | `device` (one for each device, or as many as asked for; on a file a few more, which stand by) | reads messages and answers them | when the device is taken away |
 //! | `timer` | ends waits at their deadlines | when the hub stops |
 //! | `control` | accepts harnesses | with the process |
 //! | `harness`, `outbox` | one pair for each connection | with it |
 
 use std::{
+    convert::Infallible,
     fs, io,
     num::NonZero,
     path::PathBuf,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
+        mpsc::{self, RecvTimeoutError},
     },
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use cuse_rs::{cuse::RegisterError, fuse_file::MountError};
@@ -62,6 +65,15 @@ pub enum DaemonError {
 /// What the process is told when a device's loop ends by itself, so that its main thread stops waiting for signals.
 pub const DEVICE_LOST: Signal = Signal::SIGUSR1;
 
+/// How a daemon serves its devices.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Threads that read each device.
+    pub threads: NonZero<u8>,
+    /// A single one may look for the next call for a moment before it sleeps.
+    pub spin: bool,
+}
+
 /// Threads that serve devices and a control socket.
 pub struct Daemon {
     hub: Arc<Hub>,
@@ -75,7 +87,12 @@ pub struct Daemon {
 struct Served {
     stop: Box<dyn FnOnce() -> bool + Send>,
     threads: Vec<JoinHandle<()>>,
+    /// Disconnected when the threads have ended.
+    ended: mpsc::Receiver<Infallible>,
 }
+
+/// How long the end of a device may take: one of its threads may be in the memory of a client, which need not come.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Daemon {
     /// Starts to serve; clients and harnesses are answered when this returns.
@@ -88,7 +105,7 @@ impl Daemon {
     pub fn start(
         devices: Vec<Registered>,
         server: Server,
-        threads: NonZero<u8>,
+        options: Options,
     ) -> Result<Self, DaemonError> {
         let hub = Hub::new(Core::new(Limits::default(), fastrand::u64(..)));
         let stopping = Arc::new(AtomicBool::new(false));
@@ -98,11 +115,15 @@ impl Daemon {
             let front_end = DeviceFrontEnd::new(&hub, channel, identity).ok_or_else(|| {
                 system("adding the device")(io::Error::other("there are too many"))
             })?;
-            let threads = (0..threads.get()).map(|_| {
+            let briskly = options.spin && options.threads.get() == 1;
+            let (alive, ended) = mpsc::channel();
+            let threads = (0..options.threads.get()).map(|_| {
+                let alive = alive.clone();
                 let (front_end, stopping) = (Arc::clone(&front_end), Arc::clone(&stopping));
                 let (name, lost) = (name.clone(), Arc::clone(&lost));
                 spawn("device", move || {
-                    serve_device(&front_end);
+                    let _until_the_end = alive;
+                    serve_device(&front_end, briskly);
                     if !stopping.load(Ordering::Relaxed) {
                         tell_of_loss(&lost, name);
                     }
@@ -112,7 +133,7 @@ impl Daemon {
             // The kernel asks for a file's owner only when somebody looks, takes it for root until then, and in a user
             // namespace without root refuses to open a file of an owner that it cannot name (HAS_UNMAPPED_ID).
             let _looked = path.map(fs::metadata);
-            served.push(Served { stop, threads });
+            served.push(Served { stop, threads, ended });
         }
         let timer = spawn("timer", {
             let hub = Arc::clone(&hub);
@@ -148,13 +169,18 @@ impl Daemon {
     /// Takes the devices away, so that blocked clients get an error, and removes the socket.
     pub fn stop(self) {
         self.stopping.store(true, Ordering::Relaxed);
-        for Served { stop, threads, .. } in self.served {
+        for Served { stop, threads, ended } in self.served {
             // If it cannot be taken away, the end of the process does it.
-            if stop() {
-                for thread in threads {
-                    join(thread);
-                }
+            if !stop() {
+                continue;
             }
+            if ended.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+                warn!(
+                    "a client's memory does not come, leaving a thread to the end of the process"
+                );
+                continue;
+            }
+            threads.into_iter().for_each(join);
         }
         self.hub.stop();
         join(self.timer);
@@ -163,8 +189,8 @@ impl Daemon {
     }
 }
 
-fn serve_device(front_end: &DeviceFrontEnd) {
-    if let Err(error) = front_end.serve() {
+fn serve_device(front_end: &DeviceFrontEnd, briskly: bool) {
+    if let Err(error) = front_end.serve(briskly) {
         error!(%error, "reading the device failed");
     }
 }

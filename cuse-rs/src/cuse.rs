@@ -159,7 +159,7 @@ impl DeviceOptions {
     pub fn handshake(&self, fd: OwnedFd) -> Result<Channel, HandshakeError> {
         let channel = Channel::from_fd(fd, self.max_write);
         let mut buffer = vec![0; channel.buffer_size()];
-        let length = channel.receive(&mut buffer)?.ok_or(HandshakeError::Ended)?;
+        let length = channel.receive(&mut buffer, None)?.ok_or(HandshakeError::Ended)?;
         let (id, offer) = match codec::decode(&buffer[..length])? {
             Message { id, request: Request::CuseInit(offer), .. } => (id, offer),
             Message { opcode, .. } => return Err(HandshakeError::NotInit { opcode }),

@@ -197,7 +197,7 @@ impl FileOptions {
         let gid = self.gid.unwrap_or_else(|| getegid().as_raw());
         let mut channel = Channel::of_file(fd, self.max_write, Node::new(self.mode, uid, gid));
         let mut buffer = vec![0; channel.buffer_size()];
-        let length = channel.receive(&mut buffer)?.ok_or(HandshakeError::Ended)?;
+        let length = channel.receive(&mut buffer, None)?.ok_or(HandshakeError::Ended)?;
         let (id, offer) = match codec::decode(&buffer[..length])? {
             Message { id, request: Request::Init(offer), .. } => (id, offer),
             Message { opcode, .. } => return Err(HandshakeError::NotInit { opcode }),

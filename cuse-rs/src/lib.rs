@@ -34,6 +34,8 @@
 //! | [`codec`] | bytes to typed requests, typed replies to bytes | no |
 //! | `request`, `device`, `reply` | what a device sees: requests, the trait [`Device`], one token per open call | by `channel` |
 //! | `channel` | [`Channel`]: the file, the read loop, one `writev` per reply | yes |
+//! | `pace` | how long that loop looks for a message before it sleeps | no |
+//! | `crew` | threads that take the loop over from each other | threads |
 //! | [`cuse`] | the CUSE_INIT handshake, the device's name, node and end | yes |
 //! | [`fuse_file`] | the FUSE_INIT handshake, the mount and its end; attributes; the memory of ioctls | yes |
 //! | `fake` (feature `fake-kernel`) | a strict kernel on a socket pair, for tests | yes |
@@ -77,11 +79,13 @@
 pub mod abi;
 mod channel;
 pub mod codec;
+mod crew;
 pub mod cuse;
 mod device;
 #[cfg(feature = "fake-kernel")]
 pub mod fake;
 pub mod fuse_file;
+mod pace;
 mod reply;
 mod request;
 

@@ -37,7 +37,7 @@ use tracing::{info, warn};
 use crate::{
     control::server::{BindError, Server, SocketOptions},
     core::Event,
-    daemon::{DEVICE_LOST, Daemon},
+    daemon::{DEVICE_LOST, Daemon, Options},
     frontend::{Registered, cuse, fuse},
     hub::Observer,
     namespace, sys,
@@ -75,6 +75,10 @@ pub(super) struct Args {
     /// Keep the program and what serves it on one CPU, by its number: a call is cheapest when nobody has to be woken on another.
     #[arg(long, value_name = "N", conflicts_with = "device")]
     cpu: Option<usize>,
+    /// Sleep at once when the program makes no call. Else what serves it looks for the next one for up to 100 us where calls are
+    /// frequent and the CPU is not wanted.
+    #[arg(long, conflicts_with = "device")]
+    no_spin: bool,
     /// Write a line to this descriptor when the device and the control socket are ready, just before the program starts.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(3..))]
     ready_fd: Option<RawFd>,
@@ -132,7 +136,11 @@ impl Args {
         self.stay_on_cpu()?;
         let socket = Socket::bind(control)?;
         let device = self.register(&socket.path)?;
-        let daemon = Daemon::start(vec![device], socket.server, NonZero::<u8>::MIN)?;
+        let daemon = Daemon::start(
+            vec![device],
+            socket.server,
+            Options { threads: NonZero::<u8>::MIN, spin: !self.no_spin },
+        )?;
         self.announce(&daemon)?;
 
         let mut command = self.command(&socket.path);

@@ -21,7 +21,7 @@ use tracing::{info, warn};
 
 use crate::{
     control::server::{Server, SocketOptions},
-    daemon::{DEVICE_LOST, Daemon, DaemonError, system},
+    daemon::{DEVICE_LOST, Daemon, DaemonError, Options, system},
     frontend::{Registered, cuse, fuse},
 };
 
@@ -46,6 +46,10 @@ pub(super) struct Args {
     /// Threads that read each device; one serves any number of blocked clients.
     #[arg(long, value_name = "N", default_value = "1")]
     threads: NonZero<u8>,
+    /// Sleep at once when there is no call. Else a single thread looks for the next one for up to 100 us where calls are frequent and
+    /// the CPU is not wanted.
+    #[arg(long)]
+    no_spin: bool,
     /// Permission bits of the control socket, octal.
     #[arg(long, value_name = "MODE", default_value = "0600", value_parser = octal)]
     control_mode: u32,
@@ -73,7 +77,11 @@ impl Args {
             Some(listener) => Server::inherited(listener),
             None => Server::bind(&socket)?,
         };
-        let daemon = Daemon::start(self.devices()?, server, self.threads)?;
+        let daemon = Daemon::start(
+            self.devices()?,
+            server,
+            Options { threads: self.threads, spin: !self.no_spin },
+        )?;
         info!(control = %socket.path.display(), "ready");
         tell_service_manager(&[NotifyState::Ready]);
         let signal = wait_for(&signals).map_err(system("waiting for a signal"))?;

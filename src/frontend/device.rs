@@ -51,13 +51,14 @@ impl DeviceFrontEnd {
         })
     }
 
-    /// Serves the device until it is unregistered; the body of each device thread.
+    /// Serves the device until it is unregistered; the body of each device thread. The only one may look for the next call
+    /// for a moment before it sleeps: see [`Channel::serve_briskly`].
     ///
     /// # Errors
     ///
     /// As [`Channel::serve`].
-    pub fn serve(&self) -> Result<(), ServeError> {
-        self.channel.serve(self)
+    pub fn serve(&self, briskly: bool) -> Result<(), ServeError> {
+        if briskly { self.channel.serve_briskly(self) } else { self.channel.serve(self) }
     }
 
     fn submit(&self, id: cuse_rs::RequestId, op: Op) {

@@ -17,6 +17,9 @@
 //! What the kernel has copied is used where it is enough: then the call works for callers whose memory is closed to
 //! the server.
 //!
+//! A caller's memory may be anything: a mapping of this very file, or of one whose server hangs. To touch it is to wait
+//! for whoever fills it, so the thread lets another one serve the file meanwhile ([`crew::step_aside`]).
+//!
 //! # Caveats
 //!
 //! * The kernel copies first: where a command's number says that there is input and its argument is no address of a
@@ -24,6 +27,9 @@
 //! * Memory of another user's process, or of one that is not dumpable, is closed (`__ptrace_may_access`), unless the
 //!   server has CAP_SYS_PTRACE; so is that of processes which are no descendants under Yama's `ptrace_scope` 1. The caller
 //!   gets EPERM then.
+//! * Where so many callers have memory that does not come that nobody is left to serve the file, the next gets ENOMEM.
+//! * A signal ends a call whose input does not come with EINTR. One whose output cannot be stored waits until it can, or the
+//!   connection ends, for it has had its effect.
 
 use std::collections::BTreeMap;
 use std::io::{IoSlice, IoSliceMut};
@@ -36,6 +42,7 @@ use nix::unistd::Pid;
 use crate::abi::{self, IoctlFlags};
 use crate::channel::{Channel, Report};
 use crate::codec::Reply;
+use crate::crew;
 use crate::device::Device;
 use crate::reply::ReplyIoctl;
 use crate::request::{Caller, Ioctl, RequestId, UserRange};
@@ -65,6 +72,10 @@ enum Phase {
     Asked,
     /// It wants one: input and output.
     Retry(Vec<UserRange>, Vec<UserRange>),
+    /// The input is being fetched for it.
+    Fetching,
+    /// It has answered, and the output is being stored.
+    Storing,
     /// It answers later.
     Deferred,
 }
@@ -95,13 +106,15 @@ impl Calls {
             match fetched {
                 Ok((bytes, size)) => {
                     (input, output_size) = (bytes, size);
-                    if let Some(call) = self.open().get_mut(&id) {
-                        call.output = to;
-                    }
+                    // The caller has been told of a signal meanwhile.
+                    let mut open = self.open();
+                    let Some(call) = open.get_mut(&id) else { return };
+                    (call.phase, call.output) = (Phase::Asked, to);
                 }
                 Err(errno) => {
-                    self.open().remove(&id);
-                    channel.answer(id, &Reply::Error(explain(channel, caller.tid, errno)));
+                    if self.open().remove(&id).is_some() {
+                        channel.answer(id, &Reply::Error(explain(channel, caller.tid, errno)));
+                    }
                     return;
                 }
             }
@@ -113,32 +126,60 @@ impl Calls {
         if let Reply::Retry { input, output } = *reply {
             return self.retry(channel, id, input, output);
         }
-        let Some(call) = self.open().remove(&id) else {
-            return channel.answer(id, &Reply::Error(Errno::EIO));
-        };
-        let Reply::Ioctl { result, output } = *reply else { return channel.answer(id, reply) };
+        let Reply::Ioctl { result, output } = *reply else { return self.close(channel, id, reply) };
         if output.is_empty() {
-            return channel.answer(id, reply);
+            return self.close(channel, id, reply);
         }
+        let mut open = self.open();
+        let Some(call) = open.get_mut(&id) else {
+            drop(open);
+            return self.close(channel, id, reply);
+        };
         let room: usize = call.output.iter().map(|range| range.length).sum();
         if output.len() > room {
+            drop(open);
             // As fuse_do_ioctl has it.
-            channel.answer(id, &Reply::Error(Errno::EIO));
+            self.close(channel, id, &Reply::Error(Errno::EIO));
             return false;
         }
         if let [range] = call.output[..]
             && range.address == call.stored_by_kernel.address
             && output.len() <= call.stored_by_kernel.length
         {
-            return channel.answer(id, reply);
+            drop(open);
+            return self.close(channel, id, reply);
         }
-        match store(call.tid, &call.output, output) {
-            Ok(()) => channel.answer(id, &Reply::Ioctl { result, output: &[] }),
+        call.phase = Phase::Storing;
+        let (tid, ranges) = (call.tid, std::mem::take(&mut call.output));
+        drop(open);
+        match store(tid, &ranges, output) {
+            Ok(()) => self.close(channel, id, &Reply::Ioctl { result, output: &[] }),
             Err(errno) => {
-                channel.answer(id, &Reply::Error(explain(channel, call.tid, errno)));
+                self.close(channel, id, &Reply::Error(explain(channel, tid, errno)));
                 false
             }
         }
+    }
+
+    /// The caller of a call got a signal; true if that is all there is to do.
+    pub(super) fn interrupt(&self, channel: &Channel, id: RequestId) -> bool {
+        let mut open = self.open();
+        match open.get(&id).map(|call| &call.phase) {
+            Some(Phase::Fetching) => {
+                open.remove(&id);
+                drop(open);
+                channel.answer(id, &Reply::Error(Errno::EINTR));
+                true
+            }
+            Some(Phase::Storing) => true,
+            Some(Phase::Asked | Phase::Retry(..) | Phase::Deferred) | None => false,
+        }
+    }
+
+    /// Sends the one reply to a call.
+    fn close(&self, channel: &Channel, id: RequestId, reply: &Reply<'_>) -> bool {
+        let is_open = self.open().remove(&id).is_some();
+        channel.answer(id, if is_open { reply } else { &Reply::Error(Errno::EIO) })
     }
 
     fn retry(
@@ -168,10 +209,15 @@ impl Calls {
         let call = open.get_mut(&id)?;
         match std::mem::replace(&mut call.phase, Phase::Deferred) {
             Phase::Retry(input, output) => {
-                call.phase = Phase::Asked;
+                call.phase = Phase::Fetching;
                 Some((input, output))
             }
-            Phase::Asked | Phase::Deferred => None,
+            // Answered by another thread already, which stores what is to be stored.
+            Phase::Storing => {
+                call.phase = Phase::Storing;
+                None
+            }
+            Phase::Asked | Phase::Fetching | Phase::Deferred => None,
         }
     }
 
@@ -213,6 +259,7 @@ fn fetch(tid: u32, ranges: &[UserRange], ioctl: &Ioctl<'_>) -> Result<Vec<u8>, E
         return Ok(bytes);
     }
     let remote = remote(ranges, bytes.len())?;
+    may_wait()?;
     let moved = process_vm_readv(thread(tid)?, &mut [IoSliceMut::new(&mut bytes)], &remote)?;
     if moved == bytes.len() { Ok(bytes) } else { Err(Errno::EFAULT) }
 }
@@ -230,8 +277,14 @@ fn copied_by_kernel(ranges: &[UserRange], ioctl: &Ioctl<'_>) -> Option<Vec<u8>> 
 /// Stores `bytes` in the ranges, as far as they go. EFAULT: not all of that can be written.
 fn store(tid: u32, ranges: &[UserRange], bytes: &[u8]) -> Result<(), Errno> {
     let remote = remote(ranges, bytes.len())?;
+    may_wait()?;
     let moved = process_vm_writev(thread(tid)?, &[IoSlice::new(bytes)], &remote)?;
     if moved == bytes.len() { Ok(()) } else { Err(Errno::EFAULT) }
+}
+
+/// This thread may wait for whoever fills the caller's memory, while another serves. ENOMEM: there is no other.
+fn may_wait() -> Result<(), Errno> {
+    if crew::step_aside() { Ok(()) } else { Err(Errno::ENOMEM) }
 }
 
 /// The first `length` bytes of the ranges.

@@ -98,6 +98,11 @@ impl Node {
         self.calls.run(channel, device, id, caller, ioctl);
     }
 
+    /// The caller of an ioctl got a signal; true if that is all there is to do.
+    pub(crate) fn interrupt(&self, channel: &Channel, target: RequestId) -> bool {
+        self.calls.interrupt(channel, target)
+    }
+
     pub(crate) fn answer_ioctl(&self, channel: &Channel, id: RequestId, reply: &Reply<'_>) -> bool {
         self.calls.answer(channel, id, reply)
     }

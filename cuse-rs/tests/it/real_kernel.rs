@@ -4,6 +4,7 @@
 mod bodies;
 mod cuse;
 mod file;
+mod memory;
 mod namespace;
 
 use std::fs::{File, OpenOptions};

@@ -1,0 +1,246 @@
+//! Threads that serve one channel in turn: one reads, the others stand by.
+//!
+//! # Theory of operation
+//!
+//! What a server does for one client may have to wait for another, or for the server itself: the memory of an ioctl's caller
+//! can be a mapping of the very file that is served, and the kernel then asks the server for its content. So whoever is
+//! about to do such a thing calls [`step_aside`] first: a thread that stands by takes over the reading, and this one joins
+//! those that stand by when it is done. It costs the waking of a thread, and nothing where it is not called.
+//!
+//! Invariant: of the threads of a crew one reads, except while it is relieved, and one stands by, unless there is no
+//! thread left for it. So it takes [`MAX_MEMBERS`] - 1 callers whose memory never comes to keep others' ioctls from
+//! being served, and nothing keeps their reads and writes.
+
+use std::cell::RefCell;
+use std::ops::ControlFlow;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, Scope};
+
+/// How many threads a crew has at most.
+const MAX_MEMBERS: usize = 16;
+
+thread_local! {
+    /// The crew that this thread reads for at the moment.
+    static DUTY: RefCell<Option<Arc<Crew>>> = const { RefCell::new(None) };
+}
+
+/// The state that the threads share.
+#[derive(Debug, Default)]
+struct Crew {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    members: usize,
+    standing_by: usize,
+    /// Called to take over, and not there yet.
+    called: usize,
+    ended: bool,
+}
+
+/// Takes steps, each thread those of its own `member()`, until one of them breaks; its result is returned when all threads
+/// have ended.
+pub(crate) fn run<R, S>(member: impl Fn() -> S + Sync) -> R
+where
+    R: Send,
+    S: FnMut() -> ControlFlow<R>,
+{
+    let crew = Arc::new(Crew {
+        state: Mutex::new(State { members: 1, ..State::default() }),
+        ..Crew::default()
+    });
+    let result = Mutex::new(None);
+    thread::scope(|scope| work(&crew, scope, &member, &result));
+    let result = result.into_inner().unwrap_or_else(PoisonError::into_inner);
+    result.expect("a crew ends with a result, or by a panic that the scope passes on")
+}
+
+/// Whoever calls this may wait for any client next. False if nobody can take its place: then it must not.
+pub(crate) fn step_aside() -> bool {
+    DUTY.with_borrow_mut(|duty| match duty {
+        None => true,
+        Some(crew) if crew.call_next() => {
+            *duty = None;
+            true
+        }
+        Some(_) => false,
+    })
+}
+
+/// The life of a member: it reads until it is relieved, and stands by until it is called.
+fn work<'scope, R, S>(
+    crew: &Arc<Crew>,
+    scope: &'scope Scope<'scope, '_>,
+    member: &'scope (impl Fn() -> S + Sync),
+    result: &'scope Mutex<Option<R>>,
+) where
+    R: Send,
+    S: FnMut() -> ControlFlow<R>,
+{
+    let mut step = member();
+    loop {
+        if crew.wants_member() {
+            let theirs = Arc::clone(crew);
+            let name = thread::current().name().unwrap_or_default().to_owned();
+            let spawned = thread::Builder::new().name(name).spawn_scoped(scope, move || {
+                if theirs.wait_for_call() {
+                    work(&theirs, scope, member, result);
+                }
+            });
+            if let Err(error) = spawned {
+                tracing::warn!(%error, "no thread to stand by, ignoring");
+                crew.lose_member();
+            }
+        }
+        let on_duty = OnDuty::begin(crew);
+        while OnDuty::lasts() {
+            if let ControlFlow::Break(ended) = step() {
+                result.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(ended);
+                crew.end();
+                return;
+            }
+        }
+        drop(on_duty);
+        crew.lock().standing_by += 1;
+        if !crew.wait_for_call() {
+            return;
+        }
+    }
+}
+
+impl Crew {
+    /// Whether there is need and room for one more to stand by, which is counted then.
+    fn wants_member(&self) -> bool {
+        let mut state = self.lock();
+        let wants = state.standing_by == 0 && state.members < MAX_MEMBERS;
+        if wants {
+            state.members += 1;
+            state.standing_by += 1;
+        }
+        wants
+    }
+
+    fn lose_member(&self) {
+        let mut state = self.lock();
+        state.members -= 1;
+        state.standing_by -= 1;
+    }
+
+    /// Calls one that stands by; false if there is none.
+    fn call_next(&self) -> bool {
+        let mut state = self.lock();
+        if state.standing_by == 0 {
+            return false;
+        }
+        state.standing_by -= 1;
+        state.called += 1;
+        drop(state);
+        self.changed.notify_one();
+        true
+    }
+
+    /// Waits as one of those that stand by; false: the crew has ended.
+    fn wait_for_call(&self) -> bool {
+        let waiting = |state: &mut State| state.called == 0 && !state.ended;
+        let state = self.changed.wait_while(self.lock(), waiting);
+        let mut state = state.unwrap_or_else(PoisonError::into_inner);
+        let is_called = state.called > 0;
+        state.called -= usize::from(is_called);
+        is_called
+    }
+
+    fn end(&self) {
+        self.lock().ended = true;
+        self.changed.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// This thread reads for its crew.
+struct OnDuty<'a>(&'a Crew);
+
+impl<'a> OnDuty<'a> {
+    fn begin(crew: &'a Arc<Crew>) -> Self {
+        DUTY.set(Some(Arc::clone(crew)));
+        Self(crew)
+    }
+
+    fn lasts() -> bool {
+        DUTY.with_borrow(Option::is_some)
+    }
+}
+
+impl Drop for OnDuty<'_> {
+    fn drop(&mut self) {
+        DUTY.set(None);
+        if thread::panicking() {
+            // Else those that stand by would wait for ever, and the panic with them.
+            self.0.end();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn steps_go_on_while_a_thread_is_held_up() {
+        let steps = AtomicUsize::new(0);
+        let meeting = Barrier::new(2);
+        let result = run(|| {
+            || match steps.fetch_add(1, Ordering::SeqCst) {
+                0 => {
+                    assert!(step_aside());
+                    meeting.wait();
+                    ControlFlow::Continue(())
+                }
+                1 => {
+                    meeting.wait();
+                    ControlFlow::Continue(())
+                }
+                number => ControlFlow::Break(number),
+            }
+        });
+        assert_eq!(result, 2);
+    }
+
+    #[test]
+    fn the_last_one_does_not_step_aside() {
+        let meeting = Barrier::new(MAX_MEMBERS);
+        let refused = run(|| {
+            || {
+                if step_aside() {
+                    meeting.wait();
+                    ControlFlow::Continue(())
+                } else {
+                    assert!(!step_aside(), "and still does not");
+                    meeting.wait();
+                    ControlFlow::Break(true)
+                }
+            }
+        });
+        assert!(refused);
+    }
+
+    #[test]
+    fn others_step_aside_as_they_like() {
+        assert!(step_aside());
+    }
+
+    #[test]
+    fn a_panic_ends_the_crew() {
+        let caught = std::panic::catch_unwind(|| {
+            run(|| || -> ControlFlow<()> { panic!("on purpose") });
+        });
+        assert!(caught.is_err());
+    }
+}
