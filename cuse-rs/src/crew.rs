@@ -9,7 +9,7 @@
 //!
 //! Invariant: of the threads of a crew one reads, except while it is relieved, and one stands by, unless there is no
 //! thread left for it. So it takes [`MAX_MEMBERS`] - 1 callers whose memory never comes to keep others' ioctls from
-//! being served, and nothing keeps their reads and writes.
+//! being served, and nothing keeps their reads and writes. Of those that come back [`SPARE`] stay.
 
 use std::cell::RefCell;
 use std::ops::ControlFlow;
@@ -18,6 +18,8 @@ use std::thread::{self, Scope};
 
 /// How many threads a crew has at most.
 const MAX_MEMBERS: usize = 16;
+/// How many of them stand by at most: two, so that ioctls in turn start no thread.
+const SPARE: usize = 2;
 
 thread_local! {
     /// The crew that this thread reads for at the moment.
@@ -37,6 +39,8 @@ struct State {
     standing_by: usize,
     /// Called to take over, and not there yet.
     called: usize,
+    /// Too many, and not gone yet.
+    dismissed: usize,
     ended: bool,
 }
 
@@ -52,9 +56,18 @@ where
         ..Crew::default()
     });
     let result = Mutex::new(None);
-    thread::scope(|scope| work(&crew, scope, &member, &result));
+    thread::scope(|scope| work(&crew, scope, &member, &result, Role::Founder));
     let result = result.into_inner().unwrap_or_else(PoisonError::into_inner);
     result.expect("a crew ends with a result, or by a panic that the scope passes on")
+}
+
+/// Who may leave.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// The thread that the crew was made by: it stays to the end.
+    Founder,
+    /// A thread of the crew's own.
+    Recruit,
 }
 
 /// Whoever calls this may wait for any client next. False if nobody can take its place: then it must not.
@@ -75,6 +88,7 @@ fn work<'scope, R, S>(
     scope: &'scope Scope<'scope, '_>,
     member: &'scope (impl Fn() -> S + Sync),
     result: &'scope Mutex<Option<R>>,
+    role: Role,
 ) where
     R: Send,
     S: FnMut() -> ControlFlow<R>,
@@ -85,8 +99,8 @@ fn work<'scope, R, S>(
             let theirs = Arc::clone(crew);
             let name = thread::current().name().unwrap_or_default().to_owned();
             let spawned = thread::Builder::new().name(name).spawn_scoped(scope, move || {
-                if theirs.wait_for_call() {
-                    work(&theirs, scope, member, result);
+                if theirs.wait_for_call(Role::Recruit) {
+                    work(&theirs, scope, member, result, Role::Recruit);
                 }
             });
             if let Err(error) = spawned {
@@ -103,8 +117,7 @@ fn work<'scope, R, S>(
             }
         }
         drop(on_duty);
-        crew.lock().standing_by += 1;
-        if !crew.wait_for_call() {
+        if !crew.comes_back(role) || !crew.wait_for_call(role) {
             return;
         }
     }
@@ -141,14 +154,38 @@ impl Crew {
         true
     }
 
-    /// Waits as one of those that stand by; false: the crew has ended.
-    fn wait_for_call(&self) -> bool {
-        let waiting = |state: &mut State| state.called == 0 && !state.ended;
+    /// A thread that was relieved is to stand by; false if there are enough.
+    fn comes_back(&self, role: Role) -> bool {
+        let mut state = self.lock();
+        if state.standing_by < SPARE {
+            state.standing_by += 1;
+            return true;
+        }
+        state.members -= 1;
+        if role == Role::Recruit {
+            return false;
+        }
+        // One of the others leaves in its place.
+        state.dismissed += 1;
+        drop(state);
+        self.changed.notify_all();
+        true
+    }
+
+    /// Waits as one of those that stand by; false: this thread is not needed any more.
+    fn wait_for_call(&self, role: Role) -> bool {
+        let may_leave = role == Role::Recruit;
+        let waiting = |state: &mut State| {
+            state.called == 0 && !(may_leave && state.dismissed > 0) && !state.ended
+        };
         let state = self.changed.wait_while(self.lock(), waiting);
         let mut state = state.unwrap_or_else(PoisonError::into_inner);
-        let is_called = state.called > 0;
-        state.called -= usize::from(is_called);
-        is_called
+        if state.called > 0 {
+            state.called -= 1;
+            return true;
+        }
+        state.dismissed = state.dismissed.saturating_sub(usize::from(may_leave));
+        false
     }
 
     fn end(&self) {
@@ -229,6 +266,32 @@ mod tests {
             }
         });
         assert!(refused);
+    }
+
+    #[test]
+    fn of_those_that_come_back_few_stay() {
+        // Everybody but one is held up at the same time, then all come back.
+        let (steps, meeting) = (AtomicUsize::new(0), Barrier::new(MAX_MEMBERS));
+        let most = MAX_MEMBERS - 1;
+        let members = run(|| {
+            || {
+                let step = steps.fetch_add(1, Ordering::SeqCst);
+                if step < most {
+                    assert!(step_aside());
+                    meeting.wait();
+                } else if step == most {
+                    meeting.wait();
+                }
+                let crew = DUTY.with_borrow(|duty| duty.as_ref().map(|crew| crew.lock().members));
+                match crew {
+                    Some(members) if step > most && members == SPARE + 1 => {
+                        ControlFlow::Break(members)
+                    }
+                    _ => ControlFlow::Continue(()),
+                }
+            }
+        });
+        assert_eq!(members, SPARE + 1);
     }
 
     #[test]
