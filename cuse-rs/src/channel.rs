@@ -94,10 +94,10 @@ impl Channel {
         self.serve_at(device, || None)
     }
 
-    /// As [`serve`](Self::serve), and looks for the next message for up to 100 us before it sleeps, as long as messages follow
-    /// each other that closely and nobody else wants the CPU. For a channel that one thread serves.
+    /// As [`serve`](Self::serve), and looks for the next message for up to 100 us before it sleeps, where messages follow each other
+    /// closely, that has been seen to bring them sooner, and nobody else wants the CPU. For a channel that one thread serves.
     ///
-    /// A client on another CPU waits for a fraction of the time then, since nobody has to be woken. The descriptor becomes
+    /// It does where client and server run on different CPUs, since the server need not be woken then. The descriptor becomes
     /// non-blocking. Without effect where there is one CPU to run on.
     ///
     /// # Errors
@@ -218,7 +218,7 @@ impl Channel {
                 Err(Errno::ENODEV | Errno::ECONNABORTED) => return Ok(None),
                 // ENOENT: the request was aborted while it was being copied.
                 Err(Errno::EINTR | Errno::ENOENT) => {}
-                Err(Errno::EAGAIN) => match pace.as_mut().map(|pace| pace.missed(now())) {
+                Err(Errno::EAGAIN) => match pace.as_mut().map(|pace| pace.missed(now)) {
                     // To whoever wants this CPU; to the client itself, perhaps.
                     Some(Next::Look) => thread::yield_now(),
                     Some(Next::Sleep) | None => self.wait_readable(),

@@ -1,46 +1,51 @@
-//! How a server waits for the next message: it looks again for a moment, and sleeps then.
+//! How a server waits for the next message: asleep, or looking again and again for a while first.
 //!
 //! # Theory of operation
 //!
-//! A call costs most where the server has fallen asleep: the scheduler puts it on an idle CPU, and waking that takes longer
-//! than all the rest. So after a message whose predecessor was close, the server looks for a next one for [`WINDOW`] before it
-//! sleeps. That is given up in two cases:
+//! What a call costs is decided by where the scheduler puts client and server. On one CPU they hand over to each other,
+//! which is cheapest. On two, each has to be woken on a CPU that has gone idle, which costs more than all the rest; a server
+//! that does not sleep saves half of that. Which it is depends on kernel, machine and load, and changes. So it is measured:
+//! when messages follow each other closely, some are waited for asleep and some looking, and whatever brought them sooner is
+//! kept for the next thousands.
 //!
-//! * Nothing came in time: the next message is waited for asleep, and only if that came soon the server looks again. So a
-//!   client that calls rarely costs at most one window for each burst of calls.
-//! * The thread was not running for a while as it looked: somebody else wants the CPU, perhaps the client itself. It then
-//!   sleeps for the next messages, for twice as many each time, for half as many when as many have been met awake.
-//!
-//! It does not look at all where there is one CPU to run on.
+//! A server that looks gives its CPU to whoever wants it, and stops when nothing has come for [`WINDOW`]: so a client that
+//! calls rarely costs nothing, one that pauses one window, and no time is spent once the calls have ended. It does not look at
+//! all where there is one CPU to run on.
 
 use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
-/// How long a server looks for the next message.
+/// How long a server looks for the next message, and how close two messages have to be.
 const WINDOW: Duration = Duration::from_micros(100);
-/// A pause of this length between two looks was not our own.
+/// Nothing of ours takes so long between two looks: somebody else had the CPU.
 const PREEMPTED: Duration = Duration::from_micros(30);
-/// How many messages are waited for asleep after that, at first and at most.
-const PENALTIES: (u32, u32) = (16, 4096);
+/// How many messages in a row have to be close before the ways to wait are compared.
+const BRISK: u32 = 16;
+/// How many messages each way is tried for.
+const TRIAL: u32 = 64;
+/// For how many messages the better one is kept.
+const SETTLED: u32 = 8192;
 
 /// What one thread in a read loop knows of the messages it got.
 #[derive(Debug)]
 pub(crate) struct Pace {
-    /// Looking pays: the last message came soon after the one before.
-    is_brisk: bool,
-    /// Messages to sleep for, whatever their pace.
-    penance: u32,
-    penalty: u32,
-    /// Messages met awake since the penalty has changed.
-    met: u32,
-    waiting: Option<Waiting>,
+    phase: Phase,
+    /// When the last message came.
+    last: Option<Instant>,
+    /// When looking for the next one began, and the last look.
+    looking: Option<(Instant, Instant)>,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Waiting {
-    since: Instant,
-    looked: Instant,
-    slept: bool,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// So many messages in a row came closely.
+    Counting(u32),
+    /// So many are left to be waited for asleep; the time the others took.
+    TryingSleep(u32, Duration),
+    /// The same for looking; and the time it took asleep.
+    TryingLook(u32, Duration, Duration),
+    /// The better way, and for how many messages.
+    Settled(Next, u32),
 }
 
 /// What to do when there is no message.
@@ -53,52 +58,54 @@ pub(crate) enum Next {
 impl Pace {
     /// `None` where looking is of no use.
     pub(crate) fn new() -> Option<Self> {
-        available_parallelism().is_ok_and(|cpus| cpus.get() > 1).then_some(Self {
-            is_brisk: false,
-            penance: 0,
-            penalty: PENALTIES.0,
-            met: 0,
-            waiting: None,
-        })
+        available_parallelism().is_ok_and(|cpus| cpus.get() > 1).then_some(Self::UNKNOWN)
     }
 
-    /// There is no message.
-    pub(crate) fn missed(&mut self, now: Instant) -> Next {
-        let Some(waiting) = &mut self.waiting else {
-            let looks = self.is_brisk && self.penance == 0;
-            self.waiting = Some(Waiting { since: now, looked: now, slept: !looks });
-            return if looks { Next::Look } else { Next::Sleep };
-        };
-        if waiting.slept {
+    const UNKNOWN: Self = Self { phase: Phase::Counting(0), last: None, looking: None };
+
+    /// There is no message; `now` is asked for only where it matters.
+    pub(crate) fn missed(&mut self, now: impl FnOnce() -> Instant) -> Next {
+        if !matches!(self.phase, Phase::TryingLook(..) | Phase::Settled(Next::Look, _)) {
             return Next::Sleep;
         }
-        if now - waiting.looked > PREEMPTED {
-            self.penance = self.penalty;
-            self.penalty = (self.penalty * 2).min(PENALTIES.1);
-            self.met = 0;
-            waiting.slept = true;
-        } else if now - waiting.since > WINDOW {
-            waiting.slept = true;
+        let now = now();
+        let (since, looked) = self.looking.unwrap_or((now, now));
+        self.looking = Some((since, now));
+        // In a trial it is part of what looking costs.
+        let is_unwelcome = now - looked > PREEMPTED && matches!(self.phase, Phase::Settled(..));
+        if now - since > WINDOW || is_unwelcome {
+            self.phase = Phase::Counting(0);
+            return Next::Sleep;
         }
-        waiting.looked = now;
-        if waiting.slept { Next::Sleep } else { Next::Look }
+        Next::Look
     }
 
-    /// There is a message; `now` is asked for only if it had to be waited for.
+    /// There is a message.
     pub(crate) fn came(&mut self, now: impl FnOnce() -> Instant) {
-        self.penance = self.penance.saturating_sub(1);
-        let Some(waiting) = self.waiting.take() else {
-            self.is_brisk = true;
+        self.looking = None;
+        if let Phase::Settled(_, left @ 1..) = &mut self.phase {
+            *left -= 1;
+            self.last = None;
             return;
-        };
-        self.is_brisk = now() - waiting.since <= WINDOW;
-        if !waiting.slept {
-            self.met += 1;
-            if self.met >= self.penalty {
-                self.penalty = (self.penalty / 2).max(PENALTIES.0);
-                self.met = 0;
-            }
         }
+        let now = now();
+        let Some(gap) = self.last.replace(now).map(|last| now - last) else { return };
+        self.phase = match self.phase {
+            // A pause of the client says nothing of either way.
+            _ if gap > 10 * WINDOW => Phase::Counting(0),
+            Phase::Counting(_) if gap > WINDOW => Phase::Counting(0),
+            Phase::Counting(BRISK..) => Phase::TryingSleep(TRIAL, Duration::ZERO),
+            Phase::Counting(brisk) => Phase::Counting(brisk + 1),
+            Phase::TryingSleep(0, asleep) => Phase::TryingLook(TRIAL, Duration::ZERO, asleep),
+            Phase::TryingSleep(left, asleep) => Phase::TryingSleep(left - 1, asleep + gap),
+            Phase::TryingLook(0, awake, asleep) => {
+                Phase::Settled(if awake < asleep { Next::Look } else { Next::Sleep }, SETTLED)
+            }
+            Phase::TryingLook(left, awake, asleep) => {
+                Phase::TryingLook(left - 1, awake + gap, asleep)
+            }
+            Phase::Settled(..) => Phase::TryingSleep(TRIAL, Duration::ZERO),
+        };
     }
 }
 
@@ -106,23 +113,47 @@ impl Pace {
 mod tests {
     use super::*;
 
-    /// Brings messages at times in microseconds, each waited for from the one before; a look every microsecond.
-    /// Returns for each whether it was met awake.
-    fn met_awake(pace: &mut Pace, gaps: &[u64]) -> Vec<bool> {
-        let mut now = instant();
-        let mut met = |gap: u64| {
-            let due = now + Duration::from_micros(gap);
-            let mut awake = true;
-            while now < due {
-                match pace.missed(now) {
-                    Next::Look => now += Duration::from_micros(1),
-                    Next::Sleep => (now, awake) = (due, false),
+    /// A client that calls as soon as it is answered, and a clock.
+    struct World {
+        pace: Pace,
+        now: Instant,
+        /// How long a message takes to one that sleeps, and to one that looks.
+        costs: (Duration, Duration),
+        /// How long it takes from one look to the next.
+        look: Duration,
+    }
+
+    impl World {
+        fn new(asleep: u64, awake: u64) -> Self {
+            let (pace, look) = (Pace::UNKNOWN, Duration::from_micros(1));
+            let costs = (Duration::from_micros(asleep), Duration::from_micros(awake));
+            Self { pace, now: instant(), costs, look }
+        }
+
+        /// The next message, which comes after a pause; whether it was met awake.
+        fn call(&mut self, pause: Duration) -> bool {
+            let begin = self.now;
+            loop {
+                if self.now - begin >= pause + self.costs.1 {
+                    break;
+                }
+                match self.pace.missed(|| self.now) {
+                    Next::Look => self.now += self.look,
+                    Next::Sleep => {
+                        self.now = begin + pause + self.costs.0;
+                        self.pace.came(|| self.now);
+                        return false;
+                    }
                 }
             }
-            pace.came(|| now);
-            awake
-        };
-        gaps.iter().map(|gap| met(*gap)).collect()
+            self.pace.came(|| self.now);
+            true
+        }
+
+        /// How many of so many messages were met awake.
+        fn calls(&mut self, count: u32) -> u32 {
+            (0..count).map(|_| u32::from(self.call(Duration::ZERO))).sum()
+        }
     }
 
     #[allow(clippy::disallowed_methods, reason = "there is no other way to have an Instant")]
@@ -130,54 +161,52 @@ mod tests {
         Instant::now()
     }
 
-    fn pace() -> Pace {
-        Pace { is_brisk: false, penance: 0, penalty: PENALTIES.0, met: 0, waiting: None }
+    /// Messages until the first thousands are settled.
+    const LEARNING: u32 = BRISK + 2 * TRIAL + 8;
+
+    #[test]
+    fn looking_is_kept_where_it_is_faster() {
+        let mut world = World::new(60, 20);
+        assert_eq!(world.calls(BRISK), 0);
+        world.calls(LEARNING);
+        assert_eq!(world.calls(1000), 1000);
+        assert_eq!(world.calls(SETTLED), SETTLED - TRIAL - 1, "asleep is tried again");
     }
 
     #[test]
-    fn brisk_messages_are_met_awake() {
-        assert_eq!(met_awake(&mut pace(), &[50, 50, 0, 50]), [false, true, true, true]);
+    fn sleeping_is_kept_where_it_is_faster() {
+        let mut world = World::new(8, 20);
+        world.calls(LEARNING);
+        assert_eq!(world.calls(1000), 0);
+        assert_eq!(world.calls(SETTLED), TRIAL + 1, "looking is tried again");
     }
 
     #[test]
-    fn rare_messages_cost_one_look_for_each_burst() {
-        let gaps = [50, 50, 5000, 5000, 50, 50];
-        assert_eq!(met_awake(&mut pace(), &gaps), [false, true, false, false, false, true]);
-    }
-
-    /// Somebody else gets the CPU as the server looks.
-    fn preempt(pace: &mut Pace) {
-        let begin = instant();
-        assert_eq!(pace.missed(begin), Next::Look);
-        assert_eq!(pace.missed(begin + Duration::from_micros(50)), Next::Sleep);
-        pace.came(|| begin + Duration::from_micros(60));
+    fn rare_calls_are_never_looked_for() {
+        let mut world = World::new(60, 20);
+        assert!((0..1000).all(|_| !world.call(Duration::from_millis(1))));
     }
 
     #[test]
-    fn a_busy_cpu_is_left_to_others_for_longer_each_time() {
-        let mut pace = pace();
-        met_awake(&mut pace, &[50]);
-        for asleep in [16, 32, 64] {
-            preempt(&mut pace);
-            let awake = met_awake(&mut pace, &vec![50; asleep]);
-            // The message that was met late is one of them.
-            assert_eq!(awake.iter().filter(|awake| !**awake).count(), asleep - 1);
-        }
+    fn a_pause_costs_one_window() {
+        let mut world = World::new(60, 20);
+        world.calls(LEARNING + 100);
+        let before = world.now;
+        assert!(!world.call(Duration::from_secs(1)));
+        assert_eq!(world.pace.phase, Phase::Counting(0));
+        assert!(world.now - before >= Duration::from_secs(1));
+        assert_eq!(world.calls(BRISK), 0, "and has to be earned again");
     }
 
     #[test]
-    fn a_cpu_that_is_free_again_is_found_out() {
-        let mut pace = pace();
-        met_awake(&mut pace, &[50]);
-        preempt(&mut pace);
-        preempt_after(&mut pace, 16);
-        assert_eq!(pace.penalty, 64);
-        met_awake(&mut pace, &[50; 32 + 64 + 32]);
-        assert_eq!(pace.penalty, 16);
-    }
-
-    fn preempt_after(pace: &mut Pace, messages: usize) {
-        met_awake(pace, &vec![50; messages]);
-        preempt(pace);
+    fn a_cpu_that_others_want_is_left_to_them() {
+        let mut world = World::new(60, 20);
+        world.calls(LEARNING + 100);
+        (world.look, world.costs.1) = (Duration::from_micros(50), Duration::from_micros(90));
+        world.calls(1);
+        assert_eq!(world.pace.phase, Phase::Counting(0));
+        // In the trial that follows looking takes longer than sleeping.
+        world.calls(LEARNING);
+        assert!(matches!(world.pace.phase, Phase::Settled(Next::Sleep, _)), "{:?}", world.pace);
     }
 }
