@@ -216,6 +216,30 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        abi::tun::IfFlags,
+        core::{
+            Delivery,
+            rig::{Rig, bytes_read},
+        },
+        errno::Errno,
+    };
+
+    #[test]
+    fn read_of_nothing_takes_nothing_and_never_waits() {
+        let mut rig = Rig::new();
+        let file = rig.open();
+        assert_eq!(
+            (rig.read(file, 0), rig.write(file, &[])),
+            (Err(Errno::EBADFD), Err(Errno::EBADFD))
+        );
+        let (file, tunnel) = rig.attached("t", (IfFlags::TUN | IfFlags::NO_PI).bits());
+        let read = rig.read_later(file, 0);
+        assert_eq!(rig.outcome(read).map(bytes_read), Some(Ok(vec![])));
+        assert_eq!(rig.inject(tunnel, &[0x45]), Ok(Delivery::Queued(1)));
+        assert_eq!((rig.read(file, 0), rig.read(file, 9)), (Ok(vec![]), Ok(vec![0x45])));
+        assert_eq!(rig.write(file, &[]), Err(Errno::EINVAL));
+    }
 
     #[test]
     fn queue_refuses_the_newest_by_count_and_by_bytes() {

@@ -33,6 +33,8 @@ mod wait;
 
 use std::{collections::BTreeMap, time::Instant};
 
+use bytes::Bytes;
+
 pub use self::{
     address::Address,
     datagram::{Datagram, MacAddress},
@@ -283,6 +285,10 @@ impl Core {
         }
         file.forget_rest();
         file.set_nonblocking(call.nonblock);
+        if call.limit == 0 {
+            // tun_do_read: before there is a datagram, so that none is lost.
+            return Some(Ok(Reply::Read { head: Head::default(), body: Bytes::new() }));
+        }
         if let Some(datagram) = file.queue.pop() {
             let outcome = file.deliver(&datagram, tunnel.framing(), call.limit);
             if outcome.is_err() {
