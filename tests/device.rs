@@ -20,6 +20,7 @@ use nix::{
         signal::Signal,
         time::TimeVal,
     },
+    unistd::Pid,
 };
 use std::os::fd::AsFd;
 
@@ -60,6 +61,7 @@ pub const TESTS: &[DeviceTest] = &[
     ("several_device_threads_lose_nothing", several_device_threads_lose_nothing),
     ("ioctls_fetch_and_store_the_argument", ioctls_fetch_and_store_the_argument),
     ("values_pass_where_the_kernel_lets_them", values_pass_where_the_kernel_lets_them),
+    ("refused_ioctls_leave_nothing_behind", refused_ioctls_leave_nothing_behind),
     ("down_tunnel_refuses_writes", down_tunnel_refuses_writes),
     ("sigterm_leaves_nothing_behind", sigterm_leaves_nothing_behind),
     ("sigkill_of_the_daemon_gives_clients_an_error", sigkill_of_the_daemon_gives_clients_an_error),
@@ -600,6 +602,23 @@ fn values_pass_where_the_kernel_lets_them(backend: Backend) {
     assert_eq!(file.ioctl_value(SIOCGSKNS, 0), Err(Errno::EPERM), "its size field claims nothing");
 }
 
+fn refused_ioctls_leave_nothing_behind(backend: Backend) {
+    const UNKNOWN: u32 = 0x5401;
+    let daemon = Daemon::start(backend);
+    let file = TunFile::open(&daemon.device);
+    let refuse = |times| {
+        for _ in 0..times {
+            assert_eq!(file.ioctl_value(UNKNOWN, 0), Err(Errno::EBADFD));
+        }
+    };
+    // What is needed once.
+    refuse(100);
+    let before = resident_kilobytes(daemon.pid());
+    refuse(20_000);
+    let grown = resident_kilobytes(daemon.pid()).saturating_sub(before);
+    assert!(grown < 1_000, "{grown} kB, of 20,000 calls");
+}
+
 fn down_tunnel_refuses_writes(backend: Backend) {
     let daemon = Daemon::start(backend);
     let file = TunFile::attached(&daemon.device, "tun0", TUN | NO_PI);
@@ -700,11 +719,15 @@ fn idle_daemon_uses_no_cpu_and_little_memory(backend: Backend) {
         }
     });
     assert!(settled.iter().all(|(_, _, state)| state.starts_with('S')), "{settled:?}");
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it is running");
-    let resident =
-        status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it has a size");
-    let kilobytes: u64 = resident.trim().trim_end_matches(" kB").parse().expect("a number");
+    let kilobytes = resident_kilobytes(pid);
     println!("resident memory of the idle daemon: {kilobytes} kB");
     assert!(kilobytes < 10_000, "{kilobytes} kB");
     assert!(reader.is_running());
+}
+
+fn resident_kilobytes(pid: Pid) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it is running");
+    let resident =
+        status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it has a size");
+    resident.trim().trim_end_matches(" kB").parse().expect("a number")
 }

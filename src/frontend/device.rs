@@ -62,7 +62,54 @@ impl DeviceFrontEnd {
     }
 
     fn submit(&self, id: cuse_rs::RequestId, op: Op) {
-        self.hub.submit(Request { id: RequestId { origin: self.origin, unique: id.0 }, op });
+        self.submit_as(Form::Plain, id, op);
+    }
+
+    fn submit_as(&self, form: Form, id: cuse_rs::RequestId, op: Op) {
+        let unique = form.mark(id);
+        self.hub.submit(Request { id: RequestId { origin: self.origin, unique }, op });
+    }
+
+    fn complete_ioctl(&self, id: cuse_rs::RequestId, outcome: Outcome) {
+        let reply = self.channel.reply_ioctl(id);
+        match outcome {
+            Ok(Reply::Ioctl { result, output }) => reply.done(result, output.as_bytes()),
+            Ok(Reply::Fetch { address, input, output }) => {
+                let range = |length| [UserRange { address, length }];
+                let (input, output) = (range(input), range(output));
+                let some = |range: &'_ [UserRange; 1]| usize::from(range[0].length > 0);
+                reply.retry(&input[..some(&input)], &output[..some(&output)])
+            }
+            // The core does not answer an ioctl with these.
+            Ok(
+                Reply::Read { .. }
+                | Reply::Written(_)
+                | Reply::Ready(_)
+                | Reply::Opened(_)
+                | Reply::Closed,
+            ) => reply.done(0, &[]),
+            Err(errno) => reply.error(to_nix(errno)),
+        };
+    }
+}
+
+/// What form the reply to a request must have: that of an ioctl, whatever the core is asked, or that of what it is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Plain,
+    Ioctl,
+}
+
+impl Form {
+    /// The number of a request in the core: the kernel's, and the form in the lowest bit. The kernel's never have 64 bits
+    /// (`fuse_get_unique` counts).
+    fn mark(self, id: cuse_rs::RequestId) -> u64 {
+        id.0 << 1 | u64::from(self == Self::Ioctl)
+    }
+
+    fn unmark(unique: u64) -> (Self, cuse_rs::RequestId) {
+        let form = if unique & 1 == 0 { Self::Plain } else { Self::Ioctl };
+        (form, cuse_rs::RequestId(unique >> 1))
     }
 }
 
@@ -91,6 +138,7 @@ impl Device for DeviceFrontEnd {
     }
 
     fn ioctl(&self, _caller: Caller, ioctl: Ioctl<'_>, reply: ReplyIoctl<'_>) {
+        let file = FileId(ioctl.file.0);
         let call = IoctlCall {
             command: ioctl.command,
             argument: ioctl.argument,
@@ -98,7 +146,8 @@ impl Device for DeviceFrontEnd {
             input: Bytes::copy_from_slice(ioctl.input),
             output_room: usize::try_from(ioctl.output_size).unwrap_or(usize::MAX),
         };
-        self.submit(reply.defer(), Op::Ioctl(FileId(ioctl.file.0), call));
+        let op = Op::Ioctl(file, call);
+        self.submit_as(Form::Ioctl, reply.defer(), op);
     }
 
     fn poll(&self, _caller: Caller, poll: Poll, reply: ReplyPoll<'_>) {
@@ -111,7 +160,8 @@ impl Device for DeviceFrontEnd {
     }
 
     fn interrupt(&self, target: cuse_rs::RequestId) -> bool {
-        self.hub.cancel(RequestId { origin: self.origin, unique: target.0 })
+        // An ioctl never waits, so it is none.
+        self.hub.cancel(RequestId { origin: self.origin, unique: Form::Plain.mark(target) })
     }
 }
 
@@ -119,22 +169,14 @@ impl FrontEnd for DeviceFrontEnd {
     /// What the kernel says to a reply is of no use here: the request may be gone with its caller.
     fn complete(&self, unique: u64, outcome: Outcome) {
         let channel = &self.channel;
-        let id = cuse_rs::RequestId(unique);
+        let (form, id) = Form::unmark(unique);
         match outcome {
+            outcome if form == Form::Ioctl => self.complete_ioctl(id, outcome),
             Ok(Reply::Opened(file)) => {
                 if !channel.reply_open(id).opened(FileHandle(file.0)) {
                     // The opener is gone, so no close will come: the file would stay for ever.
                     self.hub.with(|core| core.forget(file));
                 }
-            }
-            Ok(Reply::Ioctl { result, output }) => {
-                channel.reply_ioctl(id).done(result, output.as_bytes());
-            }
-            Ok(Reply::Fetch { address, input, output }) => {
-                let range = |length| [UserRange { address, length }];
-                let (input, output) = (range(input), range(output));
-                let some = |range: &'_ [UserRange; 1]| usize::from(range[0].length > 0);
-                channel.reply_ioctl(id).retry(&input[..some(&input)], &output[..some(&output)]);
             }
             Ok(Reply::Read { head, body }) => {
                 channel.reply_read(id).data(&[IoSlice::new(head.as_bytes()), IoSlice::new(&body)]);
@@ -148,7 +190,9 @@ impl FrontEnd for DeviceFrontEnd {
             Ok(Reply::Closed) => {
                 channel.reply_release(id).done();
             }
-            // An error reply has no payload, so it is the same for every operation.
+            // Of an ioctl.
+            Ok(Reply::Ioctl { .. } | Reply::Fetch { .. }) => {}
+            // An error reply has no payload, so it is the same for all of these.
             Err(errno) => {
                 channel.reply_read(id).error(to_nix(errno));
             }
