@@ -106,6 +106,18 @@ pub mod ioctl {
     pub const fn type_of(command: u32) -> u32 {
         (command >> 8) & 0xff
     }
+
+    /// `_IOC_NR`: the number of a command among those of its type.
+    #[must_use]
+    pub const fn number_of(command: u32) -> u32 {
+        command & 0xff
+    }
+
+    /// `_IOC_WRITE` of `_IOC_DIR`: a command says of itself that its argument is the address of something to read.
+    #[must_use]
+    pub const fn claims_input(command: u32) -> bool {
+        command & 1 << 30 != 0
+    }
 }
 
 /// `POLLIN | POLLRDNORM`.

@@ -5,12 +5,15 @@
 
 use std::{
     ffi::OsString,
-    fs::File,
+    fs::{self, File},
     io::{self, Write},
     num::NonZero,
     os::{
         fd::RawFd,
-        unix::process::{CommandExt, ExitStatusExt},
+        unix::{
+            fs::MetadataExt,
+            process::{CommandExt, ExitStatusExt},
+        },
     },
     path::{Path, PathBuf},
     process::{Child, Command, ExitCode, ExitStatus},
@@ -38,7 +41,12 @@ use crate::{
     control::server::{BindError, Server, SocketOptions},
     core::Event,
     daemon::{DEVICE_LOST, Daemon, Options},
-    frontend::{Registered, cuse, fuse},
+    frontend::{
+        Registered, cuse,
+        device::Identity,
+        fuse,
+        intercept::{InterceptError, Interceptor},
+    },
     hub::Observer,
     namespace, sys,
 };
@@ -79,6 +87,11 @@ pub(super) struct Args {
     /// frequent and the CPU is not wanted.
     #[arg(long, conflicts_with = "device")]
     no_spin: bool,
+    /// Leave ioctls that pass a value (TUNSETPERSIST, TUNSETOWNER and so on), and reads and writes of nothing, to the
+    /// kernel, which does not bring them to a file. Else a seccomp filter catches them, which costs each system call of the
+    /// program a little, and takes the one seccomp listener that the kernel lets the program and its debuggers have.
+    #[arg(long)]
+    no_intercept: bool,
     /// Write a line to this descriptor when the device and the control socket are ready, just before the program starts.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(3..))]
     ready_fd: Option<RawFd>,
@@ -123,6 +136,8 @@ impl Args {
         self.enter_namespace()?;
         namespace::provide(&self.at)?;
         namespace::cover(device, &self.at)?;
+        let file = fs::metadata(&self.at).ok().filter(fs::Metadata::is_file);
+        intercept(self.interceptor(file.map(|file| file.dev())))?;
         let error = self.command(control).exec();
         Ok(self.not_started(&error))
     }
@@ -136,6 +151,11 @@ impl Args {
         self.stay_on_cpu()?;
         let socket = Socket::bind(control)?;
         let device = self.register(&socket.path)?;
+        let file_system = match device.identity {
+            Identity::FileSystem(number) => Some(number),
+            Identity::Number(_) => None,
+        };
+        let interceptor = self.interceptor(file_system);
         let daemon = Daemon::start(
             vec![device],
             socket.server,
@@ -143,6 +163,7 @@ impl Args {
         )?;
         self.announce(&daemon)?;
 
+        intercept(interceptor)?;
         let mut command = self.command(&socket.path);
         let status = match sys::spawn_dying_with_us(&mut command) {
             Ok(program) => supervise(program, &signals, &daemon).map(exit_code),
@@ -202,6 +223,13 @@ impl Args {
         }
     }
 
+    /// What carries calls to a file that the kernel does not bring there, ready to begin. `None`: the device is no file, or
+    /// the program goes without.
+    fn interceptor(&self, file_system: Option<u64>) -> Option<Interceptor> {
+        let started = Interceptor::start(file_system.filter(|_| !self.no_intercept)?);
+        started.inspect_err(warn_of_lost_calls).ok()
+    }
+
     /// Says that everything is ready, now or when a client has attached.
     fn announce(&self, daemon: &Daemon) -> anyhow::Result<()> {
         let Some(number) = self.ready_fd else { return Ok(()) };
@@ -231,6 +259,25 @@ impl Args {
             if error.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE };
         fail(status, &anyhow::anyhow!("running {}: {error}", self.program[0].display()))
     }
+}
+
+/// Begins to intercept calls of this thread and of the program that it will start.
+fn intercept(interceptor: Option<Interceptor>) -> Result<(), InterceptError> {
+    match interceptor.map_or(Ok(()), Interceptor::intercept) {
+        Err(error @ InterceptError::Lost(_)) => Err(error),
+        Err(error) => {
+            warn_of_lost_calls(&error);
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
+}
+
+fn warn_of_lost_calls(error: &InterceptError) {
+    warn!(
+        %error,
+        "ioctls that pass a value, such as TUNSETPERSIST, get EFAULT, and reads and writes of nothing get 0, ignoring"
+    );
 }
 
 /// The control socket, and what removes it if this process is killed.

@@ -136,6 +136,14 @@ pub fn name(command: u32) -> Option<&'static str> {
     TABLE.iter().find(|row| row.command == command).map(|row| row.name)
 }
 
+/// The commands that pass a value, though their number says that it is an address.
+pub fn disguised_values() -> impl Iterator<Item = u32> {
+    TABLE
+        .iter()
+        .filter(|row| row.shape == Shape::Value && ioctl::claims_input(row.command))
+        .map(|row| row.command)
+}
+
 /// One ioctl on an open file.
 pub(super) fn perform(core: &mut Core, file: FileId, call: &IoctlCall) -> Outcome {
     let row = TABLE.iter().find(|row| row.command == call.command);

@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use super::opener;
+use super::{intercept::Carried, opener};
 use crate::{
     abi::tun::O_NONBLOCK,
     core::{
@@ -80,14 +80,12 @@ impl DeviceFrontEnd {
                 let some = |range: &'_ [UserRange; 1]| usize::from(range[0].length > 0);
                 reply.retry(&input[..some(&input)], &output[..some(&output)])
             }
-            // The core does not answer an ioctl with these.
-            Ok(
-                Reply::Read { .. }
-                | Reply::Written(_)
-                | Reply::Ready(_)
-                | Reply::Opened(_)
-                | Reply::Closed,
-            ) => reply.done(0, &[]),
+            // A carried call, of nothing.
+            Ok(Reply::Read { .. } | Reply::Written(_)) => reply.done(0, &[]),
+            // No ioctl is answered so.
+            Ok(Reply::Ready(_) | Reply::Opened(_) | Reply::Closed) => {
+                reply.error(cuse_rs::Errno::EIO)
+            }
             Err(errno) => reply.error(to_nix(errno)),
         };
     }
@@ -139,14 +137,19 @@ impl Device for DeviceFrontEnd {
 
     fn ioctl(&self, _caller: Caller, ioctl: Ioctl<'_>, reply: ReplyIoctl<'_>) {
         let file = FileId(ioctl.file.0);
-        let call = IoctlCall {
-            command: ioctl.command,
-            argument: ioctl.argument,
-            compat: ioctl.flags.contains(IoctlFlags::COMPAT),
-            input: Bytes::copy_from_slice(ioctl.input),
-            output_room: usize::try_from(ioctl.output_size).unwrap_or(usize::MAX),
+        let op = match Carried::decode(ioctl.command, ioctl.argument) {
+            Some(carried) => carried.op(file),
+            None => Op::Ioctl(
+                file,
+                IoctlCall {
+                    command: ioctl.command,
+                    argument: ioctl.argument,
+                    compat: ioctl.flags.contains(IoctlFlags::COMPAT),
+                    input: Bytes::copy_from_slice(ioctl.input),
+                    output_room: usize::try_from(ioctl.output_size).unwrap_or(usize::MAX),
+                },
+            ),
         };
-        let op = Op::Ioctl(file, call);
         self.submit_as(Form::Ioctl, reply.defer(), op);
     }
 
@@ -190,8 +193,10 @@ impl FrontEnd for DeviceFrontEnd {
             Ok(Reply::Closed) => {
                 channel.reply_release(id).done();
             }
-            // Of an ioctl.
-            Ok(Reply::Ioctl { .. } | Reply::Fetch { .. }) => {}
+            // Nothing but an ioctl is answered so.
+            Ok(Reply::Ioctl { .. } | Reply::Fetch { .. }) => {
+                channel.reply_read(id).error(cuse_rs::Errno::EIO);
+            }
             // An error reply has no payload, so it is the same for all of these.
             Err(errno) => {
                 channel.reply_read(id).error(to_nix(errno));

@@ -3,6 +3,7 @@
 pub mod cuse;
 pub mod device;
 pub mod fuse;
+pub mod intercept;
 pub(crate) mod opener;
 
 use std::{path::PathBuf, sync::Arc};

@@ -31,6 +31,12 @@ pub(super) fn look_up(tid: u32, uid: u32, gid: u32) -> Opener {
     opener
 }
 
+/// The process that a thread belongs to.
+pub(super) fn process_of(tid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()
+}
+
 /// Whether the descriptors that a process has of the device are closed on exec.
 ///
 /// It belongs to descriptors, not to open files, so no message of the kernel tells. `None` if the descriptors cannot be

@@ -1,12 +1,16 @@
 //! The only unsafe code of this package.
 #![allow(unsafe_code, reason = "this is its one place")]
 
+pub(crate) mod seccomp;
+
 use std::{
     io,
+    mem::MaybeUninit,
     os::{
-        fd::{FromRawFd, OwnedFd, RawFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
         unix::process::CommandExt,
     },
+    panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     process::{Child, Command},
 };
@@ -18,6 +22,8 @@ use nix::{
     sys::{
         prctl,
         signal::{SigSet, Signal},
+        stat::makedev,
+        wait::waitpid,
     },
     unistd::{ForkResult, dup2_stdin, fork, pipe2, read, setsid, unlink, write},
 };
@@ -69,14 +75,10 @@ impl Guard {
 
 /// The child's whole life. Its outcome interests nobody: the path may be gone already.
 fn guard(from_parent: &OwnedFd, path: &Path) -> ! {
-    let _session = setsid();
-    let _stdin = dup2_stdin(from_parent);
-    // Nobody must wait for the end of our output because of it.
-    // SAFETY: closing descriptors that nothing in this process uses any more.
-    unsafe { libc::close_range(1, libc::c_uint::MAX, 0) };
+    let from_parent = leave_all_but(from_parent.as_fd());
     let mut byte = [0];
     let told = loop {
-        match read(io::stdin(), &mut byte) {
+        match read(&from_parent, &mut byte) {
             Err(Errno::EINTR) => {}
             told => break told,
         }
@@ -84,6 +86,111 @@ fn guard(from_parent: &OwnedFd, path: &Path) -> ! {
     if told != Ok(1) {
         let _gone = unlink(path);
     }
+    exit_at_once()
+}
+
+/// Starts a process that is nobody's child and may outlive this one, with one descriptor, no signals and nothing else. To be called
+/// while there is one thread.
+pub(crate) fn detach(keep: OwnedFd, live: impl FnOnce(BorrowedFd<'_>)) -> io::Result<()> {
+    // SAFETY: the process has one thread, by the caller's word, so the child may do whatever this process could.
+    let forked = unsafe { fork() }?;
+    let ForkResult::Child = forked else {
+        if let ForkResult::Parent { child } = forked {
+            waitpid(child, None)?;
+        }
+        return Ok(());
+    };
+    // The child's end makes its own child nobody's.
+    // SAFETY: as before.
+    if let Ok(ForkResult::Child) = unsafe { fork() } {
+        let _masked = SigSet::all().thread_block();
+        let keep = leave_all_but(keep.as_fd());
+        // It must not return into what the parent goes on with.
+        let _panicked = catch_unwind(AssertUnwindSafe(|| live(keep.as_fd())));
+    }
+    exit_at_once()
+}
+
+/// A child leaves its session and closes every descriptor but one, which becomes its standard input: nobody must wait
+/// for the end of our output, or of a channel, because of it.
+fn leave_all_but(keep: BorrowedFd<'_>) -> io::Stdin {
+    let _session = setsid();
+    let _stdin = dup2_stdin(keep);
+    // SAFETY: closing descriptors that nothing in this process uses any more.
+    unsafe { libc::close_range(1, libc::c_uint::MAX, 0) };
+    io::stdin()
+}
+
+fn exit_at_once() -> ! {
     // SAFETY: ends the process without running what the parent registered to be run at its own end.
     unsafe { libc::_exit(0) }
+}
+
+/// Whether there is `close_range(2)`.
+pub(crate) fn probe_close_range() -> Result<(), Errno> {
+    // SAFETY: there is no such descriptor.
+    let result = unsafe { libc::close_range(libc::c_uint::MAX, libc::c_uint::MAX, 0) };
+    Errno::result(result).map(|_| ())
+}
+
+/// Whether there is `pidfd_getfd(2)`, and no rule against it.
+pub(crate) fn probe_pidfd_getfd() -> Result<(), Errno> {
+    match duplicate(-1, -1) {
+        Err(errno @ (Errno::ENOSYS | Errno::EPERM)) => Err(errno),
+        Err(_) | Ok(_) => Ok(()),
+    }
+}
+
+/// A duplicate of a descriptor of another thread. `process`: what the thread belongs to, for kernels before 6.9 that know processes
+/// alone.
+pub(crate) fn duplicate_of_thread(
+    tid: u32,
+    process: impl FnOnce() -> Option<u32>,
+    descriptor: RawFd,
+) -> Result<OwnedFd, Errno> {
+    // PIDFD_THREAD
+    let opened = match pidfd_open(tid, OFlag::O_EXCL.bits()) {
+        Err(Errno::EINVAL) => pidfd_open(process().ok_or(Errno::ESRCH)?, 0),
+        opened => opened,
+    };
+    duplicate(opened?.as_raw_fd(), descriptor)
+}
+
+fn pidfd_open(id: u32, flags: i32) -> Result<OwnedFd, Errno> {
+    // SAFETY: two numbers.
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_open, id, flags) };
+    received(result)
+}
+
+fn duplicate(pidfd: RawFd, descriptor: RawFd) -> Result<OwnedFd, Errno> {
+    // SAFETY: three numbers.
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd, descriptor, 0) };
+    received(result)
+}
+
+/// The descriptor that a system call returns.
+fn received(result: libc::c_long) -> Result<OwnedFd, Errno> {
+    let descriptor = Errno::result(result)?;
+    Ok(own_received(RawFd::try_from(descriptor).map_err(|_| Errno::EBADF)?))
+}
+
+/// The number of the file system that a file is on (`st_dev`). No server is asked, which might never answer.
+pub(crate) fn file_system_of(file: BorrowedFd<'_>) -> Result<u64, Errno> {
+    let mut status = MaybeUninit::<libc::statx>::zeroed();
+    let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
+    // SAFETY: the path ends with a NUL, and the structure is as large as the kernel takes it to be.
+    let result =
+        unsafe { libc::statx(file.as_raw_fd(), c"".as_ptr(), flags, 0, status.as_mut_ptr()) };
+    Errno::result(result)?;
+    // SAFETY: zeros are a valid value of it, whatever of it the kernel has filled in.
+    let status = unsafe { status.assume_init() };
+    Ok(makedev(status.stx_dev_major.into(), status.stx_dev_minor.into()))
+}
+
+/// `ioctl(2)` with a command whose number claims no argument: what is passed is a value.
+pub(crate) fn ioctl_value(file: BorrowedFd<'_>, command: u32, value: u64) -> Result<i32, Errno> {
+    debug_assert_eq!(command >> 16, 0, "{command:#x} claims an argument");
+    // SAFETY: by the callers' word the file is one of ours, whose server takes a value and no address.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), command.into(), value) };
+    Errno::result(result)
 }

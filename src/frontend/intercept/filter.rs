@@ -1,0 +1,193 @@
+//! Which system calls are intercepted: a classic BPF program for the kernel, and what one of its catches means.
+//!
+//! Follows `seccomp(2)` and `linux/filter.h`. The program must stay short: it runs for each `read`, `write` and `ioctl` of the
+//! program under test. Calls that it never looks at twice cost less, for the kernel remembers them (`seccomp_cache`).
+
+use nix::libc::{
+    BPF_ABS, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W, SECCOMP_RET_ALLOW,
+    SECCOMP_RET_USER_NOTIF, seccomp_data, sock_filter,
+};
+
+use crate::core::ioctl::disguised_values;
+
+/// Where the words of `struct seccomp_data` are; those of a 64-bit number are in little-endian order.
+const NUMBER: u32 = 0;
+const ARCH: u32 = 4;
+const ARGUMENTS: u32 = 16;
+
+/// The system calls of a kind of program, by the number that it knows them by (`unistd_64.h`, `unistd_32.h`).
+struct Abi {
+    /// `AUDIT_ARCH_*` of `linux/audit.h`.
+    arch: u32,
+    ioctl: u32,
+    reads: [u32; 2],
+    writes: [u32; 2],
+}
+
+/// 64-bit programs first. Those of x32 have numbers of their own, which are not looked at.
+#[cfg(target_arch = "x86_64")]
+const ABIS: &[Abi] = &[
+    Abi { arch: 0xc000_003e, ioctl: 16, reads: [0, 17], writes: [1, 18] },
+    Abi { arch: 0x4000_0003, ioctl: 54, reads: [3, 180], writes: [4, 181] },
+];
+#[cfg(not(target_arch = "x86_64"))]
+const ABIS: &[Abi] = &[];
+
+/// A system call that was caught.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Caught {
+    /// `read` or `pread` of nothing.
+    Read,
+    /// `write` or `pwrite` of nothing.
+    Write,
+    /// `ioctl` with a value.
+    Ioctl { command: u32, value: u64 },
+}
+
+impl Caught {
+    /// What the filter was meant to catch; `None`: something else.
+    pub(super) fn of(call: &seccomp_data) -> Option<Self> {
+        let abi = ABIS.iter().find(|abi| abi.arch == call.arch)?;
+        let number = u32::try_from(call.nr).ok()?;
+        let [_, second, third, ..] = call.args;
+        if abi.reads.contains(&number) && third == 0 {
+            Some(Self::Read)
+        } else if abi.writes.contains(&number) && third == 0 {
+            Some(Self::Write)
+        } else {
+            // The kernel looks at the low half alone (SYSCALL_DEFINE3(ioctl): unsigned int).
+            let command = low(second);
+            let is_meant = number == abi.ioctl && disguised_values().any(|c| c == command);
+            is_meant.then_some(Self::Ioctl { command, value: third })
+        }
+    }
+}
+
+/// The low half of an argument.
+pub(super) fn low(argument: u64) -> u32 {
+    let [a, b, c, d, ..] = argument.to_le_bytes();
+    u32::from_le_bytes([a, b, c, d])
+}
+
+/// The filter; `None` on a machine whose system calls are not known here.
+pub(super) fn program() -> Option<Vec<sock_filter>> {
+    if ABIS.is_empty() {
+        return None;
+    }
+    let mut program = vec![load(ARCH)];
+    for abi in ABIS {
+        let block = block(abi);
+        program.push(unless_equal(abi.arch, block.len()));
+        program.extend(block);
+    }
+    program.push(give(SECCOMP_RET_ALLOW));
+    Some(program)
+}
+
+/// What is caught of one kind of program. Jumps go forward, to one of three places.
+fn block(abi: &Abi) -> Vec<sock_filter> {
+    let commands: Vec<u32> = disguised_values().collect();
+    let (ioctl, length) = (7, 9 + commands.len());
+    let (allow, notify) = (length + 4, length + 5);
+    let mut block = vec![load(NUMBER)];
+    let [[read, pread], [write, pwrite]] = [abi.reads, abi.writes];
+    for (number, target) in
+        [(read, length), (write, length), (abi.ioctl, ioctl), (pread, length), (pwrite, length)]
+    {
+        block.push(if_equal(number, target - block.len() - 1));
+    }
+    block.push(give(SECCOMP_RET_ALLOW));
+    block.push(load(ARGUMENTS + 8));
+    for command in commands {
+        block.push(if_equal(command, notify - block.len() - 1));
+    }
+    block.push(give(SECCOMP_RET_ALLOW));
+    block.push(load(ARGUMENTS + 16));
+    block.push(unless_equal(0, allow - block.len() - 1));
+    block.push(load(ARGUMENTS + 20));
+    block.push(if_equal(0, notify - block.len() - 1));
+    block.push(give(SECCOMP_RET_ALLOW));
+    block.push(give(SECCOMP_RET_USER_NOTIF));
+    block
+}
+
+fn load(offset: u32) -> sock_filter {
+    instruction(BPF_LD | BPF_W | BPF_ABS, offset, [0, 0])
+}
+
+fn if_equal(value: u32, skip: usize) -> sock_filter {
+    instruction(BPF_JMP | BPF_JEQ | BPF_K, value, [skip, 0])
+}
+
+fn unless_equal(value: u32, skip: usize) -> sock_filter {
+    instruction(BPF_JMP | BPF_JEQ | BPF_K, value, [0, skip])
+}
+
+fn give(action: u32) -> sock_filter {
+    instruction(BPF_RET | BPF_K, action, [0, 0])
+}
+
+fn instruction(code: u32, k: u32, skips: [usize; 2]) -> sock_filter {
+    let [jt, jf] = skips.map(|skip| u8::try_from(skip).expect("the program is short"));
+    sock_filter { code: u16::try_from(code).expect("codes have 16 bits"), jt, jf, k }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::abi::tun::ioctl::{TUNSETIFF, TUNSETPERSIST};
+
+    /// What the kernel would do with a call, as `linux/filter.h` defines the few instructions in use.
+    fn action(arch: u32, nr: u32, args: [u64; 3]) -> u32 {
+        let mut words = vec![nr, arch, 0, 0];
+        words.extend(args.iter().flat_map(|argument| [low(*argument), low(argument >> 32)]));
+        let program = program().unwrap();
+        let (mut at, mut accumulator) = (0, 0);
+        loop {
+            let sock_filter { code, jt, jf, k } = program[at];
+            at += 1;
+            match u32::from(code) {
+                code if code == BPF_LD | BPF_W | BPF_ABS => accumulator = words[k as usize / 4],
+                code if code == BPF_RET | BPF_K => return k,
+                _ => at += usize::from(if accumulator == k { jt } else { jf }),
+            }
+        }
+    }
+
+    #[test]
+    fn filter_and_meaning_agree_on_every_call() {
+        let persist = u64::from(TUNSETPERSIST);
+        let arguments = [
+            [3, 0, 0],
+            [3, 0x1000, 1],
+            [3, 0x1000, 1 << 32],
+            [3, persist, 1],
+            [3, persist | 1 << 40, 1],
+            [3, u64::from(TUNSETIFF), 0],
+        ];
+        let mut caught = 0;
+        for arch in [0xc000_003e, 0x4000_0003, 0xc000_00b7] {
+            for nr in (0..500).chain([0x4000_0000, 0x4000_0001]) {
+                for [first, second, third] in arguments {
+                    let args = [first, second, third, 0, 0, 0];
+                    let nr_signed = i32::try_from(nr).unwrap();
+                    let call = seccomp_data { nr: nr_signed, arch, instruction_pointer: 0, args };
+                    let meant = Caught::of(&call).is_some();
+                    let action = action(arch, nr, [first, second, third]);
+                    let wanted = if meant { SECCOMP_RET_USER_NOTIF } else { SECCOMP_RET_ALLOW };
+                    assert_eq!(action, wanted, "{arch:#x} {nr} {args:x?}");
+                    caught += u32::from(meant);
+                }
+            }
+        }
+        // Of each kind of program: four calls of nothing with two of the arguments, and two ioctls.
+        assert_eq!(caught, 2 * (4 * 2 + 2));
+    }
+
+    #[test]
+    fn seven_commands_and_one_without_effect_are_values() {
+        let numbers: Vec<u32> = disguised_values().map(|command| command & 0xff).collect();
+        assert_eq!(numbers, [0xc8, 0xc9, 0xcb, 0xcc, 0xce, 0xcd, 0xd0, 0xde]);
+    }
+}

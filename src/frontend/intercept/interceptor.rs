@@ -1,0 +1,176 @@
+//! The process that is asked about calls that the filter catches.
+//!
+//! Invariant: the filter is installed only when the process is known to be ready, for a call that nobody hears of
+//! fails.
+
+use std::{
+    io::{self, IoSlice, IoSliceMut, Read},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+        unix::net::UnixStream,
+    },
+};
+
+use nix::{
+    cmsg_space,
+    errno::Errno,
+    fcntl::{FcntlArg, OFlag, fcntl},
+    libc::sock_filter,
+    sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg},
+    unistd::write,
+};
+
+use super::{
+    Carried,
+    filter::{self, Caught},
+};
+use crate::{
+    frontend::opener,
+    sys::{
+        self,
+        seccomp::{Answer, Listener, Notification},
+    },
+};
+
+/// Why calls cannot be intercepted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum InterceptError {
+    /// The numbers of this machine's system calls are not known here.
+    #[error("system calls of {} are not known to memtun", std::env::consts::ARCH)]
+    Machine,
+    /// The kernel lacks something, or forbids it.
+    #[error("{call}: {}; it takes Linux 5.9 or later, and a container's rules may forbid it", .errno.desc())]
+    Unavailable {
+        /// The system call.
+        call: &'static str,
+        /// What the kernel said.
+        errno: Errno,
+    },
+    /// Another listener is there.
+    #[error(
+        "the kernel has one seccomp listener for a program, and there is one already, as within 'memtun run'"
+    )]
+    Listened,
+    /// The process did not start.
+    #[error("starting the interceptor: {0}")]
+    Process(io::Error),
+    /// The process ended when the filter was installed already.
+    #[error("the interceptor has ended, so the program's calls would fail: {0}")]
+    Lost(io::Error),
+}
+
+/// The process, ready to be asked; it ends when this is dropped.
+#[derive(Debug)]
+pub struct Interceptor {
+    filter: Vec<sock_filter>,
+    socket: UnixStream,
+}
+
+impl Interceptor {
+    /// Starts the process, for a file that is alone on the file system of this number (`st_dev`). To be called while there
+    /// is one thread.
+    ///
+    /// # Errors
+    ///
+    /// As [`InterceptError`] says, but for [`Listened`](InterceptError::Listened) and [`Lost`](InterceptError::Lost).
+    pub fn start(file_system: u64) -> Result<Self, InterceptError> {
+        let filter = filter::program().ok_or(InterceptError::Machine)?;
+        let unavailable = |call| move |errno| InterceptError::Unavailable { call, errno };
+        // As old as the notice that a filter has no users left, without which the process would never end.
+        sys::probe_close_range().map_err(unavailable("close_range"))?;
+        sys::probe_pidfd_getfd().map_err(unavailable("pidfd_getfd"))?;
+        let (mut socket, other) = UnixStream::pair().map_err(InterceptError::Process)?;
+        sys::detach(other.into(), |socket| serve(socket, file_system))
+            .map_err(InterceptError::Process)?;
+        socket.read_exact(&mut [0]).map_err(InterceptError::Process)?;
+        Ok(Self { filter, socket })
+    }
+
+    /// From here on calls of this thread, and of what it starts, are intercepted.
+    ///
+    /// # Errors
+    ///
+    /// [`InterceptError::Unavailable`] and [`InterceptError::Listened`], and everything is as it was before; or
+    /// [`InterceptError::Lost`], after which this thread must start nothing.
+    pub fn intercept(self) -> Result<(), InterceptError> {
+        let refused = |errno| {
+            if errno == Errno::EBUSY {
+                InterceptError::Listened
+            } else {
+                InterceptError::Unavailable { call: "seccomp", errno }
+            }
+        };
+        let listener = sys::seccomp::install(&self.filter).map_err(refused)?;
+        let rights = [listener.as_raw_fd()];
+        let control = [ControlMessage::ScmRights(&rights)];
+        let pieces = [IoSlice::new(&[0])];
+        sendmsg::<()>(self.socket.as_raw_fd(), &pieces, &control, MsgFlags::MSG_NOSIGNAL, None)
+            .map(|_| ())
+            .map_err(|errno| InterceptError::Lost(errno.into()))
+    }
+}
+
+/// The whole life of the process. Nobody reads what it would say.
+fn serve(socket: BorrowedFd<'_>, file_system: u64) {
+    if write(socket, &[0]).is_err() {
+        return;
+    }
+    let Ok(Some(listener)) = receive(socket) else { return };
+    let listener = Listener::new(listener);
+    // Until the filter has no users.
+    while let Ok(notification) = listener.next() {
+        let answer = carry(&listener, &notification, file_system).unwrap_or(Answer::Continue);
+        // It fails if the caller has died meanwhile.
+        let _gone = listener.answer(notification.id, answer);
+    }
+}
+
+/// The descriptor that comes; `None`: it never will.
+fn receive(socket: BorrowedFd<'_>) -> Result<Option<OwnedFd>, Errno> {
+    let mut byte = [0];
+    let mut pieces = [IoSliceMut::new(&mut byte)];
+    let mut space = cmsg_space!([RawFd; 1]);
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut pieces, Some(&mut space), flags)?;
+    let mut controls = message.cmsgs()?;
+    Ok(controls.find_map(|control| {
+        if let ControlMessageOwned::ScmRights(descriptors) = control {
+            descriptors.first().copied().map(sys::own_received)
+        } else {
+            None
+        }
+    }))
+}
+
+/// Carries a call to the device; `None`: the kernel shall go on with it.
+fn carry(listener: &Listener, notification: &Notification, file_system: u64) -> Option<Answer> {
+    let caught = Caught::of(&notification.call)?;
+    let file = file_of(notification)?;
+    // Else the thread had died before, and its number was another's by then.
+    if !listener.is_waiting(notification.id)
+        || sys::file_system_of(file.as_fd()).ok()? != file_system
+    {
+        return None;
+    }
+    let flags = || fcntl(&file, FcntlArg::F_GETFL).ok().map(OFlag::from_bits_retain);
+    let flags_unless = |forbidden| {
+        // A file that is not open for this gives EBADF, which the kernel knows by itself.
+        let flags = flags()?;
+        (flags & OFlag::O_ACCMODE != forbidden).then_some(flags.bits().cast_unsigned())
+    };
+    let carried = match caught {
+        Caught::Read => Carried::Read { flags: flags_unless(OFlag::O_WRONLY)? },
+        Caught::Write => Carried::Write { flags: flags_unless(OFlag::O_RDONLY)? },
+        Caught::Ioctl { command, value } => Carried::Ioctl { command, value },
+    };
+    let (command, argument) = carried.encode();
+    Some(Answer::Result(sys::ioctl_value(file.as_fd(), command, argument)))
+}
+
+/// The file that the call is on.
+fn file_of(notification: &Notification) -> Option<OwnedFd> {
+    let descriptor = filter::low(notification.call.args[0]).cast_signed();
+    let process = || opener::process_of(notification.tid);
+    sys::duplicate_of_thread(notification.tid, process, descriptor).ok()
+}

@@ -1,0 +1,141 @@
+//! Calls on a file that its file system never hears of: they are caught before the kernel acts on them (`seccomp(2)`).
+//!
+//! Owns the filter, the process that is asked about what it catches, and the form in which that reaches the device. Leaves
+//! the answer to the core, as for every other call.
+//!
+//! # Theory of operation
+//!
+//! Two kinds of calls never reach the server of a FUSE file: ioctls whose number says that they pass an address while
+//! they pass a value (`fuse_do_ioctl` reads there, and gives EFAULT), and reads and writes of nothing (`fuse_direct_io`
+//! returns 0).
+//!
+//! ```text
+//!   client    --ioctl(fd, TUNSETPERSIST, 1)-->  seccomp filter  --notification-->  interceptor
+//!   interceptor: a duplicate of the client's fd, by pidfd_getfd; is it our file?
+//!             --ioctl(duplicate, carried TUNSETPERSIST, 1)-->  FUSE  -->  front end  -->  core
+//!   client    <----------------- result ------------------  seccomp  <----- result -----  interceptor
+//! ```
+//!
+//! A carried call is an ioctl whose number claims no argument, so that the kernel passes on the value ([`Carried`]). The
+//! duplicate tells the front end which open file is meant. What is not for our file goes on in the kernel as if nothing
+//! had happened. So it does when the caller's descriptors are closed to the interceptor.
+//!
+//! The interceptor is a process of its own, and nobody's child. It cannot be a thread of the daemon: killed while it waits for
+//! its own file, it would keep the channel open that its answer is to come from. And it must outlive the daemon, for
+//! programs that were left behind keep the filter, whose calls fail with ENOSYS once nobody listens. It ends with the last of
+//! them.
+//!
+//! # Caveats
+//!
+//! * There is one listener for a program and all that it starts: within a program that is run by memtun, or by
+//!   another user of seccomp notifications, a second one gets EBUSY.
+//! * The interceptor asks the device about one call at a time. While a daemon hangs, so do other programs' calls of
+//!   nothing, as those on its device do.
+//! * On a kernel without SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV (before 5.19) a signal makes the client repeat a
+//!   call, which does no harm with any of these.
+
+mod filter;
+mod interceptor;
+
+pub use self::interceptor::{InterceptError, Interceptor};
+use crate::{
+    abi::tun::{O_NONBLOCK, ioctl},
+    core::{FileId, IoctlCall, Op, ReadCall, WriteCall, ioctl::disguised_values},
+};
+
+/// The type byte of carried calls. Anybody may make them, and gets what the call that they stand for gets from the kernel's
+/// own device.
+const TYPE: u32 = 0xf5;
+/// Their numbers, where they are no ioctls; those of the tun driver begin at 200.
+const READ: u32 = 0;
+const WRITE: u32 = 1;
+
+/// A call that is carried to the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Carried {
+    /// `read` of nothing, and the `O_*` flags of the file at that time.
+    Read { flags: u32 },
+    /// `write` of nothing, likewise.
+    Write { flags: u32 },
+    /// `ioctl` with a value.
+    Ioctl { command: u32, value: u64 },
+}
+
+impl Carried {
+    /// The call that an ioctl stands for; `None`: it is an ordinary one.
+    pub(super) fn decode(command: u32, argument: u64) -> Option<Self> {
+        let number = ioctl::number_of(command);
+        if command != encode(number) {
+            return None;
+        }
+        let flags = filter::low(argument);
+        match number {
+            READ => Some(Self::Read { flags }),
+            WRITE => Some(Self::Write { flags }),
+            number => disguised_values()
+                .find(|command| ioctl::number_of(*command) == number)
+                .map(|command| Self::Ioctl { command, value: argument }),
+        }
+    }
+
+    /// The ioctl that stands for it: command and argument.
+    fn encode(self) -> (u32, u64) {
+        match self {
+            Self::Read { flags } => (encode(READ), flags.into()),
+            Self::Write { flags } => (encode(WRITE), flags.into()),
+            Self::Ioctl { command, value } => (encode(ioctl::number_of(command)), value),
+        }
+    }
+
+    /// What the core is asked.
+    pub(super) fn op(self, file: FileId) -> Op {
+        let nonblock = |flags| flags & O_NONBLOCK != 0;
+        match self {
+            Self::Read { flags } => {
+                Op::Read(file, ReadCall { limit: 0, offset: 0, nonblock: nonblock(flags) })
+            }
+            Self::Write { flags } => {
+                let data = bytes::Bytes::new();
+                Op::Write(file, WriteCall { data, offset: 0, nonblock: nonblock(flags) })
+            }
+            Self::Ioctl { command, value } => {
+                // The width of the caller matters to structures alone; its value is extended by zeros.
+                let (input, output_room) = (bytes::Bytes::new(), 0);
+                let call =
+                    IoctlCall { command, argument: value, compat: false, input, output_room };
+                Op::Ioctl(file, call)
+            }
+        }
+    }
+}
+
+/// `_IO`: no argument that the kernel would copy.
+fn encode(number: u32) -> u32 {
+    TYPE << 8 | number
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::abi::tun::ioctl::{TUNSETIFF, TUNSETPERSIST};
+
+    #[test]
+    fn carried_calls_come_back_as_they_were() {
+        let ioctls = disguised_values().map(|command| Carried::Ioctl { command, value: u64::MAX });
+        let others = [Carried::Read { flags: 0x802 }, Carried::Write { flags: 2 }];
+        for carried in others.into_iter().chain(ioctls) {
+            let (command, argument) = carried.encode();
+            assert_eq!(Carried::decode(command, argument), Some(carried));
+            assert!(!ioctl::claims_input(command));
+        }
+    }
+
+    #[test]
+    fn other_ioctls_are_ordinary() {
+        for command in
+            [TUNSETPERSIST, TUNSETIFF, 0x5401, encode(2), encode(0xca), 1 << 16 | TYPE << 8]
+        {
+            assert_eq!(Carried::decode(command, 0), None, "{command:#x}");
+        }
+    }
+}
