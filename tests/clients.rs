@@ -28,8 +28,6 @@ pub struct ClientTest {
     pub name: &'static str,
     pub run: fn(Backend),
     needs: &'static [Installed],
-    /// It makes persistent tunnels: TUNSETPERSIST and its like pass a value, which does not get through to a file.
-    needs_values: bool,
 }
 
 /// The word in `MEMTUN_TEST_REQUIRE` by which a program that is not installed is a failure.
@@ -38,17 +36,14 @@ pub const WORD: &str = "clients";
 #[rustfmt::skip]
 pub const TESTS: &[ClientTest] = {
     const fn test(name: &'static str, needs: &'static [Installed], run: fn(Backend)) -> ClientTest {
-        ClientTest { name, run, needs, needs_values: false }
-    }
-    const fn admin(name: &'static str, needs: &'static [Installed], run: fn(Backend)) -> ClientTest {
-        ClientTest { name, run, needs, needs_values: true }
+        ClientTest { name, run, needs }
     }
     &[
-        admin("client_ip_tuntap",      &[IP],                    admin::ip_tuntap),
-        admin("client_tunctl",         &[TUNCTL],                admin::tunctl),
-        admin("client_vde_tunctl",     &[VDE_TUNCTL],            admin::vde_tunctl),
-        admin("client_busybox_tunctl", &[BUSYBOX],               admin::busybox_tunctl),
-        admin("client_openvpn_mktun",  &[OPENVPN],               admin::openvpn_mktun),
+        test("client_ip_tuntap",      &[IP],                    admin::ip_tuntap),
+        test("client_tunctl",         &[TUNCTL],                admin::tunctl),
+        test("client_vde_tunctl",     &[VDE_TUNCTL],            admin::vde_tunctl),
+        test("client_busybox_tunctl", &[BUSYBOX],               admin::busybox_tunctl),
+        test("client_openvpn_mktun",  &[OPENVPN],               admin::openvpn_mktun),
         test("client_openvpn",         &[OPENVPN],               tunnels::openvpn_tun),
         test("client_openvpn_tap",     &[OPENVPN],               tunnels::openvpn_tap),
         test("client_tinc",            &[TINC],                  tunnels::tinc),
@@ -98,15 +93,10 @@ const WIREGUARD_GO: Installed =
 const VTUN: Installed = Installed { path: "/usr/sbin/vtund", package: "vtun" };
 
 impl ClientTest {
-    /// What no device of the kind can do that it needs.
-    pub fn limit(&self, backend: Backend) -> Option<&'static str> {
-        if self.needs_values && backend == Backend::Fuse {
-            Some("the kernel refuses TUNSETPERSIST and its like on a file (EFAULT)")
-        } else if self.name == "client_ssh" && !nix::unistd::geteuid().is_root() {
-            Some("sshd makes tunnels for root alone")
-        } else {
-            None
-        }
+    /// What this user cannot have of it.
+    pub fn limit(&self) -> Option<&'static str> {
+        (self.name == "client_ssh" && !nix::unistd::geteuid().is_root())
+            .then_some("sshd makes tunnels for root alone")
     }
 
     /// What is not installed that it needs.

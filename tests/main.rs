@@ -49,7 +49,7 @@ fn main() -> ExitCode {
     trials.extend(Backend::ALL.iter().flat_map(|backend| device_trials(*backend)));
     for user in run::User::ALL {
         let gate = Gate::new(user.word(), "run", user.obstacle());
-        trials.extend(run::TESTS.iter().map(|(name, test)| {
+        trials.extend(run::TESTS.into_iter().flatten().map(|(name, test)| {
             let test = *test;
             gate.trial_of(format!("run::{}::{name}", user.word()), move || test(*user))
         }));
@@ -62,7 +62,7 @@ fn device_trials(backend: Backend) -> Vec<Trial> {
     let tests = [device::TESTS, control::TESTS].into_iter().flatten();
     let of_clients = clients::TESTS.iter().map(|client| {
         let gate = match &kind {
-            Gate::Open => match client.limit(backend) {
+            Gate::Open => match client.limit() {
                 None => Gate::new(client.name, clients::WORD, client.obstacle()),
                 Some(limit) => {
                     println!("SKIP {}::{}: {limit}", backend.word(), client.name);

@@ -1,5 +1,7 @@
 //! `memtun run` with a daemon of its own: as root, and as an ordinary user.
 
+mod intercept;
+
 use std::{
     fs,
     os::unix::{fs::PermissionsExt, process::ExitStatusExt},
@@ -19,7 +21,10 @@ use crate::support::{
 /// A test: its name, and what it does as a user.
 type RunTest = (&'static str, fn(User));
 
-pub const TESTS: &[RunTest] = &[
+/// Of each part.
+pub const TESTS: [&[RunTest]; 2] = [OF_PROGRAMS, intercept::TESTS];
+
+const OF_PROGRAMS: &[RunTest] = &[
     ("exit_status_is_the_programs", exit_status_is_the_programs),
     ("program_is_pinged_at_dev_net_tun", program_is_pinged_at_dev_net_tun),
     ("missing_path_is_made_for_the_program_alone", missing_path_is_made_for_the_program_alone),
@@ -64,9 +69,9 @@ impl User {
         made.err().map(|error| format!("/dev/fuse: {error}"))
     }
 
-    /// `memtun run` with these arguments.
-    fn memtun_run(self, control: &Path, arguments: &[&str]) -> Command {
-        let mut command = match self {
+    /// The program, without arguments.
+    fn memtun(self) -> Command {
+        match self {
             Self::Root => Command::new(MEMTUN),
             Self::Ordinary => {
                 let mut command =
@@ -74,7 +79,12 @@ impl User {
                 command.arg(MEMTUN);
                 command
             }
-        };
+        }
+    }
+
+    /// `memtun run` with these arguments.
+    fn memtun_run(self, control: &Path, arguments: &[&str]) -> Command {
+        let mut command = self.memtun();
         command.arg("run").arg("--control").arg(control).args(arguments);
         command
     }

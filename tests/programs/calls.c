@@ -5,12 +5,13 @@
  * CALL is one of
  *
  *     attach=NAME       TUNSETIFF of a tun without PI header
- *     ioctl=COMMAND,VALUE   an ioctl that passes a value, both in hexadecimal
- *     ioctl32=COMMAND,VALUE the same, by the system call of 32-bit programs
- *     read0 write0 pread0 pwrite0   of nothing; read0_32 and write0_32 by the system calls of 32-bit programs
- *     cork0             a write of nothing to a pipe
- *     read=LENGTH       a read, which must find a datagram
- *     readonly writeonly    opens the device again, as the file of what follows
+ *     ioctl=COMMAND,VALUE, ioctl32=COMMAND,VALUE
+ *                       an ioctl that passes a value, both in hexadecimal; as a 32-bit program makes it
+ *     read0, write0, pread0, pwrite0, read0_32, write0_32
+ *                       of nothing; as a 32-bit program makes them
+ *     pipe0             a write of nothing to a pipe
+ *     euid              geteuid
+ *     readonly, writeonly   opens the device again, for what follows
  *     fork              the rest is done by a child
  *     thread            the rest is done by a thread that is not the first
  *     threads=N         the rest is done by N threads at a time, and printed by the first alone
@@ -77,7 +78,7 @@ static void *perform(void *argument)
 {
 	struct rest rest = *(struct rest *)argument;
 	struct ifreq request = { .ifr_flags = IFF_TUN | IFF_NO_PI };
-	char buffer[2048];
+	char buffer[1];
 
 	for (; *rest.calls; rest.calls++) {
 		const char *call = *rest.calls;
@@ -91,8 +92,8 @@ static void *perform(void *argument)
 			result = ioctl(rest.fd, command, value);
 		} else if (sscanf(call, "ioctl32=%x,%lx", &command, &value) == 2) {
 			result = call32(54, rest.fd, command, value);
-		} else if (sscanf(call, "read=%u", &number) == 1 && number <= sizeof(buffer)) {
-			result = read(rest.fd, buffer, number);
+		} else if (strcmp(call, "euid") == 0) {
+			result = geteuid();
 		} else if (strcmp(call, "read0") == 0) {
 			result = read(rest.fd, buffer, 0);
 		} else if (strcmp(call, "write0") == 0) {
@@ -105,7 +106,7 @@ static void *perform(void *argument)
 			result = call32(3, rest.fd, 0, 0);
 		} else if (strcmp(call, "write0_32") == 0) {
 			result = call32(4, rest.fd, 0, 0);
-		} else if (strcmp(call, "cork0") == 0) {
+		} else if (strcmp(call, "pipe0") == 0) {
 			int ends[2];
 
 			result = pipe(ends) == 0 ? write(ends[1], buffer, 0) : -1;
