@@ -52,6 +52,7 @@ pub const TESTS: &[ClientTest] = {
         test("client_scapy",           &[PYTHON, SCAPY],         stacks::scapy),
         test("client_qemu",            &[QEMU, QEMU_ROM],        stacks::qemu),
         test("client_wireguard_go",    &[WIREGUARD_GO],          others::wireguard_go),
+        test("client_wireguard_go_up", &[WIREGUARD_GO, IP],      others::wireguard_go_up),
         test("client_in_bubblewrap",   &[BWRAP],                 others::bubblewrap),
     ]
 };
@@ -93,10 +94,17 @@ const WIREGUARD_GO: Installed =
 const VTUN: Installed = Installed { path: "/usr/sbin/vtund", package: "vtun" };
 
 impl ClientTest {
-    /// What this user cannot have of it.
-    pub fn limit(&self) -> Option<&'static str> {
-        (self.name == "client_ssh" && !nix::unistd::geteuid().is_root())
-            .then_some("sshd makes tunnels for root alone")
+    /// What neither a device of the kind nor this user can do that it needs.
+    pub fn limit(&self, backend: Backend) -> Option<&'static str> {
+        let is_root = nix::unistd::geteuid().is_root();
+        match self.name {
+            "client_ssh" if !is_root => Some("sshd makes tunnels for root alone"),
+            "client_wireguard_go_up" if backend == Backend::Cuse => {
+                Some("a write of nothing does not reach a character device")
+            }
+            "client_wireguard_go_up" if !is_root => Some("it has a socket in /var/run"),
+            _ => None,
+        }
     }
 
     /// What is not installed that it needs.

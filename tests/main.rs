@@ -62,7 +62,7 @@ fn device_trials(backend: Backend) -> Vec<Trial> {
     let tests = [device::TESTS, control::TESTS].into_iter().flatten();
     let of_clients = clients::TESTS.iter().map(|client| {
         let gate = match &kind {
-            Gate::Open => match client.limit() {
+            Gate::Open => match client.limit(backend) {
                 None => Gate::new(client.name, clients::WORD, client.obstacle()),
                 Some(limit) => {
                     println!("SKIP {}::{}: {limit}", backend.word(), client.name);

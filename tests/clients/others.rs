@@ -6,8 +6,9 @@ use memtun::command::{
     wait::Until,
     watch::{Watch, What},
 };
+use nix::sys::signal::Signal;
 
-use super::{BWRAP, Host, WIREGUARD_GO};
+use super::{BWRAP, Host, PATIENCE, WIREGUARD_GO, expect_gone};
 use crate::{
     device::{inject, take},
     support::{
@@ -31,6 +32,21 @@ pub(super) fn wireguard_go(backend: Backend) {
             break;
         }
     }
+}
+
+/// It has an interface, which is down, and learns from a write of nothing, which must fail with EINVAL, that its tunnel is up.
+pub(super) fn wireguard_go_up(backend: Backend) {
+    let daemon = Daemon::start(backend);
+    let host = Host::new(&daemon);
+    host.network.add_interface("wg0");
+    let mut command = host.command(WIREGUARD_GO, &["-f", "wg0"]);
+    let program =
+        Program::start_with_stderr(command.env("LOG_LEVEL", "verbose")).with_deadline(PATIENCE);
+    program.line_with("Interface state was Down, requested Up, now Up");
+    // It removes its socket.
+    program.signal(Signal::SIGTERM);
+    program.wait();
+    expect_gone(&daemon, &["wg0"]);
 }
 
 /// A container with namespaces of its own, no capability and no device rule: a bind mount is enough.

@@ -42,6 +42,11 @@ impl Network {
         pair
     }
 
+    /// An interface for a program that looks for one of its tunnel's name.
+    pub fn add_interface(&self, name: &str) {
+        self.ip(&["link", "add", name, "type", "veth", "peer", "other"]);
+    }
+
     /// What runs the program that is added to it in this namespace.
     pub fn command(&self) -> Command {
         enter(&self.path())

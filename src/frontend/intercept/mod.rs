@@ -16,7 +16,7 @@
 //!   client    <----------------- result ------------------  seccomp  <----- result -----  interceptor
 //! ```
 //!
-//! A carried call is an ioctl whose number claims no argument, so that the kernel passes on the value ([`Carried`]). The
+//! A carried call is an ioctl whose number claims no argument, so that the kernel passes on the value (`Carried`). The
 //! duplicate tells the front end which open file is meant. What is not for our file goes on in the kernel as if nothing
 //! had happened. So it does when the caller's descriptors are closed to the interceptor.
 //!
@@ -24,6 +24,9 @@
 //! its own file, it would keep the channel open that its answer is to come from. And it must outlive the daemon, for
 //! programs that were left behind keep the filter, whose calls fail with ENOSYS once nobody listens. It ends with the last of
 //! them.
+//!
+//! DIFFERS: a read or write of nothing returns 0 on a character device, and on a file of a program that is not run by
+//! `memtun run`. The kernel's file system does not bring it to the server; tun itself answers EBADFD or EINVAL.
 //!
 //! # Caveats
 //!
