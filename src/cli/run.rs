@@ -88,8 +88,8 @@ pub(super) struct Args {
     #[arg(long, conflicts_with = "device")]
     no_spin: bool,
     /// Leave ioctls that pass a value (TUNSETPERSIST, TUNSETOWNER and so on), and reads and writes of nothing, to the
-    /// kernel, which does not bring them to a file. Else a seccomp filter catches them, which costs each system call of the
-    /// program a little, and takes the one seccomp listener that the kernel lets the program and its debuggers have.
+    /// kernel, which does not bring them to a file. Else a seccomp filter catches them: it costs each system call of the
+    /// program a little, and takes the one seccomp listener that the kernel allows, which a debugger or a sandbox may want.
     #[arg(long)]
     no_intercept: bool,
     /// Write a line to this descriptor when the device and the control socket are ready, just before the program starts.
