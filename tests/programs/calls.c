@@ -12,6 +12,7 @@
  *     pipe0             a write of nothing to a pipe
  *     euid              geteuid
  *     readonly, writeonly   opens the device again, for what follows
+ *     repeat=N          the next one is made N times
  *     fork              the rest is done by a child
  *     thread            the rest is done by a thread that is not the first
  *     threads=N         the rest is done by N threads at a time, and printed by the first alone
@@ -78,6 +79,7 @@ static void *perform(void *argument)
 {
 	struct rest rest = *(struct rest *)argument;
 	struct ifreq request = { .ifr_flags = IFF_TUN | IFF_NO_PI };
+	unsigned times = 1;
 	char buffer[1];
 
 	for (; *rest.calls; rest.calls++) {
@@ -113,6 +115,8 @@ static void *perform(void *argument)
 		} else if (strcmp(call, "readonly") == 0 || strcmp(call, "writeonly") == 0) {
 			rest.fd = open(rest.device, call[0] == 'r' ? O_RDONLY : O_WRONLY);
 			result = rest.fd < 0 ? -1 : 0;
+		} else if (sscanf(call, "repeat=%u", &times) == 1) {
+			continue;
 		} else if (strcmp(call, "fork") == 0) {
 			if (fork() != 0)
 				_exit(wait(NULL) < 0);
@@ -124,11 +128,15 @@ static void *perform(void *argument)
 		} else {
 			exit(2);
 		}
-		if (rest.is_quiet)
-			continue;
-		printf("%s: %ld%s%s\n", call, result, result < 0 ? " " : "",
-		       result < 0 ? strerrorname_np(errno) : "");
-		fflush(stdout);
+		if (!rest.is_quiet) {
+			printf("%s: %ld%s%s\n", call, result, result < 0 ? " " : "",
+			       result < 0 ? strerrorname_np(errno) : "");
+			fflush(stdout);
+		}
+		if (times > 1) {
+			times--;
+			rest.calls--;
+		}
 	}
 	return NULL;
 }

@@ -242,12 +242,12 @@ fn interceptor_ends_with_the_last_program(user: User) {
 /// While the interceptor waits for the device, which only memtun can answer.
 fn memtun_can_be_killed_amid_calls(user: User) {
     let program = compiled("calls");
-    let many = ["write0"; 2_000];
     for _ in 0..5 {
         let (_folder, control) = folder();
         let text = control.to_str().expect("a plain path").to_owned();
         let call = [program.to_str().expect("a plain path"), "/dev/net/tun", "attach=tun0"];
-        let arguments = [&FUSE[..], &call, &["threads=8"], &many].concat();
+        let many = ["threads=8", "repeat=100000", "write0"];
+        let arguments = [&FUSE[..], &call, &many].concat();
         let running = Program::start(&mut user.memtun_run(&control, &arguments));
         running.expect_line("attach=tun0: 0");
         running.expect_line("write0: -1 EINVAL");
