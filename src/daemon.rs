@@ -31,6 +31,7 @@ use crate::{
     core::{Core, Limits},
     frontend::{Registered, device::DeviceFrontEnd},
     hub::Hub,
+    sys,
 };
 
 /// Why the daemon did not start, or ended early.
@@ -107,6 +108,7 @@ impl Daemon {
         server: Server,
         options: Options,
     ) -> Result<Self, DaemonError> {
+        sys::keep_freed_memory();
         let hub = Hub::new(Core::new(Limits::default(), fastrand::u64(..)));
         let stopping = Arc::new(AtomicBool::new(false));
         let lost = Arc::new(OnceLock::new());

@@ -97,20 +97,13 @@ impl Channel {
     /// As [`serve`](Self::serve), and looks for the next message for up to 100 us before it sleeps, where messages follow each other
     /// closely, that has been seen to bring them sooner, and nobody else wants the CPU. For a channel that one thread serves.
     ///
-    /// It does where client and server run on different CPUs, since the server need not be woken then. The descriptor becomes
-    /// non-blocking. Without effect where there is one CPU to run on.
+    /// That is where client and server run on different CPUs, since the server need not be woken then. The descriptor is switched
+    /// between blocking and non-blocking. Without effect where there is one CPU to run on.
     ///
     /// # Errors
     ///
     /// As [`serve`](Self::serve).
     pub fn serve_briskly<D: Device + ?Sized>(&self, device: &D) -> Result<(), ServeError> {
-        if Pace::new().is_some() {
-            let set = fcntl(&self.fd, FcntlArg::F_GETFL).and_then(|flags| {
-                let flags = OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK;
-                fcntl(&self.fd, FcntlArg::F_SETFL(flags))
-            });
-            set.map_err(|errno| ServeError { errno })?;
-        }
         self.serve_at(device, Pace::new)
     }
 
@@ -210,18 +203,22 @@ impl Channel {
                 // A socket whose other end is closed; the kernel's own channel never says this.
                 Ok(0) | Err(Errno::ECONNRESET) => return Ok(None),
                 Ok(length) => {
-                    if let Some(pace) = pace {
-                        pace.came(now);
+                    if let Some(pace) = pace
+                        && let Some(next) = pace.came(now)
+                    {
+                        self.set_nonblocking(next == Next::Look)?;
                     }
                     return Ok(Some(length));
                 }
                 Err(Errno::ENODEV | Errno::ECONNABORTED) => return Ok(None),
                 // ENOENT: the request was aborted while it was being copied.
                 Err(Errno::EINTR | Errno::ENOENT) => {}
-                Err(Errno::EAGAIN) => match pace.as_mut().map(|pace| pace.missed(now)) {
+                Err(Errno::EAGAIN) => match pace.as_mut().map(|pace| pace.missed(now())) {
                     // To whoever wants this CPU; to the client itself, perhaps.
                     Some(Next::Look) => thread::yield_now(),
-                    Some(Next::Sleep) | None => self.wait_readable(),
+                    // The next read sleeps.
+                    Some(Next::Sleep) => self.set_nonblocking(false)?,
+                    None => self.wait_readable(),
                 },
                 Err(errno) => return Err(ServeError { errno }),
             }
@@ -301,6 +298,15 @@ impl Channel {
     pub(crate) fn is_first(&self, report: Report) -> bool {
         let bit = 1 << report as u32;
         self.reported.fetch_or(bit, Ordering::Relaxed) & bit == 0
+    }
+
+    fn set_nonblocking(&self, on: bool) -> Result<(), ServeError> {
+        let set = fcntl(&self.fd, FcntlArg::F_GETFL).and_then(|flags| {
+            let mut flags = OFlag::from_bits_retain(flags);
+            flags.set(OFlag::O_NONBLOCK, on);
+            fcntl(&self.fd, FcntlArg::F_SETFL(flags))
+        });
+        set.map(drop).map_err(|errno| ServeError { errno })
     }
 
     /// Sleeps until there is something to read, or nothing to come; for a descriptor in non-blocking mode.

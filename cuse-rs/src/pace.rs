@@ -48,7 +48,7 @@ enum Phase {
     Settled(Next, u32),
 }
 
-/// What to do when there is no message.
+/// How to wait for a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
     Look,
@@ -63,33 +63,29 @@ impl Pace {
 
     const UNKNOWN: Self = Self { phase: Phase::Counting(0), last: None, looking: None };
 
-    /// There is no message; `now` is asked for only where it matters.
-    pub(crate) fn missed(&mut self, now: impl FnOnce() -> Instant) -> Next {
-        if !matches!(self.phase, Phase::TryingLook(..) | Phase::Settled(Next::Look, _)) {
-            return Next::Sleep;
-        }
-        let now = now();
+    /// There is no message, and the read did not sleep.
+    pub(crate) fn missed(&mut self, now: Instant) -> Next {
         let (since, looked) = self.looking.unwrap_or((now, now));
         self.looking = Some((since, now));
         // In a trial it is part of what looking costs.
         let is_unwelcome = now - looked > PREEMPTED && matches!(self.phase, Phase::Settled(..));
         if now - since > WINDOW || is_unwelcome {
             self.phase = Phase::Counting(0);
-            return Next::Sleep;
         }
-        Next::Look
+        self.phase.next()
     }
 
-    /// There is a message.
-    pub(crate) fn came(&mut self, now: impl FnOnce() -> Instant) {
+    /// There is a message. Returns how the next is to be waited for, if that changes.
+    pub(crate) fn came(&mut self, now: impl FnOnce() -> Instant) -> Option<Next> {
         self.looking = None;
         if let Phase::Settled(_, left @ 1..) = &mut self.phase {
             *left -= 1;
             self.last = None;
-            return;
+            return None;
         }
         let now = now();
-        let Some(gap) = self.last.replace(now).map(|last| now - last) else { return };
+        let gap = self.last.replace(now).map(|last| now - last)?;
+        let before = self.phase.next();
         self.phase = match self.phase {
             // A pause of the client says nothing of either way.
             _ if gap > 10 * WINDOW => Phase::Counting(0),
@@ -106,6 +102,19 @@ impl Pace {
             }
             Phase::Settled(..) => Phase::TryingSleep(TRIAL, Duration::ZERO),
         };
+        let next = self.phase.next();
+        (next != before).then_some(next)
+    }
+}
+
+impl Phase {
+    fn next(self) -> Next {
+        match self {
+            Self::TryingLook(..) | Self::Settled(Next::Look, _) => Next::Look,
+            Self::Counting(_) | Self::TryingSleep(..) | Self::Settled(Next::Sleep, _) => {
+                Next::Sleep
+            }
+        }
     }
 }
 
@@ -116,6 +125,7 @@ mod tests {
     /// A client that calls as soon as it is answered, and a clock.
     struct World {
         pace: Pace,
+        next: Next,
         now: Instant,
         /// How long a message takes to one that sleeps, and to one that looks.
         costs: (Duration, Duration),
@@ -127,27 +137,29 @@ mod tests {
         fn new(asleep: u64, awake: u64) -> Self {
             let (pace, look) = (Pace::UNKNOWN, Duration::from_micros(1));
             let costs = (Duration::from_micros(asleep), Duration::from_micros(awake));
-            Self { pace, now: instant(), costs, look }
+            Self { pace, next: Next::Sleep, now: instant(), costs, look }
         }
 
         /// The next message, which comes after a pause; whether it was met awake.
         fn call(&mut self, pause: Duration) -> bool {
             let begin = self.now;
-            loop {
-                if self.now - begin >= pause + self.costs.1 {
-                    break;
+            let awake = begin + pause + self.costs.1;
+            let is_awake = loop {
+                if self.next == Next::Sleep {
+                    self.now = begin + pause + self.costs.0;
+                    break false;
                 }
-                match self.pace.missed(|| self.now) {
-                    Next::Look => self.now += self.look,
-                    Next::Sleep => {
-                        self.now = begin + pause + self.costs.0;
-                        self.pace.came(|| self.now);
-                        return false;
-                    }
+                if self.now >= awake {
+                    break true;
                 }
+                self.next = self.pace.missed(self.now);
+                self.now += self.look;
+            };
+            if let Some(next) = self.pace.came(|| self.now) {
+                assert_ne!(next, self.next);
+                self.next = next;
             }
-            self.pace.came(|| self.now);
-            true
+            is_awake
         }
 
         /// How many of so many messages were met awake.

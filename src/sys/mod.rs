@@ -36,6 +36,20 @@ pub(crate) fn own_received(descriptor: RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(descriptor) }
 }
 
+/// Makes the allocator keep what is freed, up to 16 MiB, and take memory in larger pieces. Datagrams come and go by the
+/// thousand, and returning their pages to the kernel only to have them filled with zeros again costs more than a call.
+pub(crate) fn keep_freed_memory() {
+    #[cfg(target_env = "gnu")]
+    for (parameter, bytes) in [
+        (libc::M_TRIM_THRESHOLD, 16 << 20),
+        (libc::M_TOP_PAD, 1 << 20),
+        (libc::M_MMAP_THRESHOLD, 4 << 20),
+    ] {
+        // SAFETY: sets a number of the allocator's; it refuses what it does not like.
+        unsafe { libc::mallopt(parameter, bytes) };
+    }
+}
+
 /// Starts a program, with no signal blocked, that is killed when this thread ends, however it ends.
 pub(crate) fn spawn_dying_with_us(command: &mut Command) -> io::Result<Child> {
     let prepare = || {
