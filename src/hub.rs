@@ -8,7 +8,7 @@
 //!
 //! Outputs of two threads may be performed in another order than they were made. Where order counts it is kept by
 //! construction: a datagram is bound to its read and put into its queue under the lock, and a wake-up or a peer's
-//! notification only says "look again".
+//! notification only says "look again". Events are queued under the lock too, and told by one thread at a time.
 //!
 //! One timer thread sleeps until the core's next deadline; it is woken only for an earlier one.
 
@@ -71,6 +71,8 @@ pub struct Hub {
     observers: RwLock<Vec<Arc<dyn Observer>>>,
     /// Their number; read under the core's lock, so that the last to come or go decides whether there are events.
     observer_count: AtomicUsize,
+    /// Held by the thread that tells observers what is in [`State::events`].
+    telling: Mutex<()>,
     peers: RwLock<BTreeMap<PeerId, Arc<dyn Peer>>>,
     waits: Mutex<BTreeMap<WaitId, Pending>>,
     last_wait: AtomicU64,
@@ -80,9 +82,29 @@ pub struct Hub {
 
 struct State {
     core: Core,
+    /// What has happened and was not told yet.
+    events: Vec<Event>,
     /// When the timer thread wakes up by itself.
     timer_due: Option<Instant>,
     stopping: bool,
+}
+
+impl State {
+    /// Moves the core's outputs into `into`, but for events, which are queued; whether there were any.
+    fn take_outputs(&mut self, into: &mut Vec<Output>) -> bool {
+        self.core.take_outputs(into);
+        let before = self.events.len();
+        self.events.extend(into.extract_if(.., |it| matches!(it, Output::Event(_))).filter_map(
+            |output| match output {
+                Output::Event(event) => Some(event),
+                Output::Complete(..)
+                | Output::Wake(..)
+                | Output::Answer(..)
+                | Output::Notify(_) => None,
+            },
+        ));
+        self.events.len() > before
+    }
 }
 
 thread_local! {
@@ -95,11 +117,12 @@ impl Hub {
     #[must_use]
     pub fn new(core: Core) -> Arc<Self> {
         Arc::new(Self {
-            state: Mutex::new(State { core, timer_due: None, stopping: false }),
+            state: Mutex::new(State { core, events: Vec::new(), timer_due: None, stopping: false }),
             timer: Condvar::new(),
             front_ends: [const { OnceLock::new() }; MAX_FRONT_ENDS],
             observers: RwLock::default(),
             observer_count: AtomicUsize::new(0),
+            telling: Mutex::default(),
             peers: RwLock::default(),
             waits: Mutex::default(),
             last_wait: AtomicU64::new(0),
@@ -126,7 +149,7 @@ impl Hub {
         let mut outputs = SCRATCH.take();
         let mut state = self.lock();
         let result = act(&mut state.core);
-        state.core.take_outputs(&mut outputs);
+        let has_events = state.take_outputs(&mut outputs);
         let earlier = match (state.core.poll_timeout(), state.timer_due) {
             (Some(due), Some(sleeps_until)) => (due < sleeps_until).then_some(due),
             (due, None) => due,
@@ -139,7 +162,7 @@ impl Hub {
         if earlier.is_some() {
             self.timer.notify_one();
         }
-        self.perform(&mut outputs);
+        self.perform(&mut outputs, has_events);
         SCRATCH.set(outputs);
         result
     }
@@ -243,10 +266,10 @@ impl Hub {
         let mut state = self.lock();
         while !state.stopping {
             state.core.handle_timeout(now());
-            state.core.take_outputs(&mut outputs);
-            if !outputs.is_empty() {
+            let has_events = state.take_outputs(&mut outputs);
+            if has_events || !outputs.is_empty() {
                 drop(state);
-                self.perform(&mut outputs);
+                self.perform(&mut outputs, has_events);
                 state = self.lock();
                 continue;
             }
@@ -268,10 +291,8 @@ impl Hub {
     }
 
     /// Performs outputs: what clients and peers wait for first.
-    fn perform(&self, outputs: &mut Vec<Output>) {
-        for output in outputs
-            .extract_if(.., |output| !matches!(output, Output::Answer(..) | Output::Event(_)))
-        {
+    fn perform(&self, outputs: &mut Vec<Output>, has_events: bool) {
+        for output in outputs.extract_if(.., |output| !matches!(output, Output::Answer(..))) {
             match output {
                 Output::Complete(to, outcome) => {
                     self.front_end(to.origin, |end| end.complete(to.unique, outcome))
@@ -282,11 +303,12 @@ impl Hub {
             }
         }
         for output in outputs.drain(..) {
-            match output {
-                Output::Answer(wait, answer) => self.answer(wait, answer),
-                Output::Event(event) => self.tell(&event),
-                Output::Complete(..) | Output::Wake(..) | Output::Notify(_) => {}
+            if let Output::Answer(wait, answer) = output {
+                self.answer(wait, answer);
             }
+        }
+        if has_events {
+            self.tell_events();
         }
     }
 
@@ -311,10 +333,15 @@ impl Hub {
         }
     }
 
-    fn tell(&self, event: &Event) {
+    /// Tells observers what has happened, in the order in which it did.
+    fn tell_events(&self) {
+        let _telling = self.telling.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nothing, if another thread has told ours with its own.
+        let events = std::mem::take(&mut self.lock().events);
         let at = wall_clock();
-        for observer in self.observers.read().unwrap_or_else(PoisonError::into_inner).iter() {
-            observer.observe(at, event);
+        let observers = self.observers.read().unwrap_or_else(PoisonError::into_inner);
+        for event in &events {
+            observers.iter().for_each(|observer| observer.observe(at, event));
         }
     }
 

@@ -720,14 +720,15 @@ fn idle_daemon_uses_no_cpu_and_little_memory(backend: Backend) {
     });
     assert!(settled.iter().all(|(_, _, state)| state.starts_with('S')), "{settled:?}");
     let kilobytes = resident_kilobytes(pid);
-    println!("resident memory of the idle daemon: {kilobytes} kB");
-    assert!(kilobytes < 10_000, "{kilobytes} kB");
+    println!("resident memory of the idle daemon, without its code: {kilobytes} kB");
+    assert!(kilobytes < 4_000, "{kilobytes} kB");
     assert!(reader.is_running());
 }
 
+/// Of what is the process's own: its code is larger in a test's build, by far, and shared.
 fn resident_kilobytes(pid: Pid) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it is running");
     let resident =
-        status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it has a size");
+        status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("it has a size");
     resident.trim().trim_end_matches(" kB").parse().expect("a number")
 }

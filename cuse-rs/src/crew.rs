@@ -95,7 +95,7 @@ fn work<'scope, R, S>(
 {
     let mut step = member();
     loop {
-        if crew.wants_member() {
+        for _ in 0..crew.wanted_members() {
             let theirs = Arc::clone(crew);
             let name = thread::current().name().unwrap_or_default().to_owned();
             let spawned = thread::Builder::new().name(name).spawn_scoped(scope, move || {
@@ -124,15 +124,16 @@ fn work<'scope, R, S>(
 }
 
 impl Crew {
-    /// Whether there is need and room for one more to stand by, which is counted then.
-    fn wants_member(&self) -> bool {
+    /// How many more are needed to stand by, as far as there is room for them; they are counted as if they did.
+    fn wanted_members(&self) -> usize {
         let mut state = self.lock();
-        let wants = state.standing_by == 0 && state.members < MAX_MEMBERS;
-        if wants {
-            state.members += 1;
-            state.standing_by += 1;
+        if state.standing_by > 0 {
+            return 0;
         }
-        wants
+        let wanted = SPARE.min(MAX_MEMBERS - state.members);
+        state.members += wanted;
+        state.standing_by += wanted;
+        wanted
     }
 
     fn lose_member(&self) {

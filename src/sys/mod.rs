@@ -43,7 +43,8 @@ pub(crate) fn keep_freed_memory() {
     for (parameter, bytes) in [
         (libc::M_TRIM_THRESHOLD, 16 << 20),
         (libc::M_TOP_PAD, 1 << 20),
-        (libc::M_MMAP_THRESHOLD, 4 << 20),
+        // What is larger, as the buffer of each device thread, takes only the pages that are used.
+        (libc::M_MMAP_THRESHOLD, 256 << 10),
     ] {
         // SAFETY: sets a number of the allocator's; it refuses what it does not like.
         unsafe { libc::mallopt(parameter, bytes) };
