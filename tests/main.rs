@@ -13,6 +13,7 @@
     reason = "a test may panic and print"
 )]
 
+mod bpf;
 mod cli;
 mod clients;
 mod control;
@@ -33,19 +34,23 @@ pub type DeviceTest = (&'static str, fn(Backend));
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let mut trials: Vec<Trial> =
-        [("cli", cli::TESTS), ("layering", layering::TESTS), ("differences", differences::TESTS)]
-            .into_iter()
-            .flat_map(|(group, tests)| {
-                tests.iter().map(move |(name, test)| (format!("{group}::{name}"), test))
-            })
-            .map(|(name, test)| {
-                Trial::test(name, || {
-                    test();
-                    Ok(())
-                })
-            })
-            .collect();
+    let mut trials: Vec<Trial> = [
+        ("bpf", bpf::TESTS),
+        ("cli", cli::TESTS),
+        ("layering", layering::TESTS),
+        ("differences", differences::TESTS),
+    ]
+    .into_iter()
+    .flat_map(|(group, tests)| {
+        tests.iter().map(move |(name, test)| (format!("{group}::{name}"), test))
+    })
+    .map(|(name, test)| {
+        Trial::test(name, || {
+            test();
+            Ok(())
+        })
+    })
+    .collect();
     trials.extend(Backend::ALL.iter().flat_map(|backend| device_trials(*backend)));
     for user in run::User::ALL {
         let gate = Gate::new(user.word(), "run", user.obstacle());

@@ -256,7 +256,7 @@ pub fn flow_hash(payload: &[u8], mode: Mode) -> u64 {
 }
 
 /// Spreads each bit over all of them (the finalizer of SplitMix64): FNV's low bits alone would choose badly.
-fn mix(hash: u64) -> u64 {
+pub(super) fn mix(hash: u64) -> u64 {
     let hash = (hash ^ hash >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let hash = (hash ^ hash >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
     hash ^ hash >> 31

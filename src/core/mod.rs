@@ -16,6 +16,7 @@
 
 mod address;
 mod attach;
+pub mod bpf;
 pub mod datagram;
 mod event;
 mod file;

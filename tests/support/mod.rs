@@ -49,6 +49,12 @@ impl<T: Send + 'static> Background<T> {
     }
 }
 
+/// Random numbers that are the same in each run, unless `MEMTUN_TEST_SEED` is another number. A failure shows the seed.
+pub fn random_numbers() -> fastrand::Rng {
+    let seed = std::env::var("MEMTUN_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
+    fastrand::Rng::with_seed(seed.unwrap_or(1))
+}
+
 /// A minimal IPv4 datagram with a number in it, so that each can be told from the others.
 pub fn datagram(number: u32) -> Vec<u8> {
     let mut bytes = vec![0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
