@@ -3,7 +3,7 @@
 //! A test of the device runs once for each kind of device, as `cuse::NAME`. A kind that cannot be had here is shown as
 //! ignored, with a line that says why; `MEMTUN_TEST_REQUIRE=cuse` makes that a failure, so that a run that is meant to
 //! test a kind cannot pass without it. So does `MEMTUN_TEST_REQUIRE=clients` for the tests of programs that may not be
-//! installed.
+//! installed, and `MEMTUN_TEST_REQUIRE=native` for the comparisons with the kernel's own tun.
 
 #![allow(unreachable_pub, reason = "nothing is reachable from outside a test program")]
 #![allow(
@@ -20,6 +20,7 @@ mod control;
 mod device;
 mod differences;
 mod layering;
+mod native;
 mod run;
 mod support;
 
@@ -59,6 +60,11 @@ fn main() -> ExitCode {
             gate.trial_of(format!("run::{}::{name}", user.word()), move || test(*user))
         }));
     }
+    let kernel = Gate::new("native", native::WORD, support::kernel::obstacle());
+    trials.extend(native::TESTS.iter().map(|(name, test)| {
+        let test = *test;
+        kernel.trial_of(format!("native::{name}"), test)
+    }));
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 

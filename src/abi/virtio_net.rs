@@ -41,6 +41,43 @@ const _: () = assert!(cfg!(target_endian = "little"), "the vnet header is read a
 impl VnetHeader {
     /// Its length in bytes, and the least that TUNSETVNETHDRSZ accepts.
     pub const SIZE: usize = 10;
+    /// `struct virtio_net_hdr_v1_hash_tunnel`: with a hash, and the place of the headers in a UDP tunnel.
+    pub const TUNNEL_SIZE: usize = 24;
     /// `VIRTIO_NET_HDR_F_NEEDS_CSUM`: the checksum is still to be filled in.
     pub const NEEDS_CSUM: u8 = 1;
+    /// `VIRTIO_NET_HDR_F_DATA_VALID`: the checksum has been verified.
+    pub const DATA_VALID: u8 = 2;
+    /// `VIRTIO_NET_HDR_GSO_ECN`, added to a TCP type: the first segment alone has CWR.
+    pub const GSO_ECN: u8 = 0x80;
+
+    /// `flags` has [`NEEDS_CSUM`](Self::NEEDS_CSUM).
+    #[must_use]
+    pub fn needs_checksum(&self) -> bool {
+        self.flags & Self::NEEDS_CSUM != 0
+    }
+}
+
+/// `VIRTIO_NET_HDR_GSO_*`: what a datagram is to be cut into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Gso {
+    /// `VIRTIO_NET_HDR_GSO_TCPV4`: TCP segments over IPv4.
+    Tcp4 = 1,
+    /// `VIRTIO_NET_HDR_GSO_UDP`: IP fragments of a UDP datagram.
+    UdpFragments = 3,
+    /// `VIRTIO_NET_HDR_GSO_TCPV6`: TCP segments over IPv6.
+    Tcp6 = 4,
+    /// `VIRTIO_NET_HDR_GSO_UDP_L4`: UDP datagrams.
+    Udp = 5,
+}
+
+impl Gso {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Tcp4, Self::UdpFragments, Self::Tcp6, Self::Udp];
+
+    /// The type with that number, without [`GSO_ECN`](VnetHeader::GSO_ECN).
+    #[must_use]
+    pub fn new(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|gso| *gso as u8 == number)
+    }
 }

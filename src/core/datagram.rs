@@ -7,7 +7,7 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::{Head, Mode, Reply};
+use super::{Head, Mode, Reply, offload};
 use crate::{
     abi::tun::{IfFlags, TunPi},
     abi::virtio_net::VnetHeader,
@@ -147,15 +147,14 @@ pub fn read_reply(
     Ok((Reply::Read { head, body }, rest))
 }
 
-/// The datagram in what a client wrote: headers taken off and checked, in the order of `tun_get_user`.
-///
-/// DIFFERS: of the vnet header only the lengths are checked, not gso_type, gso_size and the checksum's place
-/// (`virtio_net_hdr_to_skb`); a write that the kernel refuses for those is taken.
+/// The datagram in what a client wrote: headers taken off and checked, as by `tun_get_user`. Its order of checks does not
+/// show, for all fail alike.
 ///
 /// # Errors
 ///
-/// `EINVAL` if a header is cut short, the vnet header claims more than there is, a frame is shorter than its Ethernet
-/// header, or a tun datagram without PI header is neither IPv4 nor IPv6 by its first nibble.
+/// `EINVAL` if a header is cut short, the vnet header claims more than there is or is not allowed ([`offload::check`]), a
+/// frame is shorter than its Ethernet header, or a tun datagram without PI header is neither IPv4 nor IPv6 by its first
+/// nibble.
 pub fn parse_write(mut data: Bytes, framing: Framing) -> Result<Datagram, Errno> {
     let mut protocol = None;
     if framing.pi {
@@ -170,17 +169,8 @@ pub fn parse_write(mut data: Bytes, framing: Framing) -> Result<Datagram, Errno>
             return Err(Errno::EINVAL);
         }
         data.advance(size);
-        let mut header_length = usize::from(header.hdr_len.get());
-        if header.flags & VnetHeader::NEEDS_CSUM != 0 {
-            let checksum_end =
-                usize::from(header.csum_start.get()) + usize::from(header.csum_offset.get()) + 2;
-            header_length = header_length.max(checksum_end);
-        }
-        if header_length > data.len()
-            || (framing.mode == Mode::Tap && (1..ETHERNET_HEADER).contains(&header_length))
-        {
-            return Err(Errno::EINVAL);
-        }
+        check_header_length(&header, size, data.len(), framing.mode)?;
+        offload::check(&header, data.len())?;
         vnet = Some(header);
     }
     match framing.mode {
@@ -189,6 +179,25 @@ pub fn parse_write(mut data: Bytes, framing: Framing) -> Result<Datagram, Errno>
         Mode::Tap | Mode::Tun => {}
     }
     Ok(Datagram { payload: data, protocol, vnet })
+}
+
+/// `hdr_len` is a hint, but `tun_vnet_hdr_get` checks it, since Linux 6.15 before it skips what it does not know of the vnet
+/// header: so much may `hdr_len` be beyond the datagram. It knows 10 bytes, or all 24.
+fn check_header_length(
+    header: &VnetHeader,
+    size: usize,
+    length: usize,
+    mode: Mode,
+) -> Result<(), Errno> {
+    let hint = usize::from(header.hdr_len.get());
+    let known =
+        if size < VnetHeader::TUNNEL_SIZE { VnetHeader::SIZE } else { VnetHeader::TUNNEL_SIZE };
+    if hint > length + (size - known)
+        || (mode == Mode::Tap && !header.needs_checksum() && (1..ETHERNET_HEADER).contains(&hint))
+    {
+        return Err(Errno::EINVAL);
+    }
+    Ok(())
 }
 
 /// 4 or 6, from the first nibble.
@@ -334,19 +343,30 @@ mod tests {
         let tap = framing(Mode::Tap, false, None);
         assert_eq!(write(&[0; 13], tap), Err(Errno::EINVAL));
         assert_eq!(write(&[0; 14], tap).unwrap(), [0; 14]);
+    }
 
-        let vnet = framing(Mode::Tun, false, Some(12));
+    #[test]
+    fn vnet_header_of_a_write_is_checked() {
+        let framing = |mode, size| framing(mode, false, Some(size));
+        let vnet = framing(Mode::Tun, 12);
         assert_eq!(write(&[0; 11], vnet), Err(Errno::EINVAL));
-        let mut data = [0; 12 + 20];
-        data[12] = 0x45;
-        data[2] = 20;
-        assert_eq!(write(&data, vnet).unwrap().len(), 20);
-        data[2] = 21;
-        assert_eq!(write(&data, vnet), Err(Errno::EINVAL), "hdr_len beyond the end");
-        data[2] = 0;
-        data[0] = VnetHeader::NEEDS_CSUM;
-        data[6] = 19;
-        assert_eq!(write(&data, vnet), Err(Errno::EINVAL), "checksum beyond the end");
+        let behind = |size: usize, header: VnetHeader| {
+            let mut data = vec![0; size + 20];
+            data[..10].copy_from_slice(header.as_bytes());
+            data[size] = 0x45;
+            data
+        };
+        let hint = |hdr_len: u16| VnetHeader { hdr_len: hdr_len.into(), ..VnetHeader::default() };
+        assert_eq!(write(&behind(12, hint(20)), vnet).unwrap().len(), 20);
+        for (size, beyond) in [(10, 0), (12, 2), (23, 13), (24, 0), (30, 6)] {
+            let tun = framing(Mode::Tun, size);
+            assert!(write(&behind(size, hint(20 + beyond)), tun).is_ok(), "{size}");
+            assert_eq!(write(&behind(size, hint(21 + beyond)), tun), Err(Errno::EINVAL), "{size}");
+        }
+        assert_eq!(write(&behind(10, hint(13)), framing(Mode::Tap, 10)), Err(Errno::EINVAL));
+        assert!(write(&behind(10, hint(13)), framing(Mode::Tun, 10)).is_ok());
+        let unknown = VnetHeader { gso_type: 2, gso_size: 1.into(), ..VnetHeader::default() };
+        assert_eq!(write(&behind(10, unknown), framing(Mode::Tun, 10)), Err(Errno::EINVAL));
     }
 
     #[test]

@@ -21,9 +21,11 @@ pub mod datagram;
 mod event;
 mod file;
 mod harness;
+mod headers;
 pub mod ioctl;
 #[cfg(test)]
 mod model;
+pub mod offload;
 mod request;
 #[cfg(test)]
 mod rig;

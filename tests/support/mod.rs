@@ -2,6 +2,7 @@
 
 pub mod daemon;
 pub mod device;
+pub mod kernel;
 pub mod network;
 pub mod program;
 

@@ -1,0 +1,632 @@
+//! Offloads: checksums that are still to be filled in, and datagrams that are still to be cut into segments.
+//!
+//! # Theory of operation
+//!
+//! A vnet header says what is left to be done to its datagram. [`check`] is what the kernel asks of the header of a write,
+//! `virtio_net_hdr_to_skb`. [`perform`] does what a receiver does not take over, as `validate_xmit_skb` and the functions
+//! it comes to: a client gets the datagram as it is if TUNSETOFFLOAD accepts it, and else its segments.
+//!
+//! Checksums are carried on, not made anew: a segment's follows from the sum that stands in the checksum field, so a client
+//! that wrote a wrong one there is found out.
+//!
+//! A datagram of n bytes is summed and copied once, whatever the size of its segments; there are at most
+//! [`MAX_SEGMENTS`].
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::{
+    Datagram, Mode,
+    headers::{
+        IPPROTO_TCP, IPPROTO_UDP, IPV4_HEADER, IPV6_HEADER, Layout, TCP_HEADER, UDP_HEADER, Zero,
+        fill_checksum, fold, get_u16, low_u16, put_u16, sum,
+    },
+};
+use crate::{
+    abi::{
+        tun::Offload,
+        virtio_net::{Gso, VnetHeader},
+    },
+    errno::Errno,
+};
+
+/// Segments of one datagram.
+///
+/// DIFFERS: a GSO datagram makes at most 1,024 segments, the kernel's up to 65,535. More would not fit into any queue of a tunnel.
+pub const MAX_SEGMENTS: usize = 1024;
+/// `UDP_MAX_SEGMENTS`.
+const MAX_UDP_SEGMENTS: usize = 128;
+
+/// Where the checksum is in a UDP header, and in a TCP header.
+const UDP_CHECKSUM: usize = 6;
+const TCP_CHECKSUM: usize = 16;
+
+/// `NET_SKB_PAD`: what the kernel keeps free before a written datagram; a checksum cannot start so far behind that it would
+/// have no place in the 16 bits of `skb->csum_start`.
+const HEADROOM: usize = 64;
+
+/// Whether a vnet header may stand before a datagram of so many bytes: `virtio_net_hdr_to_skb`, as of Linux 6.18.
+///
+/// DIFFERS: GSO inside a UDP tunnel is refused, as by kernels before 6.17, also where the vnet header has the 24 bytes that could describe
+/// it.
+///
+/// # Errors
+///
+/// `EINVAL` for an unknown type, segments of 0 or 65,535 bytes, headers that do not fit into the datagram, and a checksum where
+/// the type has none.
+pub fn check(header: &VnetHeader, length: usize) -> Result<(), Errno> {
+    let gso = gso_type(header)?;
+    let offset = usize::from(header.csum_offset.get());
+    if header.needs_checksum() {
+        let start = usize::from(header.csum_start.get());
+        let network = gso.map_or(IPV4_HEADER, Gso::least_network_header);
+        let has_room = start + offset + 2 <= length && start + HEADROOM < usize::from(u16::MAX);
+        if start < network || !has_room {
+            return Err(Errno::EINVAL);
+        }
+    }
+    let Some(gso) = gso else { return Ok(()) };
+    let (size, headers) = (usize::from(header.gso_size.get()), headers_end(header, gso));
+    let is_allowed = match gso {
+        Gso::Tcp4 | Gso::Tcp6 => !header.needs_checksum() || offset == TCP_CHECKSUM,
+        Gso::UdpFragments => true,
+        Gso::Udp => {
+            header.needs_checksum()
+                && offset == UDP_CHECKSUM
+                && header.gso_type & VnetHeader::GSO_ECN == 0
+                && length <= headers + size * MAX_UDP_SEGMENTS
+        }
+    };
+    // 65,535 is the kernel's own GSO_BY_FRAGS.
+    if is_allowed && headers <= length && (1..usize::from(u16::MAX)).contains(&size) {
+        Ok(())
+    } else {
+        Err(Errno::EINVAL)
+    }
+}
+
+/// `None` is no segmentation at all.
+fn gso_type(header: &VnetHeader) -> Result<Option<Gso>, Errno> {
+    match header.gso_type {
+        0 => Ok(None),
+        number => Gso::new(number & !VnetHeader::GSO_ECN).map(Some).ok_or(Errno::EINVAL),
+    }
+}
+
+/// Where the payload begins, as far as the vnet header tells: behind a transport header without options.
+fn headers_end(header: &VnetHeader, gso: Gso) -> usize {
+    let transport = if header.needs_checksum() {
+        header.csum_start.get().into()
+    } else {
+        gso.least_network_header()
+    };
+    transport + gso.least_transport_header()
+}
+
+impl Gso {
+    fn least_network_header(self) -> usize {
+        match self {
+            Self::Tcp6 => IPV6_HEADER,
+            Self::Tcp4 | Self::Udp | Self::UdpFragments => IPV4_HEADER,
+        }
+    }
+
+    fn least_transport_header(self) -> usize {
+        match self {
+            Self::Tcp4 | Self::Tcp6 => TCP_HEADER,
+            Self::Udp | Self::UdpFragments => UDP_HEADER,
+        }
+    }
+
+    fn checksum_offset(self) -> usize {
+        match self {
+            Self::Tcp4 | Self::Tcp6 => TCP_CHECKSUM,
+            Self::Udp | Self::UdpFragments => UDP_CHECKSUM,
+        }
+    }
+
+    /// Where the first segment's part of the datagram begins, if its transport header has no options.
+    fn cut_at(self, transport: usize) -> usize {
+        match self {
+            // The UDP header is in the first fragment.
+            Self::UdpFragments => transport,
+            Self::Tcp4 | Self::Tcp6 | Self::Udp => transport + self.least_transport_header(),
+        }
+    }
+
+    /// The IP versions and the protocol that it is for.
+    fn is_for(self, layout: &Layout) -> bool {
+        match self {
+            Self::Tcp4 => (layout.version, layout.protocol) == (4, IPPROTO_TCP),
+            Self::Tcp6 => (layout.version, layout.protocol) == (6, IPPROTO_TCP),
+            Self::Udp | Self::UdpFragments => layout.protocol == IPPROTO_UDP,
+        }
+    }
+
+    /// What a receiver must accept to get it whole. Fragments are accepted by nobody: TUN_F_UFO is without effect.
+    fn needs(self, header: &VnetHeader) -> Option<Offload> {
+        let segments = match self {
+            Self::Tcp4 => Offload::TSO4,
+            Self::Tcp6 => Offload::TSO6,
+            Self::Udp => Offload::USO4 | Offload::USO6,
+            Self::UdpFragments => return None,
+        };
+        let has_ecn = header.gso_type & VnetHeader::GSO_ECN != 0;
+        let ecn = if has_ecn { Offload::TSO_ECN } else { Offload::empty() };
+        Some(Offload::CSUM | segments | ecn)
+    }
+}
+
+/// Why the offloads of a datagram cannot be performed. The kernel drops it then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OffloadError {
+    /// The vnet header is not allowed before the datagram.
+    #[error("it does not fit the datagram")]
+    BadHeader,
+    /// The datagram is not what its gso_type says, or its checksum does not begin with its transport header.
+    #[error("the datagram's headers are not those of its gso_type")]
+    OtherHeaders,
+    /// With its real headers, it is no longer than one segment.
+    #[error("behind the datagram's headers there is no more than one segment")]
+    OneSegment,
+    /// UFO over IPv6.
+    ///
+    /// DIFFERS: UDP over IPv6 whose vnet header asks for fragments (UFO) cannot be cut.
+    #[error("fragments of UDP over IPv6 are not made")]
+    Ipv6Fragments,
+    /// More than [`MAX_SEGMENTS`].
+    #[error("the datagram would make {0} segments; {MAX_SEGMENTS} is the limit")]
+    TooManySegments(usize),
+}
+
+/// Does what the vnet header of a datagram asks for, except for what is accepted.
+///
+/// Gives the datagram, or its segments. Their vnet headers say what is left to be done, as `virtio_net_hdr_from_skb` does.
+///
+/// # Errors
+///
+/// As [`OffloadError`] says.
+pub fn perform(
+    datagram: Datagram,
+    mode: Mode,
+    accepted: Offload,
+) -> Result<Performed, OffloadError> {
+    let Some(header) = datagram.vnet else { return Ok(Performed::one(datagram)) };
+    let length = datagram.payload.len();
+    check(&header, length).map_err(|_| OffloadError::BadHeader)?;
+    if let Ok(Some(gso)) = gso_type(&header) {
+        let layout = Layout::of(&datagram.payload, mode).filter(|layout| gso.is_for(layout));
+        let layout = layout.ok_or(OffloadError::OtherHeaders);
+        let transport = if header.needs_checksum() {
+            header.csum_start.get().into()
+        } else {
+            layout?.transport
+        };
+        if length > gso.cut_at(transport) + usize::from(header.gso_size.get()) {
+            return perform_segmentation(datagram, &header, gso, layout?, accepted);
+        }
+    }
+    let payload = datagram.payload;
+    let start = usize::from(header.csum_start.get());
+    let offset = usize::from(header.csum_offset.get());
+    let (payload, vnet) = if !header.needs_checksum() {
+        let flags = header.flags & VnetHeader::DATA_VALID;
+        (payload, VnetHeader { flags, ..VnetHeader::default() })
+    } else if accepted.contains(Offload::CSUM) {
+        (payload, partial_checksum(start, offset))
+    } else {
+        let mut payload = BytesMut::from(payload);
+        fill_checksum(&mut payload, start, offset, Zero::IsNone);
+        (payload.freeze(), VnetHeader::default())
+    };
+    Ok(Performed::one(Datagram { payload, vnet: Some(vnet), ..datagram }))
+}
+
+fn perform_segmentation(
+    datagram: Datagram,
+    header: &VnetHeader,
+    gso: Gso,
+    layout: Layout,
+    accepted: Offload,
+) -> Result<Performed, OffloadError> {
+    let Datagram { payload, protocol, .. } = datagram;
+    let transport = layout.transport;
+    if header.needs_checksum() && usize::from(header.csum_start.get()) != transport {
+        return Err(OffloadError::OtherHeaders);
+    }
+    let size = usize::from(header.gso_size.get());
+    let (head, size) = match gso {
+        Gso::Tcp4 | Gso::Tcp6 => (transport + tcp_header(&payload, transport)?, size),
+        Gso::Udp => (transport + UDP_HEADER, size),
+        Gso::UdpFragments if layout.version == 6 => return Err(OffloadError::Ipv6Fragments),
+        // The offset of a fragment counts units of 8 bytes.
+        Gso::UdpFragments => (transport, (size & !7).max(8)),
+    };
+    let length = payload.len();
+    let segments = length.saturating_sub(head).div_ceil(size);
+    match segments {
+        0 | 1 => return Err(OffloadError::OneSegment),
+        2..=MAX_SEGMENTS => {}
+        _ => return Err(OffloadError::TooManySegments(segments)),
+    }
+
+    let checksum_at = transport + gso.checksum_offset();
+    let mut payload = payload;
+    if gso == Gso::UdpFragments || !header.needs_checksum() {
+        // The sum over the pseudo-header, which the writer left to us.
+        let mut bytes = BytesMut::from(payload);
+        let sum = layout.pseudo_header_sum(&bytes, length - transport);
+        put_u16(&mut bytes, checksum_at, sum);
+        if gso == Gso::UdpFragments {
+            fill_checksum(&mut bytes, transport, UDP_CHECKSUM, Zero::IsNone);
+        }
+        payload = bytes.freeze();
+    }
+    if gso.needs(header).is_some_and(|needed| accepted.contains(needed)) {
+        let hint = usize::from(header.hdr_len.get());
+        let hdr_len = if (head..=length).contains(&hint) { hint } else { head };
+        let vnet = VnetHeader {
+            gso_type: header.gso_type,
+            hdr_len: low_u16(hdr_len).into(),
+            gso_size: header.gso_size,
+            ..partial_checksum(transport, gso.checksum_offset())
+        };
+        return Ok(Performed::one(Datagram { payload, protocol, vnet: Some(vnet) }));
+    }
+    // What is left of the pseudo-header's sum without the length that is in it.
+    let counted_length = match gso {
+        Gso::Udp => get_u16(&payload, transport + 4),
+        Gso::Tcp4 | Gso::Tcp6 | Gso::UdpFragments => low_u16(length - transport),
+    };
+    let sum = fold(u64::from(get_u16(&payload, checksum_at)) + u64::from(!counted_length));
+    let rest = payload.split_off(head);
+    let fill = !accepted.contains(Offload::CSUM);
+    let segments =
+        Segments { gso, layout, head: payload, rest, size, done: 0, sum, fill, protocol };
+    Ok(Performed(Inner::Several(segments)))
+}
+
+/// The length of a TCP header that is all there.
+fn tcp_header(payload: &[u8], transport: usize) -> Result<usize, OffloadError> {
+    let length = payload.get(transport + 12).map_or(0, |byte| usize::from(byte >> 4) * 4);
+    if length >= TCP_HEADER && transport + length <= payload.len() {
+        Ok(length)
+    } else {
+        Err(OffloadError::OtherHeaders)
+    }
+}
+
+fn partial_checksum(start: usize, offset: usize) -> VnetHeader {
+    VnetHeader {
+        flags: VnetHeader::NEEDS_CSUM,
+        csum_start: low_u16(start).into(),
+        csum_offset: low_u16(offset).into(),
+        ..VnetHeader::default()
+    }
+}
+
+/// What [`perform`] leaves of a datagram: itself, or its segments.
+#[derive(Clone, Debug)]
+pub struct Performed(Inner);
+
+#[derive(Clone, Debug)]
+enum Inner {
+    One(Option<Datagram>),
+    Several(Segments),
+}
+
+impl Performed {
+    fn one(datagram: Datagram) -> Self {
+        Self(Inner::One(Some(datagram)))
+    }
+}
+
+impl Iterator for Performed {
+    type Item = Datagram;
+
+    fn next(&mut self) -> Option<Datagram> {
+        match &mut self.0 {
+            Inner::One(datagram) => datagram.take(),
+            Inner::Several(segments) => segments.next(),
+        }
+    }
+}
+
+/// The segments of a datagram, made one by one.
+#[derive(Clone, Debug)]
+struct Segments {
+    gso: Gso,
+    layout: Layout,
+    /// The headers that stand before each.
+    head: Bytes,
+    /// What has not been handed out.
+    rest: Bytes,
+    size: usize,
+    /// Bytes that have been handed out.
+    done: usize,
+    /// Of the checksum: the part that is the same in all of them.
+    sum: u16,
+    /// The checksum is filled in here.
+    fill: bool,
+    protocol: Option<u16>,
+}
+
+impl Iterator for Segments {
+    type Item = Datagram;
+
+    fn next(&mut self) -> Option<Datagram> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let part = self.rest.split_to(self.size.min(self.rest.len()));
+        let mut bytes = BytesMut::with_capacity(self.head.len() + part.len());
+        bytes.put_slice(&self.head);
+        bytes.put_slice(&part);
+        self.change_network_header(&mut bytes);
+        let vnet = self.change_transport_header(&mut bytes);
+        self.done += part.len();
+        Some(Datagram { payload: bytes.freeze(), protocol: self.protocol, vnet: Some(vnet) })
+    }
+}
+
+impl Segments {
+    /// `inet_gso_segment`, `ipv6_gso_segment`.
+    fn change_network_header(&self, bytes: &mut [u8]) {
+        let ip = &mut bytes[self.layout.network..];
+        let length = ip.len();
+        if self.layout.version == 6 {
+            put_u16(ip, 4, low_u16(length - IPV6_HEADER));
+            return;
+        }
+        put_u16(ip, 2, low_u16(length));
+        if self.gso == Gso::UdpFragments {
+            let more = if self.rest.is_empty() { 0 } else { 0x2000 };
+            put_u16(ip, 6, low_u16(self.done / 8) | more);
+        } else {
+            let id = get_u16(ip, 4).wrapping_add(low_u16(self.done / self.size));
+            put_u16(ip, 4, id);
+        }
+        let header = self.layout.transport - self.layout.network;
+        put_u16(ip, 10, 0);
+        let sum = sum(&ip[..header]);
+        put_u16(ip, 10, !sum);
+    }
+
+    /// `tcp_gso_segment`, `__udp_gso_segment`; the checksum of a fragmented datagram is complete.
+    fn change_transport_header(&self, bytes: &mut [u8]) -> VnetHeader {
+        let transport = self.layout.transport;
+        let length = low_u16(bytes.len() - transport);
+        let zero = match self.gso {
+            Gso::UdpFragments => {
+                return VnetHeader { flags: VnetHeader::DATA_VALID, ..VnetHeader::default() };
+            }
+            Gso::Udp => {
+                put_u16(bytes, transport + 4, length);
+                Zero::IsNone
+            }
+            Gso::Tcp4 | Gso::Tcp6 => {
+                let tcp = &mut bytes[transport..];
+                let sequence = u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]);
+                let done = u32::try_from(self.done).expect("MAX_SEGMENTS of at most 65,534 bytes");
+                let sequence = sequence.wrapping_add(done);
+                tcp[4..8].copy_from_slice(&sequence.to_be_bytes());
+                if self.done > 0 {
+                    tcp[13] &= !TCP_CWR;
+                }
+                if !self.rest.is_empty() {
+                    tcp[13] &= !(TCP_FIN | TCP_PSH);
+                }
+                Zero::IsSum
+            }
+        };
+        let offset = self.gso.checksum_offset();
+        put_u16(bytes, transport + offset, fold(u64::from(self.sum) + u64::from(length)));
+        if self.fill {
+            fill_checksum(bytes, transport, offset, zero);
+            VnetHeader::default()
+        } else {
+            partial_checksum(transport, offset)
+        }
+    }
+}
+
+const TCP_FIN: u8 = 0x01;
+const TCP_PSH: u8 = 0x08;
+const TCP_CWR: u8 = 0x80;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// `UDP_L4` and TCP over either IP version, in either mode, with a checksum that is to be filled in.
+    fn datagram(gso: Gso, v6: bool, mode: Mode, size: u16, data: &[u8]) -> Datagram {
+        let (protocol, least) = match gso {
+            Gso::Tcp4 | Gso::Tcp6 => (IPPROTO_TCP, TCP_HEADER),
+            Gso::Udp | Gso::UdpFragments => (IPPROTO_UDP, UDP_HEADER),
+        };
+        let mut bytes = Vec::new();
+        if mode == Mode::Tap {
+            bytes.extend([0; 12]);
+            bytes.extend(if v6 { [0x86, 0xdd] } else { [8, 0] });
+        }
+        let length = low_u16(least + data.len()).to_be_bytes();
+        if v6 {
+            bytes.extend([0x60, 0, 0, 0, length[0], length[1], protocol, 64]);
+            bytes.extend([9; 32]);
+        } else {
+            // Its checksum is not looked at.
+            let total = low_u16(20 + least + data.len()).to_be_bytes();
+            bytes.extend([0x45, 0, total[0], total[1], 0xff, 0xfe, 0x40, 0, 64, protocol, 0, 0]);
+            bytes.extend([10, 0, 0, 1, 10, 0, 0, 2]);
+        }
+        let transport = bytes.len();
+        let mut header = vec![0; least];
+        if least == TCP_HEADER {
+            header[4..8].copy_from_slice(&0xffff_fff0_u32.to_be_bytes());
+            header[12..14].copy_from_slice(&[5 << 4, 0xff]);
+        } else {
+            header[4..6].copy_from_slice(&length);
+        }
+        bytes.extend(header);
+        bytes.extend(data);
+        let seed = Layout::of(&bytes, mode).unwrap().pseudo_header_sum(&bytes, least + data.len());
+        put_u16(&mut bytes, transport + gso.checksum_offset(), seed);
+        let vnet = VnetHeader {
+            gso_type: gso as u8,
+            gso_size: size.into(),
+            ..partial_checksum(transport, gso.checksum_offset())
+        };
+        Datagram { payload: bytes.into(), protocol: None, vnet: Some(vnet) }
+    }
+
+    fn kind() -> impl Strategy<Value = (Gso, bool)> {
+        prop_oneof![
+            Just((Gso::Tcp4, false)),
+            Just((Gso::Tcp6, true)),
+            Just((Gso::Udp, false)),
+            Just((Gso::Udp, true)),
+        ]
+    }
+
+    fn mode() -> impl Strategy<Value = Mode> {
+        prop_oneof![Just(Mode::Tun), Just(Mode::Tap)]
+    }
+
+    #[test]
+    fn whoever_accepts_a_gso_datagram_gets_it_whole() {
+        let sent = datagram(Gso::Tcp4, false, Mode::Tun, 1000, &[7; 2500]);
+        let left = |accepted| -> Vec<Datagram> {
+            perform(sent.clone(), Mode::Tun, accepted).unwrap().collect()
+        };
+        let whole = left(Offload::CSUM | Offload::TSO4);
+        assert_eq!(whole.len(), 1);
+        assert_eq!(whole[0].payload, sent.payload);
+        assert_eq!(
+            whole[0].vnet.unwrap(),
+            VnetHeader { hdr_len: 40.into(), ..sent.vnet.unwrap() },
+            "the hint is made good"
+        );
+        let lengths = |segments: &[Datagram]| -> Vec<usize> {
+            segments.iter().map(|segment| segment.payload.len()).collect()
+        };
+        let partial = left(Offload::CSUM | Offload::TSO6);
+        assert_eq!(lengths(&partial), [1040, 1040, 540]);
+        assert!(partial.iter().all(|segment| segment.vnet == Some(partial_checksum(20, 16))));
+        let done = left(Offload::empty());
+        assert_eq!(lengths(&done), [1040, 1040, 540]);
+        assert!(done.iter().all(|segment| segment.vnet == Some(VnetHeader::default())));
+        assert_ne!(partial[0].payload, done[0].payload, "the checksum");
+    }
+
+    #[test]
+    fn tcp_flags_are_where_they_belong() {
+        let sent = datagram(Gso::Tcp4, false, Mode::Tun, 100, &[7; 250]);
+        let segments: Vec<Datagram> = perform(sent, Mode::Tun, Offload::empty()).unwrap().collect();
+        let flags: Vec<u8> = segments.iter().map(|segment| segment.payload[33]).collect();
+        let in_the_middle = !(TCP_FIN | TCP_PSH | TCP_CWR);
+        assert_eq!(flags, [!(TCP_FIN | TCP_PSH), in_the_middle, !TCP_CWR]);
+        let ids: Vec<u16> = segments.iter().map(|segment| get_u16(&segment.payload, 4)).collect();
+        assert_eq!(ids, [0xfffe, 0xffff, 0]);
+        let sequence: Vec<&[u8]> =
+            segments.iter().map(|segment| &segment.payload[24..28]).collect();
+        assert_eq!(sequence, [[0xff, 0xff, 0xff, 0xf0], [0, 0, 0, 84], [0, 0, 0, 184]]);
+    }
+
+    #[test]
+    fn too_many_segments_are_refused() {
+        let error = |size, length: usize| {
+            let sent = datagram(Gso::Tcp4, false, Mode::Tun, size, &vec![0; length]);
+            perform(sent, Mode::Tun, Offload::empty()).err()
+        };
+        assert_eq!(error(2, 2 * MAX_SEGMENTS), None);
+        assert_eq!(error(2, 2 * MAX_SEGMENTS + 1), Some(OffloadError::TooManySegments(1025)));
+        assert_eq!(error(1, 60_000), Some(OffloadError::TooManySegments(60_000)));
+    }
+
+    #[test]
+    fn checksum_of_zero_is_none_to_udp_alone() {
+        // With a data word that is the complement of the rest, the sum is all ones.
+        for (gso, v6, stored) in [(Gso::Udp, false, 0xffff), (Gso::Tcp4, false, 0)] {
+            let zero = datagram(gso, v6, Mode::Tun, 2, &[0; 4]);
+            let first = |data: &[u8]| -> u16 {
+                let sent = datagram(gso, v6, Mode::Tun, 2, data);
+                let mut segments = perform(sent, Mode::Tun, Offload::empty()).unwrap();
+                let payload = segments.next().unwrap().payload;
+                get_u16(&payload, 20 + gso.checksum_offset())
+            };
+            assert_eq!(zero.payload.len(), 20 + gso.least_transport_header() + 4);
+            let [high, low] = first(&[0; 4]).to_be_bytes();
+            assert_eq!(first(&[high, low, 0, 0]), stored, "{gso:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn segments_put_together_are_the_payload(
+            (gso, v6) in kind(),
+            mode in mode(),
+            size in 20_u16..500,
+            data in prop::collection::vec(any::<u8>(), 0..2_500),
+        ) {
+            let sent = datagram(gso, v6, mode, size, &data);
+            let layout = Layout::of(&sent.payload, mode).unwrap();
+            let head = layout.transport + gso.least_transport_header();
+            let mut joined = Vec::new();
+            for segment in perform(sent, mode, Offload::empty()).unwrap() {
+                let bytes = &segment.payload;
+                let ip = &bytes[layout.network..];
+                if v6 {
+                    prop_assert_eq!(usize::from(get_u16(ip, 4)), ip.len() - IPV6_HEADER);
+                } else {
+                    prop_assert_eq!(usize::from(get_u16(ip, 2)), ip.len());
+                    prop_assert!(data.len() <= size.into() || sum(&ip[..IPV4_HEADER]) == 0xffff);
+                }
+                let transport = &bytes[layout.transport..];
+                let pseudo = layout.pseudo_header_sum(bytes, transport.len());
+                prop_assert_eq!(fold(u64::from(pseudo) + u64::from(sum(transport))), 0xffff);
+                prop_assert!(bytes.len() - head <= usize::from(size));
+                joined.extend_from_slice(&bytes[head..]);
+            }
+            prop_assert_eq!(joined, data);
+        }
+
+        #[test]
+        fn any_header_before_any_bytes_is_refused_or_performed(
+            fields in (0_u8..4, prop_oneof![0_u8..6, any::<u8>()], 0_u16..60, 1_u16..40, 0_u16..50, 0_u16..20),
+            first in prop_oneof![Just(0x45_u8), Just(0x60), Just(0x4f), any::<u8>()],
+            mut bytes in prop::collection::vec(prop_oneof![Just(6_u8), Just(17), Just(0x50), Just(0), any::<u8>()], 1..400),
+            mode in mode(),
+            accepted in 0_u64..0x200,
+        ) {
+            let (flags, gso_type, hdr_len, gso_size, csum_start, csum_offset) = fields;
+            bytes[0] = first;
+            if mode == Mode::Tap {
+                bytes.splice(0..0, [0; 12].into_iter().chain([8, 0]));
+            }
+            let vnet = VnetHeader {
+                flags,
+                gso_type,
+                hdr_len: hdr_len.into(),
+                gso_size: gso_size.into(),
+                csum_start: csum_start.into(),
+                csum_offset: csum_offset.into(),
+            };
+            let length = bytes.len();
+            let datagram = Datagram { payload: bytes.into(), protocol: None, vnet: Some(vnet) };
+            match perform(datagram, mode, Offload::from_bits_truncate(accepted)) {
+                Err(error) => prop_assert_eq!(
+                    error == OffloadError::BadHeader,
+                    check(&vnet, length).is_err()
+                ),
+                Ok(segments) => {
+                    for segment in segments {
+                        prop_assert!(segment.payload.len() <= length);
+                        let left = segment.vnet.unwrap();
+                        prop_assert!(check(&left, segment.payload.len()).is_ok());
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! The core beside the kernel's own tun: the same bytes to both, and the same outcome expected.
+
+use bytes::Bytes;
+use memtun::{
+    abi::{
+        tun::{IfFlags, Offload, ioctl},
+        virtio_net::VnetHeader,
+    },
+    core::{
+        Datagram, Mode, Reply,
+        datagram::{Framing, parse_write, read_reply},
+        offload,
+    },
+    errno::Errno,
+};
+use zerocopy::IntoBytes;
+
+use crate::support::{
+    device::{NO_PI, TAP, TUN},
+    kernel::KernelTun,
+    random_numbers,
+};
+
+/// What `MEMTUN_TEST_REQUIRE` calls these tests.
+pub const WORD: &str = "native";
+
+pub const TESTS: &[(&str, fn())] = &[
+    ("vnet_headers_are_refused_as_by_the_kernel", vnet_headers_are_refused_as_by_the_kernel),
+    ("offloads_are_performed_as_by_the_kernel", offloads_are_performed_as_by_the_kernel),
+];
+
+const VNET_HDR: u16 = IfFlags::VNET_HDR.bits();
+
+type Random = fastrand::Rng;
+
+fn one_of<T: Copy>(random: &mut Random, several: &[T]) -> T {
+    several[random.usize(0..several.len())]
+}
+
+/// A vnet header whose fields are mostly near the values where the outcome changes.
+fn random_header(random: &mut Random, length: usize) -> VnetHeader {
+    let near = |random: &mut Random, around: usize| {
+        let number = (around + random.usize(0..5)).saturating_sub(2);
+        u16::try_from(number).unwrap_or(u16::MAX)
+    };
+    let any = |random: &mut Random| match random.u8(0..6) {
+        0 => random.u16(..),
+        1 => near(random, length),
+        _ => 0,
+    };
+    let start = match random.u8(0..8) {
+        // Behind the kernel's headroom, csum_start fits into 16 bits up to here.
+        0..4 if length > 65_000 => near(random, 65_471),
+        0 => any(random),
+        1 => near(random, length.saturating_sub(20)),
+        2 => near(random, 40),
+        _ => {
+            let header = one_of(random, &[20, 34]);
+            near(random, header)
+        }
+    };
+    let offset = match random.u8(0..8) {
+        0 => any(random),
+        _ => one_of(random, &[6, 16, 16]),
+    };
+    let size = match random.u8(0..6) {
+        0 => any(random),
+        1 => near(random, length.saturating_sub(40)),
+        2 => near(random, length.saturating_sub(28) / 128),
+        _ => 1000,
+    };
+    VnetHeader {
+        flags: one_of(random, &[0, 1, 1, 1, 2, 3, 0xff]),
+        gso_type: match random.u8(0..8) {
+            0 => random.u8(..),
+            1 => 0x81,
+            _ => random.u8(0..6),
+        },
+        hdr_len: any(random).into(),
+        gso_size: size.into(),
+        csum_start: start.into(),
+        csum_offset: offset.into(),
+    }
+}
+
+fn vnet_headers_are_refused_as_by_the_kernel() {
+    let mut random = random_numbers();
+    let seed = random.get_seed();
+    let (mut taken, mut refused) = (0, 0);
+    for (flags, size) in [
+        (TUN | NO_PI, 10),
+        (TUN, 12),
+        (TUN | NO_PI, 24),
+        (TUN | NO_PI, 100),
+        (TAP | NO_PI, 10),
+        (TAP | NO_PI, 31),
+    ] {
+        // It stays down, so what is right gets EIO, and no stack sees it.
+        let kernel = KernelTun::new(flags | VNET_HDR);
+        let mut wanted = i32::try_from(size).expect("it is small").to_ne_bytes();
+        kernel.file.ioctl(ioctl::TUNSETVNETHDRSZ, &mut wanted).expect("TUNSETVNETHDRSZ");
+        let framing = Framing {
+            mode: if flags & TAP == 0 { Mode::Tun } else { Mode::Tap },
+            pi: flags & NO_PI == 0,
+            vnet: Some(size),
+        };
+        for number in 0..5_000 {
+            let length = match random.u8(0..8) {
+                0 => random.usize(65_400..65_600),
+                1..4 => random.usize(0..64),
+                _ => random.usize(64..4_000),
+            };
+            let header = random_header(&mut random, length);
+            let mut payload = vec![0; length];
+            if let Some(first) = payload.first_mut() {
+                *first = one_of(&mut random, &[0x45, 0x45, 0x60, 0]);
+            }
+            let pi: &[u8] = if framing.pi { &[0, 0, 8, 0] } else { &[] };
+            let data = [pi, header.as_bytes(), &vec![0; size - 10], &payload].concat();
+            let by_kernel = kernel.file.write(&data).map_err(|error| error as i32);
+            let here = parse_write(Bytes::from(data), framing);
+            assert_eq!(
+                by_kernel,
+                Err(here.as_ref().map_or_else(|error| error.number(), |_| Errno::EIO.number())),
+                "write {number} of seed {seed}, {framing:?}: {header:?} before {length} bytes"
+            );
+            *if here.is_ok() { &mut taken } else { &mut refused } += 1;
+        }
+    }
+    assert!(taken > 3_000 && refused > 3_000, "{taken} taken, {refused} refused");
+}
+
+fn sum(bytes: &[u8]) -> u16 {
+    let words = bytes
+        .chunks(2)
+        .map(|word| u32::from(word[0]) << 8 | word.get(1).copied().map_or(0, u32::from));
+    let mut sum: u32 = words.sum();
+    while sum > 0xffff {
+        sum = (sum >> 16) + (sum & 0xffff);
+    }
+    u16::try_from(sum).expect("it is folded")
+}
+
+/// A datagram, and a vnet header that fits it.
+fn random_datagram(random: &mut Random, tap: bool) -> (VnetHeader, Vec<u8>) {
+    let (v6, tcp) = (random.bool(), random.bool());
+    let options = if tcp { random.u8(0..11) } else { 0 };
+    let data = match random.u8(0..4) {
+        0 => random.usize(0..100),
+        1 => random.usize(0..20_000),
+        _ => random.usize(0..5_000),
+    };
+    let transport_header = if tcp { 20 + usize::from(options) * 4 } else { 8 };
+    let length = u16::try_from(transport_header + data).expect("it is short");
+    let protocol = if tcp { 6 } else { 17 };
+
+    let mut ip: Vec<u8> = if v6 {
+        let mut header = vec![0x60, 0, 0, 0, 0, 0, protocol, 64];
+        header[4..6].copy_from_slice(&length.to_be_bytes());
+        header.extend([0xfd; 16].iter().chain(&[0xfe; 16]));
+        header
+    } else {
+        let total = (length + 20).to_be_bytes();
+        let mut header = vec![0x45, 0, total[0], total[1], random.u8(..), 0xff, 0x40, 0];
+        header.extend([64, protocol, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+        let checksum = !sum(&header);
+        header[10..12].copy_from_slice(&checksum.to_be_bytes());
+        header
+    };
+    let network_header = ip.len();
+    let addresses = if v6 { &ip[8..40] } else { &ip[12..20] };
+    let pseudo = [addresses, &length.to_be_bytes(), &[0, protocol]].concat();
+    // A writer that sums up wrongly is found out.
+    let seed = if random.u8(0..8) == 0 { random.u16(..) } else { sum(&pseudo) }.to_be_bytes();
+
+    ip.extend([0x10, 0, 0x20, 0]);
+    if tcp {
+        ip.extend(random.u32(..).to_be_bytes());
+        ip.extend([0, 0, 0, 7, (5 + options) << 4, random.u8(..), 1, 0, seed[0], seed[1], 0, 0]);
+        ip.extend(std::iter::repeat_n(1, usize::from(options) * 4));
+    } else {
+        ip.extend(length.to_be_bytes());
+        ip.extend(seed);
+    }
+    ip.extend((0..data).map(|_| random.u8(..)));
+
+    let link: &[u8] = match (tap, random.bool(), v6) {
+        (false, ..) => &[],
+        (true, false, false) => &[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0],
+        (true, false, true) => &[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x86, 0xdd],
+        (true, true, false) => &[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x81, 0, 0, 5, 8, 0],
+        (true, true, true) => &[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x81, 0, 0, 5, 0x86, 0xdd],
+    };
+    let gso = match (tcp, v6) {
+        _ if random.u8(0..4) == 0 => 0,
+        (true, false) => 1,
+        (true, true) => 4,
+        // UFO over IPv6 is not made here.
+        (false, false) if random.u8(0..3) == 0 => 3,
+        (false, _) => 5,
+    };
+    let ecn = if tcp && gso != 0 && random.bool() { VnetHeader::GSO_ECN } else { 0 };
+    // The kernel's fragments have the right place only for a multiple of 8.
+    let size = if gso == 3 { random.u16(6..250) * 8 } else { random.u16(50..2_000) };
+    let start = u16::try_from(link.len() + network_header).expect("it is small");
+    // Without it, a packet socket refuses GSO behind a VLAN tag.
+    let needs_checksum = !tcp || link.len() == 18 || random.u8(0..4) > 0;
+    let header = VnetHeader {
+        flags: u8::from(needs_checksum),
+        gso_type: gso | ecn,
+        hdr_len: 0.into(),
+        gso_size: size.into(),
+        csum_start: start.into(),
+        csum_offset: if tcp { 16 } else { 6 }.into(),
+    };
+    (header, [link, &ip].concat())
+}
+
+/// What a client gets: the vnet header without its hint, and the datagram.
+fn without_hint(mut read: Vec<u8>) -> Vec<u8> {
+    read[2..4].fill(0);
+    read
+}
+
+fn offloads_are_performed_as_by_the_kernel() {
+    let mut random = random_numbers();
+    let seed = random.get_seed();
+    let (mut whole, mut cut, mut dropped) = (0, 0, 0);
+    let sets = [0, 0x01, 0x03, 0x05, 0x07, 0x0f, 0x61, 0x7f];
+    for (flags, accepted) in [TUN, TAP].iter().flat_map(|mode| sets.map(|set| (*mode, set))) {
+        let kernel = KernelTun::new(flags | NO_PI | VNET_HDR);
+        let argument = usize::try_from(accepted).expect("it is small");
+        kernel.file.ioctl_value(ioctl::TUNSETOFFLOAD, argument).expect("TUNSETOFFLOAD");
+        kernel.set_up();
+        assert!(kernel.read_all().is_empty(), "nothing but ours comes");
+        let mode = if flags == TUN { Mode::Tun } else { Mode::Tap };
+        let framing = Framing { mode, pi: false, vnet: Some(VnetHeader::SIZE) };
+        for number in 0..250 {
+            let (header, payload) = random_datagram(&mut random, flags == TAP);
+            let what = format!(
+                "datagram {number} of seed {seed}, {mode:?}, accepted {accepted:#x}: {header:?} before {} bytes",
+                payload.len()
+            );
+            let sent = kernel.send(header.as_bytes(), &payload);
+            let by_kernel: Vec<Vec<u8>> = kernel.read_all().into_iter().map(without_hint).collect();
+
+            let datagram =
+                Datagram { payload: payload.into(), vnet: Some(header), ..Datagram::default() };
+            let performed = offload::perform(datagram, mode, Offload::from_bits_retain(accepted));
+            let performed = match performed {
+                Ok(performed) => performed,
+                Err(error) => {
+                    assert!(by_kernel.is_empty(), "{error}, but the kernel did it: {what}");
+                    dropped += 1;
+                    continue;
+                }
+            };
+            assert_eq!(sent, Ok(()), "{what}");
+            let here: Vec<Vec<u8>> = performed
+                .map(|datagram| {
+                    let read = read_reply(&datagram, framing, 70_000).map(|(reply, _)| reply);
+                    let Ok(Reply::Read { head, body }) = read else { panic!("{read:?}") };
+                    without_hint([head.as_bytes(), &body].concat())
+                })
+                .collect();
+            *if here.len() > 1 { &mut cut } else { &mut whole } += 1;
+            assert_eq!(here.len(), by_kernel.len(), "{what}");
+            for (at, (here, by_kernel)) in here.iter().zip(&by_kernel).enumerate() {
+                let shown = |bytes: &[u8]| hex::encode(&bytes[..bytes.len().min(110)]);
+                assert!(
+                    here == by_kernel,
+                    "segment {at} of {what}\n  here   {}\n  kernel {}",
+                    shown(here),
+                    shown(by_kernel)
+                );
+            }
+        }
+    }
+    assert!(whole > 500 && cut > 500 && dropped > 5, "{whole} whole, {cut} cut, {dropped} dropped");
+}

@@ -1,0 +1,131 @@
+//! The kernel's own tun, in a network namespace of its own, to compare with.
+#![allow(unsafe_code, reason = "interface and socket ioctls take a pointer")]
+
+use std::{
+    ffi::CStr,
+    fs,
+    os::fd::{AsRawFd, OwnedFd},
+    path::Path,
+    thread,
+};
+
+use nix::{
+    errno::Errno,
+    libc,
+    sched::{CloneFlags, unshare},
+    sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socket},
+    unistd::geteuid,
+};
+
+use super::device::TunFile;
+
+const DEVICE: &str = "/dev/net/tun";
+const NAME: &str = "kernel0";
+const C_NAME: &CStr = c"kernel0";
+
+/// Why the kernel's tun cannot be had here.
+pub fn obstacle() -> Option<String> {
+    if !geteuid().is_root() {
+        return Some("only root makes a network namespace".to_owned());
+    }
+    let usable = fs::OpenOptions::new().read(true).write(true).open(DEVICE);
+    usable.err().map(|error| format!("{DEVICE}: {error}"))
+}
+
+/// An interface of the kernel's, a file attached to it, and a socket that sends through it.
+pub struct KernelTun {
+    pub file: TunFile,
+    /// `AF_PACKET`: each message, behind its vnet header, is a datagram that the file can read.
+    packets: OwnedFd,
+    control: OwnedFd,
+}
+
+impl KernelTun {
+    /// An interface that is down, and on which the kernel sends nothing by itself.
+    pub fn new(flags: u16) -> Self {
+        // Only that thread moves; what it opens stays in the namespace.
+        let made = thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("root may make a network namespace");
+            fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").expect("no IPv6");
+            let file = TunFile::attached(Path::new(DEVICE), NAME, flags);
+            file.set_nonblocking(true);
+            let packets = packet_socket();
+            let control =
+                socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
+                    .expect("a socket");
+            Self { file, packets, control }
+        });
+        made.join().expect("it does not panic")
+    }
+
+    /// Brings it up, with the longest MTU there is.
+    pub fn set_up(&self) {
+        const IFF_UP: i32 = 1;
+        for (command, value) in [(libc::SIOCSIFMTU, 65_521), (libc::SIOCSIFFLAGS, IFF_UP)] {
+            let mut request = [0_u8; 40];
+            request[..NAME.len()].copy_from_slice(NAME.as_bytes());
+            request[16..20].copy_from_slice(&value.to_ne_bytes());
+            // SAFETY: both read an ifreq of 40 bytes.
+            let result =
+                unsafe { libc::ioctl(self.control.as_raw_fd(), command, request.as_ptr()) };
+            Errno::result(result).expect("root may change an interface");
+        }
+    }
+
+    /// Sends a datagram behind its vnet header.
+    pub fn send(&self, header: &[u8], payload: &[u8]) -> Result<(), Errno> {
+        let message = [header, payload].concat();
+        send(self.packets.as_raw_fd(), &message, MsgFlags::empty()).map(drop)
+    }
+
+    /// Everything there is to read: sending ends only when it is there.
+    pub fn read_all(&self) -> Vec<Vec<u8>> {
+        std::iter::from_fn(|| match self.file.read() {
+            Ok(datagram) => Some(datagram),
+            Err(Errno::EAGAIN) => None,
+            Err(error) => panic!("read: {error}"),
+        })
+        .collect()
+    }
+}
+
+/// A socket that sends whole datagrams or frames through the interface, each behind a vnet header.
+fn packet_socket() -> OwnedFd {
+    let packets = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)
+        .expect("root may have a packet socket");
+    let on: libc::c_int = 1;
+    // SAFETY: PACKET_VNET_HDR reads an int.
+    let result = unsafe {
+        libc::setsockopt(
+            packets.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_VNET_HDR,
+            (&raw const on).cast(),
+            u32::try_from(size_of::<libc::c_int>()).expect("it is small"),
+        )
+    };
+    Errno::result(result).expect("PACKET_VNET_HDR");
+    // SAFETY: the name ends with a NUL.
+    let index = unsafe { libc::if_nametoindex(C_NAME.as_ptr()) };
+    assert!(index > 0, "the interface is there");
+    let address = libc::sockaddr_ll {
+        sll_family: u16::try_from(libc::AF_PACKET).expect("it is small"),
+        // Nothing is received.
+        sll_protocol: 0,
+        sll_ifindex: i32::try_from(index).expect("it is positive"),
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    // SAFETY: the address is a sockaddr_ll, and its size is given.
+    let result = unsafe {
+        libc::bind(
+            packets.as_raw_fd(),
+            (&raw const address).cast(),
+            u32::try_from(size_of::<libc::sockaddr_ll>()).expect("it is small"),
+        )
+    };
+    Errno::result(result).expect("bind");
+    packets
+}
