@@ -84,7 +84,7 @@ impl Method for Inject {
         let wrap = if frame { Wrap::Frame } else { Wrap::Ethernet { source, destination } };
         let injected = session.hub().with(|core| {
             let tunnel = core.find(&tunnel)?;
-            core.inject(tunnel, datagram, wrap)
+            core.inject(tunnel, datagram.into(), wrap)
         });
         let result = injected.map(|delivery| match delivery {
             Delivery::Read => Injected { read: true, queued: 0 },

@@ -105,6 +105,7 @@ impl From<CommandError> for Failure {
             CommandError::NotIp(_) => "not-ip",
             CommandError::NotTap(_) => "not-tap",
             CommandError::ReadTooShort(_) => "read-too-short",
+            CommandError::BadVnet(_) => "bad-vnet",
             CommandError::HasPeer(_) => "has-peer",
             CommandError::BadCount { .. } => "bad-count",
             CommandError::TooManyWaits(_) => "too-many-waits",

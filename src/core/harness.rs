@@ -1,12 +1,16 @@
 //! What the harness does: inject, take, set; and the two ways of a datagram.
 
-use bytes::Bytes;
-
 use super::{
     Address, Core, Datagram, DropReason, Event, FileId, MacAddress, Mode, Output, PeerId, Tunnel,
-    TunnelId, datagram,
+    TunnelId,
+    datagram::{self, ETHERNET_HEADER},
+    headers::low_u16,
+    offload::{self, OffloadError},
 };
-use crate::abi::tun;
+use crate::abi::{
+    tun::{self, Offload},
+    virtio_net::VnetHeader,
+};
 
 /// Why the harness does not get what it asked of a tunnel.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -67,6 +71,9 @@ pub enum CommandError {
         "the client's read on tunnel {0} had no room for the headers and got EINVAL; the datagram is lost"
     )]
     ReadTooShort(tun::Name),
+    /// What the datagram's vnet header asks for cannot be done.
+    #[error("the vnet header cannot be followed: {0}")]
+    BadVnet(#[from] OffloadError),
     /// Somebody else takes the tunnel's datagrams.
     #[error("tunnel {0} has a peer already; close that one first")]
     HasPeer(tun::Name),
@@ -111,15 +118,17 @@ pub enum Delivery {
 
 /// Commands of the harness.
 impl Core {
-    /// Puts a datagram on its way to the client.
+    /// Puts a datagram on its way to the client. What its vnet header asks for is done first, except for what the client
+    /// accepts (TUNSETOFFLOAD): then several datagrams may come of it.
     ///
     /// # Errors
     ///
-    /// Says why nothing was delivered; a full queue and a read without room for the headers are counted as drops.
+    /// Says why nothing, or of several datagrams not each, was delivered; a full queue and a read without room for the headers
+    /// are counted as drops.
     pub fn inject(
         &mut self,
         to: TunnelId,
-        bytes: Bytes,
+        datagram: Datagram,
         wrap: Wrap,
     ) -> Result<Delivery, CommandError> {
         let tunnel = self.tunnel_or_unknown(to)?;
@@ -130,12 +139,17 @@ impl Core {
         if !tunnel.up {
             return Err(CommandError::Down(name));
         }
-        let payload = wrapped(tunnel, bytes, wrap)?;
-        let (length, limit) = (payload.len(), self.limits.datagram);
+        let (mode, accepted) = (tunnel.mode, tunnel.offload);
+        let datagram = wrapped(tunnel, datagram, wrap)?;
+        let (length, limit) = (datagram.payload.len(), self.limits.datagram);
         if length > limit {
             return Err(CommandError::OversizedDatagram { length, limit });
         }
-        let delivery = self.send_to_client(to, payload.into());
+        let delivery = if datagram.vnet.is_none() {
+            self.send_to_client(to, datagram)
+        } else {
+            self.perform_and_send_to_client(to, datagram, mode, accepted)
+        };
         self.settle_waits();
         delivery
     }
@@ -208,10 +222,10 @@ impl Core {
     pub fn inject_from_peer(
         &mut self,
         to: TunnelId,
-        bytes: Bytes,
+        datagram: Datagram,
     ) -> Result<Delivery, CommandError> {
-        let length = bytes.len();
-        let delivery = self.inject(to, bytes, Wrap::Raw);
+        let length = datagram.payload.len();
+        let delivery = self.inject(to, datagram, Wrap::Raw);
         // A full queue and a short read have been counted where they were noticed.
         let counted = matches!(
             delivery,
@@ -234,6 +248,20 @@ impl Core {
 
 /// The two ways of a datagram.
 impl Core {
+    /// All segments go their way; if some are refused, the first of them says why.
+    fn perform_and_send_to_client(
+        &mut self,
+        to: TunnelId,
+        datagram: Datagram,
+        mode: Mode,
+        accepted: Offload,
+    ) -> Result<Delivery, CommandError> {
+        offload::perform(datagram, mode, accepted)?
+            .map(|datagram| self.send_to_client(to, datagram))
+            .reduce(Result::and)
+            .unwrap_or(Err(CommandError::EmptyDatagram))
+    }
+
     fn send_to_client(
         &mut self,
         to: TunnelId,
@@ -313,27 +341,34 @@ impl Core {
     }
 }
 
-/// The bytes a client is to get.
-fn wrapped(tunnel: &Tunnel, bytes: Bytes, wrap: Wrap) -> Result<Bytes, CommandError> {
-    if bytes.is_empty() {
+/// The datagram a client is to get.
+fn wrapped(tunnel: &Tunnel, datagram: Datagram, wrap: Wrap) -> Result<Datagram, CommandError> {
+    if datagram.payload.is_empty() {
         return Err(CommandError::EmptyDatagram);
     }
     match (wrap, tunnel.mode) {
-        (Wrap::Raw, _) | (Wrap::Frame, Mode::Tap) => Ok(bytes),
+        (Wrap::Raw, _) | (Wrap::Frame, Mode::Tap) => Ok(datagram),
         (
             Wrap::Frame
             | Wrap::Ethernet { source: Some(_), .. }
             | Wrap::Ethernet { destination: Some(_), .. },
             Mode::Tun,
         ) => Err(CommandError::NotTap(tunnel.name)),
-        (Wrap::Ethernet { .. }, Mode::Tun) => Ok(bytes),
+        (Wrap::Ethernet { .. }, Mode::Tun) => Ok(datagram),
         (Wrap::Ethernet { source, destination }, Mode::Tap) => {
             let (source, destination) =
                 (source.unwrap_or(tunnel.hwaddr), destination.unwrap_or(MacAddress::BROADCAST));
-            datagram::ethernet_frame(source, destination, &bytes)
-                .ok_or(CommandError::NotIp(tunnel.name))
+            let payload = datagram::ethernet_frame(source, destination, &datagram.payload)
+                .ok_or(CommandError::NotIp(tunnel.name))?;
+            Ok(Datagram { payload, vnet: datagram.vnet.map(behind_ethernet), ..datagram })
         }
     }
+}
+
+/// The vnet header, once an Ethernet header stands before what it was for.
+fn behind_ethernet(header: VnetHeader) -> VnetHeader {
+    let moved = |from: u16| from.saturating_add(low_u16(ETHERNET_HEADER)).into();
+    VnetHeader { csum_start: moved(header.csum_start.get()), ..header }
 }
 
 /// The queue a to-client datagram goes to: that of its flow, if there are several.
@@ -346,5 +381,116 @@ fn select_file(tunnel: &Tunnel, datagram: &Datagram) -> Option<FileId> {
             let index = hash % several.len() as u64;
             usize::try_from(index).ok().and_then(|index| several.get(index)).copied()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use zerocopy::IntoBytes;
+
+    use super::*;
+    use crate::{
+        abi::tun::ioctl::TUNSETOFFLOAD,
+        core::{FileId, rig::Rig},
+    };
+
+    const TUN: u16 = 0x1001;
+    const TAP: u16 = 0x1002;
+    const VNET_HDR: u16 = 0x4000;
+    const NEEDS_CHECKSUM: VnetHeader = VnetHeader { flags: 1, ..EMPTY };
+    const EMPTY: VnetHeader = VnetHeader {
+        flags: 0,
+        gso_type: 0,
+        hdr_len: zerocopy::little_endian::U16::ZERO,
+        gso_size: zerocopy::little_endian::U16::ZERO,
+        csum_start: zerocopy::little_endian::U16::ZERO,
+        csum_offset: zerocopy::little_endian::U16::ZERO,
+    };
+
+    /// TCP over IPv4 with so many bytes of data, in segments of 100.
+    fn tcp(data: usize) -> Datagram {
+        let mut payload = vec![0x45, 0, 0, 0, 0, 1, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
+        payload.extend([0; 12]);
+        payload.extend([5 << 4, 0x18, 0, 0, 0, 0, 0, 0]);
+        payload.resize(40 + data, 7);
+        let vnet = VnetHeader {
+            gso_type: 1,
+            gso_size: 100.into(),
+            csum_start: 20.into(),
+            csum_offset: 16.into(),
+            ..NEEDS_CHECKSUM
+        };
+        Datagram { payload: payload.into(), vnet: Some(vnet), ..Datagram::default() }
+    }
+
+    fn client(rig: &mut Rig, flags: u16, accepted: Offload) -> (FileId, TunnelId) {
+        let (file, tunnel) = rig.attached("", flags);
+        rig.ioctl(file, TUNSETOFFLOAD, accepted.bits(), &[]).expect("it is a set");
+        (file, tunnel)
+    }
+
+    #[test]
+    fn client_gets_what_it_accepts_whole_and_the_rest_done() {
+        let mut rig = Rig::new();
+        let tso = Offload::CSUM | Offload::TSO4;
+        let (file, tunnel) = client(&mut rig, TUN | VNET_HDR, tso);
+        assert_eq!(rig.inject_datagram(tunnel, tcp(250), Wrap::Raw), Ok(Delivery::Queued(1)));
+        let read = rig.read(file, 1_000).unwrap();
+        let whole = VnetHeader { hdr_len: 40.into(), ..tcp(250).vnet.unwrap() };
+        assert_eq!(read, [whole.as_bytes(), &tcp(250).payload].concat());
+
+        let (file, tunnel) = client(&mut rig, TUN | VNET_HDR, Offload::CSUM);
+        let reading = rig.read_later(file, 1_000);
+        assert_eq!(rig.inject_datagram(tunnel, tcp(250), Wrap::Raw), Ok(Delivery::Queued(2)));
+        assert!(rig.outcome(reading).is_some(), "the first segment was read at once");
+        let partial =
+            VnetHeader { csum_start: 20.into(), csum_offset: 16.into(), ..NEEDS_CHECKSUM };
+        assert_eq!(rig.read(file, 1_000).unwrap()[..10], *partial.as_bytes());
+        assert_eq!(rig.read(file, 1_000).unwrap().len(), 10 + 40 + 50);
+
+        let (file, tunnel) = client(&mut rig, TUN, Offload::empty());
+        assert_eq!(rig.inject_datagram(tunnel, tcp(250), Wrap::Raw), Ok(Delivery::Queued(3)));
+        let lengths = [(); 3].map(|()| rig.read(file, 1_000).unwrap().len());
+        assert_eq!(lengths, [140, 140, 90]);
+        assert_eq!(rig.core.tunnel(tunnel).unwrap().counters().to_client.datagrams, 3);
+
+        // TUNSETOFFLOAD alone decides: without a vnet header the client cannot tell, as on the kernel's tun.
+        let (file, tunnel) = client(&mut rig, TUN, tso);
+        rig.inject_datagram(tunnel, tcp(250), Wrap::Raw).unwrap();
+        assert_eq!(rig.read(file, 1_000).unwrap(), tcp(250).payload);
+    }
+
+    #[test]
+    fn checksum_moves_behind_an_ethernet_header() {
+        let mut rig = Rig::new();
+        let (file, tunnel) = client(&mut rig, TAP | VNET_HDR, Offload::CSUM);
+        let framed = Wrap::Ethernet { source: None, destination: None };
+        rig.inject_datagram(tunnel, tcp(50), framed).unwrap();
+        let partial =
+            VnetHeader { csum_start: 34.into(), csum_offset: 16.into(), ..NEEDS_CHECKSUM };
+        assert_eq!(rig.read(file, 1_000).unwrap()[..10], *partial.as_bytes());
+    }
+
+    #[test]
+    fn vnet_header_that_cannot_be_followed_delivers_nothing() {
+        let mut rig = Rig::new();
+        let (_, tunnel) = client(&mut rig, TUN, Offload::empty());
+        let wrong = Datagram { vnet: Some(VnetHeader { gso_type: 2, ..EMPTY }), ..tcp(250) };
+        let refused = Err(CommandError::BadVnet(OffloadError::BadHeader));
+        assert_eq!(rig.inject_datagram(tunnel, wrong.clone(), Wrap::Raw), refused);
+        assert_eq!(rig.core.inject_from_peer(tunnel, wrong), refused);
+        let counters = rig.core.tunnel(tunnel).unwrap().counters();
+        assert_eq!((counters.to_client.datagrams, counters.to_client_dropped.datagrams), (0, 1));
+    }
+
+    #[test]
+    fn segments_beyond_a_full_queue_are_counted() {
+        let mut rig = Rig::new();
+        let (_, tunnel) = client(&mut rig, TUN, Offload::empty());
+        let refused = rig.inject_datagram(tunnel, tcp(60_000), Wrap::Raw);
+        assert!(matches!(refused, Err(CommandError::QueueFull { datagrams: 500, .. })));
+        let counters = rig.core.tunnel(tunnel).unwrap().counters();
+        let counts = (counters.to_client.datagrams, counters.to_client_dropped.datagrams);
+        assert_eq!(counts, (500, 100));
     }
 }

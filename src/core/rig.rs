@@ -227,7 +227,16 @@ impl Rig {
         bytes: &[u8],
         wrap: Wrap,
     ) -> Result<Delivery, CommandError> {
-        let injected = self.core.inject(to, Bytes::copy_from_slice(bytes), wrap);
+        self.inject_datagram(to, Bytes::copy_from_slice(bytes).into(), wrap)
+    }
+
+    pub(super) fn inject_datagram(
+        &mut self,
+        to: TunnelId,
+        datagram: Datagram,
+        wrap: Wrap,
+    ) -> Result<Delivery, CommandError> {
+        let injected = self.core.inject(to, datagram, wrap);
         self.drain();
         injected
     }
@@ -262,7 +271,7 @@ impl Rig {
         to: TunnelId,
         bytes: &[u8],
     ) -> Result<Delivery, CommandError> {
-        let injected = self.core.inject_from_peer(to, Bytes::copy_from_slice(bytes));
+        let injected = self.core.inject_from_peer(to, Bytes::copy_from_slice(bytes).into());
         self.drain();
         injected
     }

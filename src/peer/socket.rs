@@ -210,7 +210,7 @@ impl SocketPeer {
                 Ok(length) => length,
             };
             let datagram = Bytes::copy_from_slice(&buffer[..length]);
-            match self.hub.with(|core| core.inject_from_peer(self.tunnel, datagram)) {
+            match self.hub.with(|core| core.inject_from_peer(self.tunnel, datagram.into())) {
                 Err(CommandError::UnknownTunnel(_)) => return,
                 Err(error) => {
                     debug!(tunnel = self.tunnel.0, %error, "a datagram from an attached socket was dropped");
