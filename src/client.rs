@@ -173,7 +173,20 @@ impl Client {
     ///
     /// As [`call`](Self::call).
     pub fn attach(&mut self, tunnel: Address) -> Result<OwnedFd, ClientError> {
-        self.call(&Attach { tunnel })?;
+        self.attach_as(&Attach { tunnel, vnet: false })
+    }
+
+    /// The same, with a vnet header of 10 bytes in front of each message.
+    ///
+    /// # Errors
+    ///
+    /// As [`call`](Self::call).
+    pub fn attach_with_vnet(&mut self, tunnel: Address) -> Result<OwnedFd, ClientError> {
+        self.attach_as(&Attach { tunnel, vnet: true })
+    }
+
+    fn attach_as(&mut self, attach: &Attach) -> Result<OwnedFd, ClientError> {
+        self.call(attach)?;
         self.descriptors
             .pop_front()
             .ok_or_else(|| io::Error::other("no descriptor came with the answer").into())

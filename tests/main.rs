@@ -21,6 +21,7 @@ mod device;
 mod differences;
 mod layering;
 mod native;
+mod offload;
 mod run;
 mod support;
 
@@ -70,7 +71,7 @@ fn main() -> ExitCode {
 
 fn device_trials(backend: Backend) -> Vec<Trial> {
     let kind = Gate::new(backend.word(), backend.word(), backend.obstacle());
-    let tests = [device::TESTS, control::TESTS].into_iter().flatten();
+    let tests = [device::TESTS, control::TESTS, offload::TESTS].into_iter().flatten();
     let of_clients = clients::TESTS.iter().map(|client| {
         let gate = match &kind {
             Gate::Open => match client.limit(backend) {

@@ -20,6 +20,9 @@ use crate::{
 pub struct Attach {
     /// The tunnel.
     pub tunnel: Address,
+    /// A vnet header of 10 bytes stands in front of each message, both ways, and what it asks for is left to whoever gets it.
+    #[serde(default)]
+    pub vnet: bool,
 }
 
 /// What it gives; a `SOCK_SEQPACKET` descriptor comes with it (`SCM_RIGHTS`). One message is one datagram, each way.
@@ -38,7 +41,7 @@ impl Method for Attach {
             Ok(tunnel) => tunnel,
             Err(error) => return reply.send(Err(error.into())),
         };
-        match socket::attach(session.hub(), tunnel) {
+        match socket::attach(session.hub(), tunnel, self.vnet) {
             Ok(descriptor) => reply.send_with(Attached { id: tunnel.0 }, descriptor),
             Err(socket::AttachError::Command(error)) => reply.send(Err(error.into())),
             Err(error @ socket::AttachError::System(_)) => {

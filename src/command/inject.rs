@@ -11,14 +11,18 @@ use std::{
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::Method;
+use super::{
+    Method,
+    vnet::{self, Vnet},
+};
 use crate::{
+    abi::virtio_net::VnetHeader,
     client::{Client, ClientError},
     control::{
         session::{Reply, Session},
         wire::hex_bytes,
     },
-    core::{Address, Delivery, MacAddress, Wrap},
+    core::{Address, Datagram, Delivery, MacAddress, Mode, Wrap, offload::OffloadError},
     packet::{self, Captured},
 };
 
@@ -40,6 +44,9 @@ pub struct Inject {
     /// Its destination; default: broadcast.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "mac")]
     pub destination: Option<MacAddress>,
+    /// What is left to be done to the datagram; done before the client gets it, unless the client accepts it so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vnet: Option<Vnet>,
 }
 
 /// What it gives.
@@ -80,11 +87,13 @@ impl Method for Inject {
     type Result = Injected;
 
     fn perform(self, session: &Arc<Session>, reply: Reply<Injected>) {
-        let Self { tunnel, datagram, frame, source, destination } = self;
+        let Self { tunnel, datagram, frame, source, destination, vnet } = self;
+        let vnet = vnet.map(VnetHeader::from);
+        let datagram = Datagram { payload: datagram, vnet, ..Datagram::default() };
         let wrap = if frame { Wrap::Frame } else { Wrap::Ethernet { source, destination } };
         let injected = session.hub().with(|core| {
             let tunnel = core.find(&tunnel)?;
-            core.inject(tunnel, datagram.into(), wrap)
+            core.inject(tunnel, datagram, wrap)
         });
         let result = injected.map(|delivery| match delivery {
             Delivery::Read => Injected { read: true, queued: 0 },
@@ -98,7 +107,8 @@ impl Method for Inject {
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Without --hex, --file, --pcap, --ping or --udp, standard input to its end is one datagram.\n\
-    A tap gets an Ethernet header before each IP datagram, unless --frame is given."
+    A tap gets an Ethernet header before each IP datagram, unless --frame is given.\n\
+    --vnet, --gso and --csum leave work to the client, which gets it done unless it accepts that (TUNSETOFFLOAD)."
 )]
 pub struct Args {
     /// NAME, NAME@SCOPE or #ID, as 'memtun list' shows them.
@@ -123,6 +133,8 @@ pub struct Args {
     /// Destination address of a tap's Ethernet header; default: broadcast.
     #[arg(long, value_name = "MAC")]
     destination_mac: Option<MacAddress>,
+    #[command(flatten)]
+    vnet: vnet::Options,
 }
 
 #[derive(Debug, clap::Args)]
@@ -157,12 +169,16 @@ impl Args {
         let Captured { datagrams, skipped } = self.datagrams(client)?;
         let count = datagrams.len();
         for (number, (datagram, is_frame)) in datagrams.into_iter().enumerate() {
+            let mode = if is_frame { Mode::Tap } else { Mode::Tun };
+            let Datagram { payload, vnet, .. } =
+                self.vnet.apply(datagram.into(), mode).map_err(InjectError::Vnet)?;
             let call = Inject {
                 tunnel: self.tunnel.clone(),
-                datagram,
+                datagram: payload,
                 frame: is_frame,
                 source: self.source_mac,
                 destination: self.destination_mac,
+                vnet: vnet.map(Vnet::from),
             };
             injected = client.call(&call).map_err(|error| match count {
                 1 => InjectError::Client(error),
@@ -267,6 +283,9 @@ pub enum InjectError {
     /// A datagram cannot be built.
     #[error("building the datagram: {0}")]
     Build(packet::BuildError),
+    /// `--gso` cannot be followed.
+    #[error("--gso: {0}")]
+    Vnet(OffloadError),
     /// One of several datagrams was refused.
     #[error("datagram {number} of {count}: {source}")]
     Datagram {

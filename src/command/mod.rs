@@ -6,6 +6,7 @@ pub mod inject;
 pub mod list;
 pub mod set;
 pub mod take;
+pub mod vnet;
 pub mod wait;
 pub mod watch;
 

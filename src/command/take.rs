@@ -8,8 +8,9 @@ use std::{
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use zerocopy::IntoBytes;
 
-use super::{Method, default_timeout_ms, timed_out};
+use super::{Method, default_timeout_ms, timed_out, vnet::Vnet};
 use crate::{
     abi::virtio_net::VnetHeader,
     client::{Client, ClientError},
@@ -17,7 +18,7 @@ use crate::{
         session::{Reply, Session},
         wire::{Failure, hex_bytes},
     },
-    core::{Address, Answer, Condition, Datagram, Mode},
+    core::{Address, Answer, Condition, Datagram, Mode, offload},
     render,
 };
 
@@ -36,6 +37,10 @@ pub struct Take {
     /// How long to wait for them, in milliseconds.
     #[serde(default = "default_timeout_ms")]
     pub timeout_ms: u64,
+    /// What vnet headers ask for is done first: checksums are filled in, and a datagram may become several. One that cannot
+    /// be done comes as it was written.
+    #[serde(default)]
+    pub segment: bool,
 }
 
 fn one() -> usize {
@@ -47,7 +52,7 @@ fn one() -> usize {
 pub struct Taken {
     /// `tun` or `tap`: what the datagrams are.
     pub mode: String,
-    /// The datagrams, oldest first.
+    /// The datagrams, oldest first; or their segments.
     pub datagrams: Vec<TakenDatagram>,
 }
 
@@ -60,34 +65,9 @@ pub struct TakenDatagram {
     /// The protocol that the client's PI header named, if it wrote one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<u16>,
-    /// The client's vnet header, if it wrote one.
+    /// The client's vnet header, if it wrote one, and what it asks for has not been done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vnet: Option<Vnet>,
-}
-
-/// The fields of a vnet header, named as in `struct virtio_net_hdr`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs, reason = "the kernel's names, described at VnetHeader")]
-pub struct Vnet {
-    pub flags: u8,
-    pub gso_type: u8,
-    pub hdr_len: u16,
-    pub gso_size: u16,
-    pub csum_start: u16,
-    pub csum_offset: u16,
-}
-
-impl From<VnetHeader> for Vnet {
-    fn from(header: VnetHeader) -> Self {
-        Self {
-            flags: header.flags,
-            gso_type: header.gso_type,
-            hdr_len: header.hdr_len.get(),
-            gso_size: header.gso_size.get(),
-            csum_start: header.csum_start.get(),
-            csum_offset: header.csum_offset.get(),
-        }
-    }
 }
 
 impl From<Datagram> for TakenDatagram {
@@ -105,7 +85,7 @@ impl Method for Take {
     type Result = Taken;
 
     fn perform(self, session: &Arc<Session>, reply: Reply<Taken>) {
-        let Self { tunnel: address, count, timeout_ms } = self;
+        let Self { tunnel: address, count, timeout_ms, segment } = self;
         if !(1..=MAX_COUNT).contains(&count) {
             let message = format!("count is {count}; ask for 1 to {MAX_COUNT} datagrams at a time");
             return reply.send(Err(Failure::new("bad-count", message)));
@@ -121,7 +101,15 @@ impl Method for Take {
         let timeout = Duration::from_millis(timeout_ms);
         session.wait(Condition::Take(id, count), timeout, reply, move |answer| match answer {
             Answer::Taken(datagrams) => {
-                let datagrams = datagrams.into_iter().map(TakenDatagram::from).collect();
+                let datagrams = datagrams.into_iter();
+                let datagrams = if segment {
+                    datagrams
+                        .flat_map(|datagram| segments(datagram, mode))
+                        .map(Into::into)
+                        .collect()
+                } else {
+                    datagrams.map(Into::into).collect()
+                };
                 Ok(Taken { mode: mode.word().to_owned(), datagrams })
             }
             Answer::TimedOut(available) => {
@@ -137,6 +125,13 @@ impl Method for Take {
     }
 }
 
+fn segments(datagram: Datagram, mode: Mode) -> Vec<Datagram> {
+    match offload::finish(datagram.clone(), mode) {
+        Ok(segments) => segments.collect(),
+        Err(_) => vec![datagram],
+    }
+}
+
 /// Prints datagrams that the client wrote, oldest first, and removes them.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -148,8 +143,14 @@ pub struct Args {
     /// How many datagrams.
     #[arg(short = 'n', long, default_value_t = 1)]
     count: u64,
+    /// Do what vnet headers ask for: fill in checksums, and cut GSO datagrams into segments.
+    #[arg(long)]
+    segment: bool,
     #[command(flatten)]
     format: Format,
+    /// With --hex or --raw, put the vnet header, 10 bytes, before the bytes; zeros where there is none.
+    #[arg(long, requires = "Format", conflicts_with = "json")]
+    vnet: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -180,10 +181,15 @@ impl Args {
             let passed = if number == 0 { Duration::ZERO } else { start.elapsed() };
             let rest = self.timeout.saturating_sub(passed);
             let timeout_ms = u64::try_from(rest.as_millis()).unwrap_or(u64::MAX);
-            let Taken { mode, datagrams } =
-                client.call(&Take { tunnel: self.tunnel.clone(), count: 1, timeout_ms })?;
+            let segment = self.segment;
+            let Taken { mode, datagrams } = client.call(&Take {
+                tunnel: self.tunnel.clone(),
+                count: 1,
+                timeout_ms,
+                segment,
+            })?;
             for datagram in datagrams {
-                self.format.print(&mode, &datagram, out)?;
+                self.format.print(&mode, &datagram, self.vnet, out)?;
             }
             out.flush()?;
         }
@@ -196,18 +202,26 @@ impl Format {
         &self,
         mode: &str,
         datagram: &TakenDatagram,
+        with_vnet: bool,
         out: &mut dyn Write,
     ) -> std::io::Result<()> {
+        let vnet = VnetHeader::from(datagram.vnet.unwrap_or_default());
+        let head = if with_vnet { vnet.as_bytes() } else { &[] };
         if self.raw {
+            out.write_all(head)?;
             out.write_all(&datagram.datagram)
         } else if self.hex {
-            writeln!(out, "{}", hex::encode(&datagram.datagram))
+            writeln!(out, "{}{}", hex::encode(head), hex::encode(&datagram.datagram))
         } else if self.json {
             serde_json::to_writer(&mut *out, datagram)?;
             writeln!(out)
         } else {
             let mode = if mode == Mode::Tap.word() { Mode::Tap } else { Mode::Tun };
-            writeln!(out, "{}", render::datagram(&datagram.datagram, mode))
+            write!(out, "{}", render::datagram(&datagram.datagram, mode))?;
+            match datagram.vnet.map(|vnet| vnet.to_string()).unwrap_or_default() {
+                nothing if nothing.is_empty() => writeln!(out),
+                left => writeln!(out, " [{left}]"),
+            }
         }
     }
 }

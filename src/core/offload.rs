@@ -221,6 +221,56 @@ pub fn perform(
     Ok(Performed::one(Datagram { payload, vnet: Some(vnet), ..datagram }))
 }
 
+/// Does all that the vnet header of a datagram asks for; what it gives has none.
+///
+/// # Errors
+///
+/// As [`OffloadError`] says.
+pub fn finish(datagram: Datagram, mode: Mode) -> Result<Finished, OffloadError> {
+    perform(datagram, mode, Offload::empty()).map(Finished)
+}
+
+/// What [`finish`] gives: the datagram, or its segments.
+#[derive(Clone, Debug)]
+pub struct Finished(Performed);
+
+impl Iterator for Finished {
+    type Item = Datagram;
+
+    fn next(&mut self) -> Option<Datagram> {
+        self.0.next().map(|datagram| Datagram { vnet: None, ..datagram })
+    }
+}
+
+/// Makes of a finished datagram one that is to be cut, and whose checksum is to be filled in: as a sender does that relies
+/// on offloads.
+///
+/// # Errors
+///
+/// [`OffloadError::OtherHeaders`].
+pub fn defer(
+    datagram: Datagram,
+    mode: Mode,
+    gso: Gso,
+    ecn: bool,
+    size: u16,
+) -> Result<Datagram, OffloadError> {
+    let mut bytes = BytesMut::from(datagram.payload);
+    let layout = Layout::of(&bytes, mode)
+        .filter(|layout| gso.is_for(layout))
+        .filter(|layout| layout.transport + gso.least_transport_header() <= bytes.len())
+        .ok_or(OffloadError::OtherHeaders)?;
+    let transport = layout.transport;
+    let sum = layout.pseudo_header_sum(&bytes, bytes.len() - transport);
+    put_u16(&mut bytes, transport + gso.checksum_offset(), sum);
+    let vnet = VnetHeader {
+        gso_type: gso as u8 | if ecn { VnetHeader::GSO_ECN } else { 0 },
+        gso_size: size.into(),
+        ..partial_checksum(transport, gso.checksum_offset())
+    };
+    Ok(Datagram { payload: bytes.freeze(), vnet: Some(vnet), ..datagram })
+}
+
 fn perform_segmentation(
     datagram: Datagram,
     header: &VnetHeader,

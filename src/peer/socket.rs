@@ -1,4 +1,4 @@
-//! A `SOCK_SEQPACKET` socket as the peer of a tunnel: one message is one datagram, each way, untouched.
+//! A `SOCK_SEQPACKET` socket as the peer of a tunnel: one message is one datagram, each way.
 //!
 //! # Theory of operation
 //!
@@ -10,7 +10,12 @@
 //! A second thread injects what the harness sends. What cannot be delivered, for a full queue or a tunnel that is down, is
 //! dropped and counted, as on a wire: a harness that wants to know uses `inject`.
 //!
-//! An empty message would look like the end to its reader, so an empty datagram is dropped and counted too.
+//! What a client's vnet header asks for is done before the harness gets the datagram, which may become several messages; what
+//! cannot be done is dropped and counted, as the kernel does. Or, if the harness wants that, the vnet header stands in front of
+//! each message and all is left to it; in the other direction to the client, as for any injected datagram.
+//!
+//! An empty message would look like the end to its reader, so an empty datagram is dropped and counted too, unless it has a
+//! vnet header.
 
 use std::{
     io,
@@ -32,9 +37,14 @@ use nix::{
     },
 };
 use tracing::debug;
+use zerocopy::{FromBytes, IntoBytes};
 
 use crate::{
-    core::{CommandError, TunnelId},
+    abi::virtio_net::VnetHeader,
+    core::{
+        Address, CommandError, Datagram, Mode, Tunnel, TunnelId,
+        offload::{self, Finished},
+    },
     hub::{Hub, Peer},
 };
 
@@ -55,6 +65,9 @@ pub enum AttachError {
 struct SocketPeer {
     hub: Arc<Hub>,
     tunnel: TunnelId,
+    mode: Mode,
+    /// A vnet header stands in front of each message.
+    with_vnet: bool,
     socket: OwnedFd,
     /// Notifications that have not been acted upon; whoever makes it more than 0 moves datagrams until it is 0 again.
     notifications: AtomicUsize,
@@ -66,17 +79,21 @@ struct SocketPeer {
 struct State {
     /// Taken from the queue, and not taken by the socket yet.
     stuck: Option<Bytes>,
+    /// The rest of a datagram that is being cut.
+    segments: Option<Finished>,
     /// The socket is full: the peer's own thread is to go on.
     is_full: bool,
     closed: bool,
 }
 
-/// Gives a tunnel a socket as its peer, and returns the harness's end.
+/// Gives a tunnel a socket as its peer, and returns the harness's end; its messages may have a vnet header in front.
 ///
 /// # Errors
 ///
 /// As [`AttachError`] says.
-pub fn attach(hub: &Arc<Hub>, tunnel: TunnelId) -> Result<OwnedFd, AttachError> {
+pub fn attach(hub: &Arc<Hub>, tunnel: TunnelId, with_vnet: bool) -> Result<OwnedFd, AttachError> {
+    let mode = hub.with(|core| core.tunnel(tunnel).map(Tunnel::mode));
+    let mode = mode.ok_or(CommandError::UnknownTunnel(Address::Id(tunnel)))?;
     let (ours, theirs) =
         socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
             .map_err(io::Error::from)?;
@@ -86,6 +103,8 @@ pub fn attach(hub: &Arc<Hub>, tunnel: TunnelId) -> Result<OwnedFd, AttachError> 
     let peer = Arc::new(SocketPeer {
         hub: Arc::clone(hub),
         tunnel,
+        mode,
+        with_vnet,
         socket: ours,
         notifications: AtomicUsize::new(0),
         state: Mutex::default(),
@@ -163,17 +182,48 @@ impl SocketPeer {
         }
     }
 
+    /// The next message.
     fn next(&self) -> Option<Bytes> {
-        let stuck = self.lock().stuck.take();
-        if stuck.is_some() {
-            return stuck;
+        {
+            let mut state = self.lock();
+            if let Some(stuck) = state.stuck.take() {
+                return Some(stuck);
+            }
+            if let Some(segment) = state.segments.as_mut().and_then(Iterator::next) {
+                return Some(segment.payload);
+            }
+            state.segments = None;
         }
         loop {
-            let payload = self.hub.with(|core| core.take(self.tunnel))?.payload;
-            if !payload.is_empty() {
-                return Some(payload);
+            let datagram = self.hub.with(|core| core.take(self.tunnel))?;
+            if self.with_vnet {
+                let vnet = datagram.vnet.unwrap_or_default();
+                return Some([vnet.as_bytes(), &datagram.payload].concat().into());
             }
-            self.count_drop(&payload);
+            if datagram.payload.is_empty() {
+                self.count_drop(&datagram.payload);
+            } else if datagram.vnet.is_none() {
+                return Some(datagram.payload);
+            } else if let Some(first) = self.finish(datagram) {
+                return Some(first);
+            }
+        }
+    }
+
+    /// Does what a vnet header asks for, and gives the first segment; the others are next.
+    fn finish(&self, datagram: Datagram) -> Option<Bytes> {
+        let payload = datagram.payload.clone();
+        match offload::finish(datagram, self.mode) {
+            Ok(mut segments) => {
+                let first = segments.next()?.payload;
+                self.lock().segments = Some(segments);
+                Some(first)
+            }
+            Err(error) => {
+                debug!(tunnel = self.tunnel.0, %error, "a written datagram was dropped");
+                self.count_drop(&payload);
+                None
+            }
         }
     }
 
@@ -209,8 +259,8 @@ impl SocketPeer {
                 Ok(0) | Err(_) => return,
                 Ok(length) => length,
             };
-            let datagram = Bytes::copy_from_slice(&buffer[..length]);
-            match self.hub.with(|core| core.inject_from_peer(self.tunnel, datagram.into())) {
+            let datagram = self.datagram(&buffer[..length]);
+            match self.hub.with(|core| core.inject_from_peer(self.tunnel, datagram)) {
                 Err(CommandError::UnknownTunnel(_)) => return,
                 Err(error) => {
                     debug!(tunnel = self.tunnel.0, %error, "a datagram from an attached socket was dropped");
@@ -218,6 +268,17 @@ impl SocketPeer {
                 Ok(_) => {}
             }
         }
+    }
+
+    /// The datagram in a message; one that is too short for its vnet header is empty, and will be refused.
+    fn datagram(&self, message: &[u8]) -> Datagram {
+        if !self.with_vnet {
+            return Bytes::copy_from_slice(message).into();
+        }
+        let (vnet, payload) = VnetHeader::read_from_prefix(message).unwrap_or_default();
+        // A header that asks for nothing is none.
+        let vnet = Some(vnet).filter(|vnet| *vnet != VnetHeader::default());
+        Datagram { payload: Bytes::copy_from_slice(payload), vnet, ..Datagram::default() }
     }
 
     /// Ends both threads, and lets the harness see the end.

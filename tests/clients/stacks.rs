@@ -6,7 +6,8 @@ use etherparse::{SlicedPacket, TransportSlice};
 use memtun::{
     client::Client,
     command::{
-        take::{Take, TakenDatagram, Vnet},
+        take::{Take, TakenDatagram},
+        vnet::Vnet,
         wait::Until,
     },
     packet,
@@ -148,7 +149,8 @@ fn take_dhcp(client: &mut Client, kind: u8) -> Dhcp {
 /// The next datagram with its headers.
 fn take_one(client: &mut Client, tunnel: &str) -> TakenDatagram {
     let timeout_ms = u64::try_from(PATIENCE.as_millis()).expect("a short time");
-    let call = Take { tunnel: tunnel.parse().expect("an address"), count: 1, timeout_ms };
+    let call =
+        Take { tunnel: tunnel.parse().expect("an address"), count: 1, timeout_ms, segment: false };
     let mut taken = client.call(&call).unwrap_or_else(|error| panic!("take: {error}"));
     taken.datagrams.remove(0)
 }

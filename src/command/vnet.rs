@@ -1,0 +1,229 @@
+//! The vnet header as the harness writes and reads it: an object on the wire, options and a few words on the command line.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+use zerocopy::FromBytes;
+
+use crate::{
+    abi::virtio_net::{Gso, VnetHeader},
+    core::{
+        Datagram, Mode,
+        offload::{self, OffloadError},
+    },
+};
+
+/// The fields of a vnet header, named as in `struct virtio_net_hdr`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[allow(missing_docs, reason = "the kernel's names, described at VnetHeader")]
+pub struct Vnet {
+    pub flags: u8,
+    pub gso_type: u8,
+    pub hdr_len: u16,
+    pub gso_size: u16,
+    pub csum_start: u16,
+    pub csum_offset: u16,
+}
+
+impl From<VnetHeader> for Vnet {
+    fn from(header: VnetHeader) -> Self {
+        Self {
+            flags: header.flags,
+            gso_type: header.gso_type,
+            hdr_len: header.hdr_len.get(),
+            gso_size: header.gso_size.get(),
+            csum_start: header.csum_start.get(),
+            csum_offset: header.csum_offset.get(),
+        }
+    }
+}
+
+impl From<Vnet> for VnetHeader {
+    fn from(vnet: Vnet) -> Self {
+        Self {
+            flags: vnet.flags,
+            gso_type: vnet.gso_type,
+            hdr_len: vnet.hdr_len.into(),
+            gso_size: vnet.gso_size.into(),
+            csum_start: vnet.csum_start.into(),
+            csum_offset: vnet.csum_offset.into(),
+        }
+    }
+}
+
+impl fmt::Display for Vnet {
+    /// In the words of the options below; nothing for a header that asks for nothing.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut words = Vec::new();
+        if self.gso_type != 0 {
+            let number = self.gso_type & !VnetHeader::GSO_ECN;
+            let gso = Gso::new(number).map_or_else(|| number.to_string(), |gso| word(gso).into());
+            let ecn = if self.gso_type == number { "" } else { ECN };
+            words.push(format!("gso {gso}{ecn}:{}", self.gso_size));
+        }
+        if self.flags & VnetHeader::NEEDS_CSUM != 0 {
+            words.push(format!("csum {}:{}", self.csum_start, self.csum_offset));
+        }
+        if self.flags & VnetHeader::DATA_VALID != 0 {
+            words.push("csum valid".to_owned());
+        }
+        f.write_str(&words.join(", "))
+    }
+}
+
+/// Behind a kind of segments: the first alone has CWR.
+const ECN: &str = "+ecn";
+
+fn word(gso: Gso) -> &'static str {
+    match gso {
+        Gso::Tcp4 => "tcp4",
+        Gso::Tcp6 => "tcp6",
+        Gso::Udp => "udp",
+        Gso::UdpFragments => "ufo",
+    }
+}
+
+/// What is left to be done to a datagram that is injected.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct Options {
+    /// The vnet header, 10 bytes in hex.
+    #[arg(long, value_name = "HEX", conflicts_with_all = ["gso", "csum"])]
+    vnet: Option<Hex>,
+    /// The datagram is to be cut into segments with so many bytes of payload: tcp4, tcp6, udp or ufo, with +ecn if only the
+    /// first is to have CWR. Unless --csum is given too, its checksum is made one that is to be filled in.
+    #[arg(long, value_name = "KIND:BYTES")]
+    gso: Option<Segments>,
+    /// The checksum over the bytes from START on is to be filled in at START+OFFSET; until then, the sum of the pseudo-header
+    /// stands there.
+    #[arg(long, value_name = "START:OFFSET")]
+    csum: Option<Checksum>,
+}
+
+impl Options {
+    /// The datagram with the vnet header that was asked for, if any.
+    ///
+    /// # Errors
+    ///
+    /// Says why `--gso` cannot be followed.
+    pub fn apply(&self, datagram: Datagram, mode: Mode) -> Result<Datagram, OffloadError> {
+        let vnet = match (self.vnet, self.gso, self.csum) {
+            (Some(Hex(header)), ..) => header,
+            (None, None, None) => return Ok(datagram),
+            (None, Some(Segments { gso, ecn, size }), None) => {
+                return offload::defer(datagram, mode, gso, ecn, size);
+            }
+            (None, gso, Some(Checksum { start, offset })) => VnetHeader {
+                flags: VnetHeader::NEEDS_CSUM,
+                gso_type: gso.map_or(0, |segments| segments.gso_type()),
+                hdr_len: 0.into(),
+                gso_size: gso.map_or(0, |segments| segments.size).into(),
+                csum_start: start.into(),
+                csum_offset: offset.into(),
+            },
+        };
+        Ok(Datagram { vnet: Some(vnet), ..datagram })
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Hex(VnetHeader);
+
+impl FromStr for Hex {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut bytes = [0; VnetHeader::SIZE];
+        hex::decode_to_slice(text, &mut bytes)
+            .map_err(|error| format!("{error}; give the 10 bytes of struct virtio_net_hdr"))?;
+        VnetHeader::read_from_bytes(&bytes).map(Self).map_err(|error| error.to_string())
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Segments {
+    gso: Gso,
+    ecn: bool,
+    size: u16,
+}
+
+impl Segments {
+    fn gso_type(self) -> u8 {
+        self.gso as u8 | if self.ecn { VnetHeader::GSO_ECN } else { 0 }
+    }
+}
+
+impl FromStr for Segments {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parse = || {
+            let (kind, size) = text.split_once(':')?;
+            let bare = kind.strip_suffix(ECN);
+            let gso = Gso::ALL.into_iter().find(|gso| word(*gso) == bare.unwrap_or(kind))?;
+            Some(Self { gso, ecn: bare.is_some(), size: size.parse().ok()? })
+        };
+        parse().ok_or_else(|| "say tcp4, tcp6, udp or ufo and a size, as in tcp4:1400".to_owned())
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Checksum {
+    start: u16,
+    offset: u16,
+}
+
+impl FromStr for Checksum {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parse = || {
+            let (start, offset) = text.split_once(':')?;
+            Some(Self { start: start.parse().ok()?, offset: offset.parse().ok()? })
+        };
+        parse().ok_or_else(|| "give two numbers of bytes, as in 20:16".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_are_the_options_that_make_it() {
+        for (gso, shown) in [
+            ("tcp4:1400", "gso tcp4:1400, csum 20:16"),
+            ("tcp6+ecn:1", "gso tcp6+ecn:1, csum 20:16"),
+            ("udp:0", "gso udp:0, csum 20:16"),
+        ] {
+            let options = Options { vnet: None, gso: gso.parse().ok(), csum: "20:16".parse().ok() };
+            let datagram = options.apply(Datagram::default(), Mode::Tun).unwrap();
+            assert_eq!(Vnet::from(datagram.vnet.unwrap()).to_string(), shown);
+        }
+        assert_eq!(Vnet::default().to_string(), "");
+        assert_eq!(
+            Vnet { gso_type: 9, flags: 2, ..Vnet::default() }.to_string(),
+            "gso 9:0, csum valid"
+        );
+    }
+
+    #[test]
+    fn fields_are_where_the_kernel_has_them() {
+        let Hex(header) = "01810200030004000500".parse().unwrap();
+        let vnet = Vnet {
+            flags: 1,
+            gso_type: 0x81,
+            hdr_len: 2,
+            gso_size: 3,
+            csum_start: 4,
+            csum_offset: 5,
+        };
+        assert_eq!(Vnet::from(header), vnet);
+        assert_eq!(VnetHeader::from(vnet), header);
+        assert!("01".parse::<Hex>().is_err());
+        for wrong in ["tcp4", "tcp4:", "tcp4:70000", "tcp5:1", "ecn:1"] {
+            assert!(wrong.parse::<Segments>().is_err(), "{wrong}");
+        }
+        assert!("20".parse::<Checksum>().is_err());
+    }
+}
