@@ -8,6 +8,7 @@ use memtun::{
     },
     core::{
         Datagram, Mode, Reply,
+        bpf::Program,
         datagram::{Framing, parse_write, read_reply},
         offload,
     },
@@ -15,10 +16,13 @@ use memtun::{
 };
 use zerocopy::IntoBytes;
 
-use crate::support::{
-    device::{NO_PI, TAP, TUN},
-    kernel::KernelTun,
-    random_numbers,
+use crate::{
+    bpf::{ANCILLARY, encoded, random_program},
+    support::{
+        device::{NO_PI, TAP, TUN},
+        kernel::KernelTun,
+        random_numbers,
+    },
 };
 
 /// What `MEMTUN_TEST_REQUIRE` calls these tests.
@@ -27,6 +31,7 @@ pub const WORD: &str = "native";
 pub const TESTS: &[(&str, fn())] = &[
     ("vnet_headers_are_refused_as_by_the_kernel", vnet_headers_are_refused_as_by_the_kernel),
     ("offloads_are_performed_as_by_the_kernel", offloads_are_performed_as_by_the_kernel),
+    ("filters_see_frames_as_the_kernel_s_do", filters_see_frames_as_the_kernel_s_do),
 ];
 
 const VNET_HDR: u16 = IfFlags::VNET_HDR.bits();
@@ -277,4 +282,48 @@ fn offloads_are_performed_as_by_the_kernel() {
         }
     }
     assert!(whole > 500 && cut > 500 && dropped > 5, "{whole} whole, {cut} cut, {dropped} dropped");
+}
+
+/// Loads that count from the headers of a frame, and those of what is known of it: unlike a socket pair's, a tap's frames have
+/// headers, a protocol and a link type.
+fn filters_see_frames_as_the_kernel_s_do() {
+    const TUNATTACHFILTER: u32 = 0x4010_54d5;
+    const NETWORK: u32 = 0xfff0_0000;
+    const LINK_LAYER: u32 = 0xffe0_0000;
+    let mut random = random_numbers();
+    let seed = random.get_seed();
+    let kernel = KernelTun::new(TAP | NO_PI | VNET_HDR);
+    kernel.set_up();
+    let special = [0, 28, 40].map(|offset| ANCILLARY + offset);
+    let (mut kept, mut dropped) = (0, 0);
+    for number in 0..4_000 {
+        let near = [NETWORK, LINK_LAYER].map(|header| header.wrapping_add(random.u32(0..130)));
+        let instructions = random_program(&mut random, &[&special[..], &near].concat());
+        let depends_on_the_kernel = instructions.iter().any(|(code, _, _, k)| {
+            [0x20, 0x28, 0x30].contains(code) && *k >= ANCILLARY && !special.contains(k)
+        });
+        let raw = encoded(&instructions);
+        let Ok(program) = Program::check(&raw) else { continue };
+        if depends_on_the_kernel {
+            continue;
+        }
+        let length = u64::try_from(instructions.len()).expect("it is short");
+        let mut filter = [length.to_ne_bytes(), (raw.as_ptr() as u64).to_ne_bytes()].concat();
+        assert_eq!(kernel.file.ioctl(TUNATTACHFILTER, &mut filter), Ok(0));
+        for _ in 0..4 {
+            let mut frame: Vec<u8> = (0..random.usize(34..120)).map(|_| random.u8(..)).collect();
+            frame[12..15].copy_from_slice(&[8, 0, 0x45]);
+            kernel.send(VnetHeader::default().as_bytes(), &frame).expect("it is a frame");
+            let by_kernel: Vec<usize> =
+                kernel.read_all().iter().map(|read| read.len() - VnetHeader::SIZE).collect();
+            let left = (program.run(&frame) as usize).min(frame.len());
+            let expected = if left > 0 { vec![left] } else { Vec::new() };
+            *if left > 0 { &mut kept } else { &mut dropped } += 1;
+            assert_eq!(
+                by_kernel, expected,
+                "program {number} of seed {seed}: {instructions:x?}\n{frame:x?}"
+            );
+        }
+    }
+    assert!(kept > 500 && dropped > 500, "{kept} kept, {dropped} dropped");
 }
