@@ -14,7 +14,6 @@ use nix::{
     libc,
     sched::{CloneFlags, unshare},
     sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socket},
-    unistd::geteuid,
 };
 
 use super::device::TunFile;
@@ -23,10 +22,21 @@ const DEVICE: &str = "/dev/net/tun";
 const NAME: &str = "kernel0";
 const C_NAME: &CStr = c"kernel0";
 
-/// Why the kernel's tun cannot be had here.
+/// The first kernel whose tun checks vnet headers as the core does.
+const COMPARED: (u32, u32) = (6, 17);
+
+/// Why the kernel's tun cannot be compared with here.
 pub fn obstacle() -> Option<String> {
-    if !geteuid().is_root() {
-        return Some("only root makes a network namespace".to_owned());
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse().ok());
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if version < COMPARED {
+        let release = release.trim();
+        return Some(format!("Linux {release} is older than what the core follows, 6.17"));
+    }
+    let unshared = thread::spawn(|| unshare(CloneFlags::CLONE_NEWNET)).join();
+    if let Err(error) = unshared.expect("it does not panic") {
+        return Some(format!("making a network namespace: {error}"));
     }
     let usable = fs::OpenOptions::new().read(true).write(true).open(DEVICE);
     usable.err().map(|error| format!("{DEVICE}: {error}"))
