@@ -199,7 +199,11 @@ pub fn event(event: &WatchEvent) -> String {
         What::Dropped { name, reason, length, .. } => {
             format!("{name} dropped {length} bytes: {reason}")
         }
-        What::Link { name, up, .. } => format!("{name} is {}", if *up { "up" } else { "down" }),
+        What::Deleted { name, .. } => format!("{name} deleted"),
+        What::Link { name, up, carrier, .. } => {
+            let carrier = if *carrier { "" } else { ", no carrier" };
+            format!("{name} is {}{carrier}", if *up { "up" } else { "down" })
+        }
     };
     let missed = if event.missed > 0 {
         format!(" ({} events missed before)", event.missed)

@@ -359,7 +359,9 @@ fn watch_shows_everything(backend: Backend) {
             What::FromClient(passed) => format!("from client {}", passed.datagram == datagram(2)),
             What::Detached { deleted, .. } => format!("detached {deleted}"),
             What::Closed { .. } => "closed".to_owned(),
-            What::Dropped { .. } | What::Link { .. } => "unexpected".to_owned(),
+            What::Dropped { .. } | What::Deleted { .. } | What::Link { .. } => {
+                "unexpected".to_owned()
+            }
         });
         if ends {
             break;

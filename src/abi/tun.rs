@@ -83,16 +83,24 @@ pub mod ioctl {
     pub const TUNSETGROUP: u32 = 0x4004_54ce;
     pub const TUNGETFEATURES: u32 = 0x8004_54cf;
     pub const TUNSETOFFLOAD: u32 = 0x4004_54d0;
+    pub const TUNSETTXFILTER: u32 = 0x4004_54d1;
     pub const TUNGETIFF: u32 = 0x8004_54d2;
     pub const TUNGETSNDBUF: u32 = 0x8004_54d3;
     pub const TUNSETSNDBUF: u32 = 0x4004_54d4;
+    pub const TUNATTACHFILTER: u32 = 0x4010_54d5;
+    pub const TUNDETACHFILTER: u32 = 0x4010_54d6;
     pub const TUNGETVNETHDRSZ: u32 = 0x8004_54d7;
     pub const TUNSETVNETHDRSZ: u32 = 0x4004_54d8;
     pub const TUNSETQUEUE: u32 = 0x4004_54d9;
+    pub const TUNSETIFINDEX: u32 = 0x4004_54da;
+    pub const TUNGETFILTER: u32 = 0x8010_54db;
     pub const TUNSETVNETLE: u32 = 0x4004_54dc;
     pub const TUNGETVNETLE: u32 = 0x8004_54dd;
     pub const TUNSETVNETBE: u32 = 0x4004_54de;
     pub const TUNGETVNETBE: u32 = 0x8004_54df;
+    pub const TUNSETSTEERINGEBPF: u32 = 0x8004_54e0;
+    pub const TUNSETFILTEREBPF: u32 = 0x8004_54e1;
+    pub const TUNSETCARRIER: u32 = 0x4004_54e2;
     pub const TUNGETDEVNETNS: u32 = 0x0000_54e3;
     pub const SIOCSIFHWADDR: u32 = 0x8924;
     pub const SIOCGIFHWADDR: u32 = 0x8927;
@@ -136,6 +144,84 @@ pub const O_NONBLOCK: u32 = 0o4_000;
 pub const ARPHRD_ETHER: u16 = 1;
 /// `ARPHRD_NONE`: the link type of a tun.
 pub const ARPHRD_NONE: u16 = 0xfffe;
+
+/// `tun_get_addr_len`: how many bytes an address of a link type has, by the `ARPHRD_*` numbers of `if_arp.h`.
+#[must_use]
+pub const fn hwaddr_length(link_type: u16) -> usize {
+    match link_type {
+        // LOCALTLK.
+        773 => 1,
+        // TUNNEL, SIT, IPGRE.
+        768 | 776 | 778 => 4,
+        // ROSE.
+        270 => 5,
+        // ETHER, IEEE802, FDDI, HIPPI.
+        ARPHRD_ETHER | 6 | 774 | 780 => 6,
+        // NETROM.
+        0 => 7,
+        // IEEE802154, IEEE802154_MONITOR, 6LOWPAN.
+        804 | 805 | 825 => 8,
+        // TUNNEL6, IP6GRE.
+        769 | 823 => 16,
+        _ => 0,
+    }
+}
+
+/// The largest value of `txqueuelen`: a ring of pointers must fit into `KMALLOC_MAX_SIZE` (`__ptr_ring_init_queue_alloc`).
+pub const MAX_TX_QUEUE_LENGTH: u32 = (4 << 20) / 8;
+/// `MIN_MTU`.
+pub const MIN_MTU: u32 = 68;
+/// `MAX_MTU`; of a tap, less its Ethernet header.
+pub const MAX_MTU: u32 = 65_535;
+
+/// `struct tun_filter`: the head of what TUNSETTXFILTER takes. Addresses of six bytes follow.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct TunFilter {
+    /// [`ALL_MULTICAST`](Self::ALL_MULTICAST), or 0.
+    pub flags: zerocopy::little_endian::U16,
+    /// How many addresses follow.
+    pub count: zerocopy::little_endian::U16,
+}
+
+const _: () = assert!(size_of::<TunFilter>() == TunFilter::SIZE);
+
+impl TunFilter {
+    /// Its length in bytes.
+    pub const SIZE: usize = 4;
+    /// `TUN_FLT_ALLMULTI`: accept every multicast address.
+    pub const ALL_MULTICAST: u16 = 1;
+}
+
+/// `struct sock_fprog` of a 64-bit caller: a classic BPF program, by its address.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
+)]
+#[repr(C)]
+pub struct SockFprog {
+    /// How many instructions it has.
+    pub len: zerocopy::little_endian::U16,
+    padding: [u8; 6],
+    /// Where they are, in the caller.
+    pub filter: zerocopy::little_endian::U64,
+}
+
+const _: () = assert!(size_of::<SockFprog>() == SockFprog::SIZE);
+
+impl SockFprog {
+    /// Its length in bytes.
+    pub const SIZE: usize = 16;
+}
 
 /// `struct tun_pi`: the PI header, before each datagram unless `IFF_NO_PI`.
 #[derive(
@@ -216,6 +302,8 @@ impl IfReq {
     pub const COMPAT_SIZE: usize = 32;
     const FLAGS: usize = IFNAMSIZ;
     const HWADDR: usize = IFNAMSIZ;
+    /// `sa_data` of the `struct sockaddr` there.
+    const HWADDR_DATA: usize = 14;
 
     /// Its size for a caller of either kind.
     #[must_use]
@@ -284,11 +372,20 @@ impl IfReq {
         (family, address)
     }
 
-    /// Stores `ifr_hwaddr`, all 16 bytes of that `struct sockaddr`.
+    /// Stores `ifr_hwaddr` as `dev_get_mac_address` does: the address as long as its family has it, and what is behind it
+    /// is left alone; all zeros for a family without addresses.
     pub fn set_hwaddr(&mut self, family: u16, address: [u8; 6]) {
-        self.bytes[Self::HWADDR..Self::HWADDR + 16].fill(0);
+        let mut data = [0; Self::HWADDR_DATA];
+        data[..address.len()].copy_from_slice(&address);
+        let length = match hwaddr_length(family) {
+            0 => data.len(),
+            length => length.min(data.len()),
+        };
+        if hwaddr_length(family) == 0 {
+            data.fill(0);
+        }
         self.bytes[Self::HWADDR..Self::HWADDR + 2].copy_from_slice(&family.to_ne_bytes());
-        self.bytes[Self::HWADDR + 2..Self::HWADDR + 8].copy_from_slice(&address);
+        self.bytes[Self::HWADDR + 2..Self::HWADDR + 2 + length].copy_from_slice(&data[..length]);
     }
 }
 

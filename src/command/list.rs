@@ -53,6 +53,15 @@ pub struct TunnelView {
     pub mtu: u32,
     /// The Ethernet address of a tap.
     pub hwaddr: Option<String>,
+    /// Its number among the interfaces of its scope.
+    #[serde(default)]
+    pub ifindex: u32,
+    /// Datagrams reach the client.
+    #[serde(default)]
+    pub carrier: bool,
+    /// How many datagrams a queue holds.
+    #[serde(default)]
+    pub txqueuelen: usize,
     /// `up`, `down`, or `gone`: deleted, and kept until its datagrams are taken.
     pub link: String,
     /// Since it was made.
@@ -61,7 +70,7 @@ pub struct TunnelView {
     pub write_buffer: BufferView,
     /// A harness has its datagrams sent to a socket.
     pub peer: bool,
-    /// The attached files, in the order they came.
+    /// The attached files: first those whose queue gets datagrams, by its index.
     pub files: Vec<FileView>,
 }
 
@@ -114,6 +123,9 @@ pub struct FileView {
     /// Its descriptors in that process have `FD_CLOEXEC`. Null if it cannot be seen, or if some of the process's
     /// descriptors of the device have it and some have not.
     pub close_on_exec: Option<bool>,
+    /// TUNSETQUEUE has detached its queue.
+    #[serde(default)]
+    pub detached: bool,
     /// Datagrams waiting to be read.
     pub read_buffer: BufferView,
     /// Reads waiting for a datagram.
@@ -142,7 +154,7 @@ impl Method for List {
 impl From<&Core> for Listing {
     fn from(core: &Core) -> Self {
         let files_of = |tunnel: &Tunnel| {
-            tunnel.files().iter().filter_map(|id| core.file(*id)).map(FileView::from).collect()
+            tunnel.files().filter_map(|id| core.file(id)).map(FileView::from).collect()
         };
         Self {
             tunnels: core
@@ -174,6 +186,9 @@ impl TunnelView {
             group,
             mtu: tunnel.mtu(),
             hwaddr: tunnel.hwaddr().map(|address| address.to_string()),
+            ifindex: tunnel.ifindex(),
+            carrier: tunnel.has_carrier(),
+            txqueuelen: tunnel.tx_queue_length(),
             link: match (tunnel.is_gone(), tunnel.is_up()) {
                 (true, _) => "gone",
                 (false, true) => "up",
@@ -215,6 +230,7 @@ impl From<&File> for FileView {
             open_flags: open_flags(file.open_flags()),
             blocking: file.is_blocking(),
             close_on_exec: None,
+            detached: file.is_detached(),
             read_buffer: file.queue().into(),
             parked_reads: file.parked_reads(),
             poll_armed: file.is_poll_armed(),

@@ -71,7 +71,8 @@ pub enum What {
     ToClient(Passed),
     FromClient(Passed),
     Dropped { id: u32, name: String, reason: String, length: usize },
-    Link { id: u32, name: String, up: bool },
+    Deleted { id: u32, name: String },
+    Link { id: u32, name: String, up: bool, carrier: bool },
 }
 
 /// A datagram that passed.
@@ -126,8 +127,11 @@ impl From<&Event> for What {
                 reason: reason.word().to_owned(),
                 length: *length,
             },
-            Event::Link { tunnel, name, up } => {
-                Self::Link { id: tunnel.0, name: name.to_string(), up: *up }
+            Event::Deleted { tunnel, name } => {
+                Self::Deleted { id: tunnel.0, name: name.to_string() }
+            }
+            Event::Link { tunnel, name, up, carrier } => {
+                Self::Link { id: tunnel.0, name: name.to_string(), up: *up, carrier: *carrier }
             }
         }
     }

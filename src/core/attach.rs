@@ -1,16 +1,25 @@
 //! Binding a file to a tunnel, after `tun_set_iff` and `tun_attach` in `drivers/net/tun.c`, and undoing it.
 //!
-//! The order of the outcomes is the kernel's. The caller is taken for one that may do everything:
+//! The order of the outcomes is the kernel's. What the caller may do is told with the call, or it may do everything:
 //!
-//! DIFFERS: TUNSETIFF never asks for CAP_NET_ADMIN, nor whether the caller is the owner of a persistent tunnel or in
-//! its group. Tests run where nobody has that capability.
+//! DIFFERS: unless `--require-net-admin` is given, TUNSETIFF never asks for CAP_NET_ADMIN, nor whether the caller is the
+//! owner of a persistent tunnel or in its group. Tests run where nobody has that capability.
 
-use super::{Core, DropReason, Event, FileId, MacAddress, Mode, Output, Scope, Tunnel, TunnelId};
+use std::sync::Arc;
+
+use super::{
+    CommandError, Core, Credentials, DropReason, Event, File, FileId, MacAddress, Mode, Output,
+    Scope, Tunnel, TunnelId, tunnel::Identity,
+};
 use crate::{
     abi::tun::{IFNAMSIZ, IfFlags, Name},
     errno::Errno,
 };
 
+/// The interface that is in every network namespace.
+pub(super) const LOOPBACK: &[u8] = b"lo";
+/// `LOOPBACK_IFINDEX`.
+const LOOPBACK_IFINDEX: u32 = 1;
 /// `MAX_TAP_QUEUES`.
 const MAX_QUEUES: usize = 256;
 /// How many numbers `__dev_alloc_name` tries: one for each bit of a page.
@@ -22,9 +31,11 @@ impl Core {
     /// # Errors
     ///
     /// * `EEXIST`: the file is attached.
+    /// * `EPERM`: the caller is not permitted to.
     /// * `EINVAL`: `NAPI_FRAGS` without `NAPI` or not on a tap; neither TUN nor TAP; an unusable name; the name is that of
     ///   another kind of interface, or `MULTI_QUEUE` differs.
-    /// * `EBUSY`: the name is taken and `TUN_EXCL` was asked for, or its only queue is.
+    /// * `EBUSY`: the name is taken and `TUN_EXCL` was asked for, or its only queue is; the number that TUNSETIFINDEX
+    ///   asked for is taken.
     /// * `E2BIG`: the tunnel has 256 queues.
     /// * `ENFILE`: every number of a template is taken, or there are too many tunnels.
     pub(super) fn attach(
@@ -32,62 +43,78 @@ impl Core {
         file: FileId,
         name: Name,
         flags: IfFlags,
+        caller: Option<&Credentials>,
     ) -> Result<Name, Errno> {
-        let (scope, is_attached) = {
+        let (scope, is_attached, wanted_ifindex) = {
             let file = self.files.get(&file).ok_or(Errno::EBADF)?;
-            (file.opener.scope, file.tunnel.is_some())
+            (file.opener.scope, file.tunnel.is_some(), file.wanted_ifindex)
         };
         if is_attached {
             return Err(Errno::EEXIST);
         }
-        let kind = flags & (IfFlags::TUN | IfFlags::TAP);
-        if flags.contains(IfFlags::NAPI_FRAGS)
-            && (!flags.contains(IfFlags::NAPI) || kind != IfFlags::TAP)
-        {
-            return Err(Errno::EINVAL);
+        let is_admin = caller.is_none_or(|caller| caller.net_admin);
+        if flags.contains(IfFlags::NAPI_FRAGS) {
+            if !is_admin {
+                return Err(Errno::EPERM);
+            }
+            let kind = flags & (IfFlags::TUN | IfFlags::TAP);
+            if !flags.contains(IfFlags::NAPI) || kind != IfFlags::TAP {
+                return Err(Errno::EINVAL);
+            }
         }
         let (id, created) = match self.names.get(&(scope, name)) {
-            Some(&id) => (self.check_existing(id, flags)?, false),
+            Some(&id) => (self.check_existing(id, flags, caller)?, false),
             // Every network namespace has a loopback interface, which is no tun.
-            None if name.as_bytes() == b"lo" => {
+            None if name.as_bytes() == LOOPBACK => {
                 return Err(if flags.contains(IfFlags::TUN_EXCL) {
                     Errno::EBUSY
                 } else {
                     Errno::EINVAL
                 });
             }
-            None => (self.create(scope, name, flags)?, true),
+            None if !is_admin => return Err(Errno::EPERM),
+            None => (self.create(scope, name, flags, wanted_ifindex)?, true),
         };
         self.bind(file, id, flags, created);
         Ok(self.tunnels.get(&id).map_or(name, |tunnel| tunnel.name))
     }
 
-    fn check_existing(&self, id: TunnelId, flags: IfFlags) -> Result<TunnelId, Errno> {
+    fn check_existing(
+        &self,
+        id: TunnelId,
+        flags: IfFlags,
+        caller: Option<&Credentials>,
+    ) -> Result<TunnelId, Errno> {
         let tunnel = self.tunnels.get(&id).ok_or(Errno::EBADFD)?;
         if flags.contains(IfFlags::TUN_EXCL) {
             return Err(Errno::EBUSY);
         }
-        let wanted = match tunnel.mode {
-            Mode::Tun => IfFlags::TUN,
-            Mode::Tap => IfFlags::TAP,
-        };
-        if !flags.contains(wanted) {
+        if !flags.contains(tunnel.mode.flag()) {
             return Err(Errno::EINVAL);
         }
         let multi_queue = tunnel.flags.contains(IfFlags::MULTI_QUEUE);
         if flags.contains(IfFlags::MULTI_QUEUE) != multi_queue {
             return Err(Errno::EINVAL);
         }
-        if !multi_queue && !tunnel.files.is_empty() {
+        if !caller.is_none_or(|caller| is_permitted(tunnel, caller)) {
+            return Err(Errno::EPERM);
+        }
+        if !multi_queue && !tunnel.queues.is_empty() {
             return Err(Errno::EBUSY);
         }
-        if tunnel.files.len() >= MAX_QUEUES {
+        if tunnel.file_count() >= MAX_QUEUES {
             return Err(Errno::E2BIG);
         }
         Ok(id)
     }
 
-    fn create(&mut self, scope: Scope, requested: Name, flags: IfFlags) -> Result<TunnelId, Errno> {
+    fn create(
+        &mut self,
+        scope: Scope,
+        requested_name: Name,
+        flags: IfFlags,
+        wanted_ifindex: u32,
+    ) -> Result<TunnelId, Errno> {
         let mode = if flags.contains(IfFlags::TUN) {
             Mode::Tun
         } else if flags.contains(IfFlags::TAP) {
@@ -95,26 +122,46 @@ impl Core {
         } else {
             return Err(Errno::EINVAL);
         };
-        let template = match (requested.as_bytes(), mode) {
+        let template = match (requested_name.as_bytes(), mode) {
             (b"", Mode::Tun) => Name::new(b"tun%d"),
             (b"", Mode::Tap) => Name::new(b"tap%d"),
-            _ => requested,
+            _ => requested_name,
         };
         let name = self.resolve_name(scope, template)?;
         if self.tunnels.len() >= self.limits.tunnels {
             return Err(Errno::ENFILE);
         }
+        let ifindex = self.reserve_ifindex(scope, wanted_ifindex)?;
         self.last_tunnel += 1;
         let id = TunnelId(self.last_tunnel);
         let hwaddr = self.random_address();
-        self.tunnels
-            .insert(id, Tunnel::new(id, name, requested, scope, mode, hwaddr, &self.limits));
+        let identity = Identity { id, name, requested_name, scope, ifindex };
+        self.tunnels.insert(id, Tunnel::new(identity, mode, hwaddr, &self.limits));
         self.names.insert((scope, name), id);
         Ok(id)
     }
 
+    /// `dev_index_reserve`: the number that is wanted, or the next that is free.
+    fn reserve_ifindex(&mut self, scope: Scope, wanted: u32) -> Result<u32, Errno> {
+        let is_taken = |ifindex| {
+            let mut living = self.tunnels.values().filter(|tunnel| !tunnel.gone);
+            ifindex == LOOPBACK_IFINDEX
+                || living.any(|tunnel| tunnel.scope == scope && tunnel.ifindex == ifindex)
+        };
+        if wanted != 0 {
+            return if is_taken(wanted) { Err(Errno::EBUSY) } else { Ok(wanted) };
+        }
+        let after = |last: u32| if last < i32::MAX.cast_unsigned() { last + 1 } else { 1 };
+        let mut free = after(self.last_ifindex);
+        while is_taken(free) {
+            free = after(free);
+        }
+        self.last_ifindex = free;
+        Ok(free)
+    }
+
     /// `dev_get_valid_name`: checks a name and puts the lowest free number into a template.
-    fn resolve_name(&self, scope: Scope, template: Name) -> Result<Name, Errno> {
+    pub(super) fn resolve_name(&self, scope: Scope, template: Name) -> Result<Name, Errno> {
         if !is_valid_name(&template) {
             return Err(Errno::EINVAL);
         }
@@ -145,37 +192,104 @@ impl Core {
         MacAddress(address)
     }
 
+    /// `tun_attach`, and what `tun_set_iff` does after it.
     fn bind(&mut self, file_id: FileId, id: TunnelId, flags: IfFlags, created: bool) {
         let (Some(file), Some(tunnel)) = (self.files.get_mut(&file_id), self.tunnels.get_mut(&id))
         else {
             return;
         };
         // A further queue does not change what the first one set.
-        if tunnel.files.is_empty() {
+        if tunnel.file_count() == 0 {
             tunnel.flags = flags & IfFlags::STORED;
-            tunnel.send_buffer = i32::MAX;
+            tunnel.carrier = !flags.contains(IfFlags::NO_CARRIER);
         }
-        tunnel.files.push(file_id);
+        tunnel.queues.push(file_id);
         file.tunnel = Some(id);
         file.queue = tunnel.new_queue(&self.limits);
+        // Here the bit of IFF_NO_PI means IFF_NOFILTER.
+        if !flags.contains(IfFlags::NO_PI) {
+            inherit_filter(file, tunnel);
+        }
         let (name, mode) = (tunnel.name, tunnel.mode);
         self.event(|| Event::Attached { tunnel: id, name, mode, file: file_id, created });
+    }
+
+    /// TUNSETQUEUE, after `tun_set_queue`: detaches the queue of a file, or attaches it again.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL`: neither was asked for; the queue is not detached, or is; the tunnel has one queue only, or there is none.
+    pub(super) fn set_queue(&mut self, file_id: FileId, flags: IfFlags) -> Result<(), Errno> {
+        let file = self.files.get_mut(&file_id).ok_or(Errno::EBADF)?;
+        let tunnel = file.tunnel.and_then(|id| self.tunnels.get_mut(&id)).ok_or(Errno::EINVAL)?;
+        if flags.contains(IfFlags::ATTACH_QUEUE) {
+            if !file.detached {
+                return Err(Errno::EINVAL);
+            }
+            tunnel.detached.retain(|&other| other != file_id);
+            tunnel.queues.push(file_id);
+            file.detached = false;
+            inherit_filter(file, tunnel);
+        } else if flags.contains(IfFlags::DETACH_QUEUE) {
+            if file.detached || !tunnel.flags.contains(IfFlags::MULTI_QUEUE) {
+                return Err(Errno::EINVAL);
+            }
+            remove_queue(tunnel, file_id);
+            tunnel.detached.push(file_id);
+            file.detached = true;
+            file.queue.clear();
+        } else {
+            return Err(Errno::EINVAL);
+        }
+        Ok(())
     }
 
     /// The last close of an attached file: its queue is lost, and the tunnel goes with its last file unless it is
     /// persistent (`__tun_detach`).
     pub(super) fn detach(&mut self, file_id: FileId, id: TunnelId) {
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
-        tunnel.files.retain(|&other| other != file_id);
+        remove_queue(tunnel, file_id);
+        tunnel.detached.retain(|&other| other != file_id);
         if tunnel.last_writer == Some(file_id) {
             tunnel.last_writer = None;
         }
-        let deleted = tunnel.files.is_empty() && !tunnel.persistent;
+        let is_unused = tunnel.file_count() == 0;
+        if is_unused {
+            tunnel.carrier = false;
+        }
+        let deleted = is_unused && !tunnel.persistent;
         let name = tunnel.name;
         if deleted {
             self.bury(id);
         }
         self.event(|| Event::Detached { tunnel: id, name, file: file_id, deleted });
+    }
+
+    /// Deletes a tunnel under its open files, as `ip link delete` does (`tun_detach_all`): blocked reads end with `EFAULT`,
+    /// pollers find `POLLERR`, and a file can be attached to another tunnel.
+    ///
+    /// # Errors
+    ///
+    /// [`CommandError::UnknownTunnel`].
+    pub fn delete(&mut self, id: TunnelId) -> Result<(), CommandError> {
+        let tunnel = self.living_mut(id)?;
+        let name = tunnel.name;
+        let files: Vec<FileId> = tunnel.files().collect();
+        tunnel.queues.clear();
+        tunnel.detached.clear();
+        tunnel.last_writer = None;
+        for file_id in files {
+            let Some(file) = self.files.get_mut(&file_id) else { continue };
+            file.leave_tunnel();
+            for read in std::mem::take(&mut file.parked) {
+                self.outputs.push(Output::Complete(read.id, Err(Errno::EFAULT)));
+            }
+            self.wake(file_id);
+        }
+        self.bury(id);
+        self.event(|| Event::Deleted { tunnel: id, name });
+        self.settle_waits();
+        Ok(())
     }
 
     /// Deletes a tunnel. What its client wrote can still be taken: a client often ends before the test looks.
@@ -211,6 +325,32 @@ impl Core {
                 length,
             });
         }
+    }
+}
+
+/// `tun_not_capable`, turned around: an administrator, or the owner if there is one, who is in the group if there is one.
+fn is_permitted(tunnel: &Tunnel, caller: &Credentials) -> bool {
+    caller.net_admin
+        || (tunnel.owner.is_none_or(|owner| owner == caller.uid)
+            && tunnel.group.is_none_or(|group| caller.groups.contains(&group)))
+}
+
+/// The last queue takes the place of one that leaves, as in `__tun_detach`.
+fn remove_queue(tunnel: &mut Tunnel, file: FileId) {
+    let Some(index) = tunnel.queues.iter().position(|&other| other == file) else { return };
+    tunnel.queues.swap_remove(index);
+    // One more than the last, as the kernel has it: flows of a queue that has just become the last but one past the end.
+    tunnel.flows.forget_queue(tunnel.queues.len() + 1);
+}
+
+/// A queue gets the filter of those before it.
+///
+/// DIFFERS: a queue that is attached while TUNATTACHFILTER is in force gets the program, and is attached. The kernel reads it
+/// anew from the address in the caller, and if that succeeds leaves the queue unattached though TUNSETIFF or TUNSETQUEUE
+/// returns 0 (`tun_attach` goes to its end on success).
+fn inherit_filter(file: &mut File, tunnel: &Tunnel) {
+    if let Some(program) = &tunnel.packet_filter.program {
+        file.packet_filter = Some(Arc::clone(program));
     }
 }
 

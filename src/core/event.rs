@@ -46,6 +46,13 @@ pub enum Event {
         /// The tunnel went with it.
         deleted: bool,
     },
+    /// A tunnel was deleted under its open files.
+    Deleted {
+        /// The tunnel.
+        tunnel: TunnelId,
+        /// Its name.
+        name: Name,
+    },
     /// A datagram joined a file's queue or was given to a reader.
     ToClient {
         /// The tunnel.
@@ -79,7 +86,7 @@ pub enum Event {
         /// Its length in bytes.
         length: usize,
     },
-    /// A tunnel went up or down.
+    /// A tunnel went up or down, or its carrier on or off.
     Link {
         /// The tunnel.
         tunnel: TunnelId,
@@ -87,6 +94,8 @@ pub enum Event {
         name: Name,
         /// It is up.
         up: bool,
+        /// It has a carrier.
+        carrier: bool,
     },
 }
 
@@ -98,6 +107,7 @@ impl Event {
             Self::Opened { .. } | Self::Closed { .. } => None,
             Self::Attached { tunnel, .. }
             | Self::Detached { tunnel, .. }
+            | Self::Deleted { tunnel, .. }
             | Self::ToClient { tunnel, .. }
             | Self::FromClient { tunnel, .. }
             | Self::Dropped { tunnel, .. }
@@ -109,6 +119,8 @@ impl Event {
 /// Why a datagram was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DropReason {
+    /// A filter of the client's dropped it.
+    Filtered,
     /// The file's queue was full.
     QueueFull,
     /// The harness has not taken what the client wrote before.
@@ -128,6 +140,7 @@ impl DropReason {
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
+            Self::Filtered => "filtered",
             Self::QueueFull => "queue-full",
             Self::WriteBufferFull => "write-buffer-full",
             Self::ReadTooShort => "read-too-short",

@@ -2,12 +2,12 @@
 //!
 //! Invariant: a file with a parked read has an empty queue.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
 
 use super::{
-    Datagram, FileId, Opener, Origin, ReadCall, RequestId, TunnelId, WakeHandle,
+    Datagram, FileId, Opener, Origin, ReadCall, RequestId, TunnelId, WakeHandle, bpf,
     datagram::{self, Framing},
 };
 use crate::{abi::tun, core::Outcome};
@@ -20,6 +20,14 @@ pub struct File {
     pub(super) opener: Opener,
     pub(super) flags: u32,
     pub(super) tunnel: Option<TunnelId>,
+    /// TUNSETQUEUE has detached its queue: no datagram joins it.
+    pub(super) detached: bool,
+    /// `sk_sndbuf`; the file's own, so that it outlives a tunnel that was deleted.
+    pub(super) send_buffer: i32,
+    /// `sk_filter`: which datagrams its queue gets.
+    pub(super) packet_filter: Option<Arc<bpf::Program>>,
+    /// What TUNSETIFINDEX asked for; 0: any.
+    pub(super) wanted_ifindex: u32,
     pub(super) queue: Queue,
     pub(super) parked: VecDeque<ParkedRead>,
     pub(super) waker: Option<WakeHandle>,
@@ -48,6 +56,10 @@ impl File {
             opener,
             flags,
             tunnel: None,
+            detached: false,
+            send_buffer: i32::MAX,
+            packet_filter: None,
+            wanted_ifindex: 0,
             queue: Queue::default(),
             parked: VecDeque::new(),
             waker: None,
@@ -85,6 +97,12 @@ impl File {
         self.tunnel
     }
 
+    /// TUNSETQUEUE has detached its queue.
+    #[must_use]
+    pub fn is_detached(&self) -> bool {
+        self.detached
+    }
+
     /// Datagrams waiting to be read.
     #[must_use]
     pub fn queue(&self) -> &Queue {
@@ -106,6 +124,19 @@ impl File {
     pub(super) fn set_nonblocking(&mut self, nonblock: bool) {
         self.flags =
             if nonblock { self.flags | tun::O_NONBLOCK } else { self.flags & !tun::O_NONBLOCK };
+    }
+
+    /// Its tunnel is gone; what belongs to the file itself stays.
+    pub(super) fn leave_tunnel(&mut self) {
+        self.tunnel = None;
+        self.detached = false;
+        self.queue = Queue::default();
+        self.rest = None;
+    }
+
+    /// `sock_writeable`: half of the send buffer is more than the one byte that is always charged.
+    pub(super) fn has_room_to_send(&self) -> bool {
+        self.send_buffer >> 1 > 1
     }
 
     /// What one read gets of a datagram; what did not fit stays for the continuation of that read.
@@ -193,6 +224,20 @@ impl Queue {
         true
     }
 
+    /// `tun_queue_purge`.
+    pub(super) fn clear(&mut self) {
+        self.datagrams.clear();
+        self.bytes = 0;
+    }
+
+    /// `ptr_ring_resize`: the oldest datagrams are kept.
+    pub(super) fn resize(&mut self, max_datagrams: usize) {
+        self.max_datagrams = max_datagrams;
+        for lost in self.datagrams.drain(max_datagrams.min(self.datagrams.len())..) {
+            self.bytes -= lost.payload.len();
+        }
+    }
+
     pub(super) fn pop(&mut self) -> Option<Datagram> {
         let datagram = self.datagrams.pop_front()?;
         self.bytes -= datagram.payload.len();
@@ -257,5 +302,20 @@ mod tests {
         assert!(queue.pop().is_some());
         assert!(queue.pop().is_none());
         assert_eq!(queue.bytes(), 0);
+    }
+
+    #[test]
+    fn resized_queue_keeps_the_oldest() {
+        let datagram = |length: usize| Datagram::from(Bytes::from(vec![0; length]));
+        let mut queue = Queue::new(3, 100);
+        assert!((1..=3).all(|length| queue.push(datagram(length))));
+        queue.resize(2);
+        assert_eq!((queue.len(), queue.bytes()), (2, 3));
+        assert!(!queue.push(datagram(4)));
+        queue.resize(3);
+        assert!(queue.push(datagram(4)));
+        assert_eq!(queue.iter().map(|d| d.payload.len()).collect::<Vec<_>>(), [1, 2, 4]);
+        queue.resize(0);
+        assert_eq!((queue.len(), queue.bytes()), (0, 0));
     }
 }

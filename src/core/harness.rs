@@ -4,8 +4,10 @@ use super::{
     Address, Core, Datagram, DropReason, Event, FileId, MacAddress, Mode, Output, PeerId, Tunnel,
     TunnelId,
     datagram::{self, ETHERNET_HEADER},
+    filter::filtered,
     headers::low_u16,
     offload::{self, OffloadError},
+    settings::SettingError,
 };
 use crate::abi::{
     tun::{self, Offload},
@@ -32,6 +34,17 @@ pub enum CommandError {
     /// No client has the tunnel open.
     #[error("tunnel {0} has no open file: no client would read the datagram")]
     NotAttached(tun::Name),
+    /// No datagram gets through to the client.
+    #[error(
+        "tunnel {0} has no carrier; give it one with 'memtun set {0} carrier on', or let its client do so"
+    )]
+    NoCarrier(tun::Name),
+    /// All its queues are detached.
+    #[error("tunnel {0} has no attached queue: its clients have detached all by TUNSETQUEUE")]
+    NoQueue(tun::Name),
+    /// The client's filter refuses the datagram.
+    #[error("a filter that the client of tunnel {0} has set drops the datagram")]
+    Filtered(tun::Name),
     /// The tunnel is down.
     #[error("tunnel {0} is down; bring it up with 'memtun set {0} up'")]
     Down(tun::Name),
@@ -77,6 +90,9 @@ pub enum CommandError {
     /// Somebody else takes the tunnel's datagrams.
     #[error("tunnel {0} has a peer already; close that one first")]
     HasPeer(tun::Name),
+    /// A setting that the kernel refuses.
+    #[error("{0}")]
+    BadSetting(#[from] SettingError),
     /// More was asked for than the tunnel ever keeps.
     #[error("{count} datagrams can never be there at once; ask for 1 to {limit}")]
     BadCount {
@@ -133,11 +149,14 @@ impl Core {
     ) -> Result<Delivery, CommandError> {
         let tunnel = self.tunnel_or_unknown(to)?;
         let name = tunnel.name;
-        if tunnel.files.is_empty() {
+        if tunnel.file_count() == 0 {
             return Err(CommandError::NotAttached(name));
         }
         if !tunnel.up {
             return Err(CommandError::Down(name));
+        }
+        if !tunnel.carrier {
+            return Err(CommandError::NoCarrier(name));
         }
         let (mode, accepted) = (tunnel.mode, tunnel.offload);
         let datagram = wrapped(tunnel, datagram, wrap)?;
@@ -162,26 +181,6 @@ impl Core {
             self.tunnels.remove(&from);
         }
         datagram
-    }
-
-    /// Brings a tunnel up or down. Down, writes get `EIO` and polls no `POLLOUT`; what is queued can still be read.
-    ///
-    /// # Errors
-    ///
-    /// [`CommandError::UnknownTunnel`].
-    pub fn set_link(&mut self, of: TunnelId, up: bool) -> Result<(), CommandError> {
-        let Some(tunnel) = self.tunnels.get_mut(&of) else {
-            return Err(CommandError::UnknownTunnel(Address::Id(of)));
-        };
-        if std::mem::replace(&mut tunnel.up, up) != up {
-            let name = tunnel.name;
-            if up {
-                let files = tunnel.files.clone();
-                files.iter().for_each(|file| self.wake(*file));
-            }
-            self.event(|| Event::Link { tunnel: of, name, up });
-        }
-        Ok(())
     }
 
     /// Gives a tunnel a peer, which is told whenever there is something to [`take`](Self::take): now too, if there is.
@@ -226,10 +225,13 @@ impl Core {
     ) -> Result<Delivery, CommandError> {
         let length = datagram.payload.len();
         let delivery = self.inject(to, datagram, Wrap::Raw);
-        // A full queue and a short read have been counted where they were noticed.
+        // These have been counted where they were noticed.
         let counted = matches!(
             delivery,
-            Ok(_) | Err(CommandError::QueueFull { .. } | CommandError::ReadTooShort(_))
+            Ok(_)
+                | Err(CommandError::QueueFull { .. }
+                    | CommandError::ReadTooShort(_)
+                    | CommandError::Filtered(_))
         );
         if !counted && let Some(name) = self.tunnels.get(&to).map(|tunnel| tunnel.name) {
             self.count_to_client_drop(to, name, DropReason::Refused, length);
@@ -267,11 +269,16 @@ impl Core {
         to: TunnelId,
         datagram: Datagram,
     ) -> Result<Delivery, CommandError> {
-        let tunnel = self.tunnel_or_unknown(to)?;
+        // Not the method, so that only this field is borrowed.
+        let tunnel = self.tunnels.get(&to).ok_or(CommandError::UnknownTunnel(Address::Id(to)))?;
         let (name, mode, framing) = (tunnel.name, tunnel.mode, tunnel.framing());
-        let file_id = select_file(tunnel, &datagram).ok_or(CommandError::NotAttached(name))?;
-        let file = self.files.get_mut(&file_id).ok_or(CommandError::NotAttached(name))?;
+        let file_id = tunnel.select_queue(&datagram).ok_or(CommandError::NoQueue(name))?;
+        let file = self.files.get_mut(&file_id).ok_or(CommandError::NoQueue(name))?;
         let length = datagram.payload.len();
+        let Some(datagram) = filtered(datagram, tunnel, file) else {
+            self.count_to_client_drop(to, name, DropReason::Filtered, length);
+            return Err(CommandError::Filtered(name));
+        };
         let payload = self.observed.then(|| datagram.payload.clone());
 
         let delivery = if let Some(read) = file.parked.pop_front() {
@@ -369,19 +376,6 @@ fn wrapped(tunnel: &Tunnel, datagram: Datagram, wrap: Wrap) -> Result<Datagram, 
 fn behind_ethernet(header: VnetHeader) -> VnetHeader {
     let moved = |from: u16| from.saturating_add(low_u16(ETHERNET_HEADER)).into();
     VnetHeader { csum_start: moved(header.csum_start.get()), ..header }
-}
-
-/// The queue a to-client datagram goes to: that of its flow, if there are several.
-fn select_file(tunnel: &Tunnel, datagram: &Datagram) -> Option<FileId> {
-    match tunnel.files[..] {
-        [only] => Some(only),
-        [] => None,
-        ref several => {
-            let hash = datagram::flow_hash(&datagram.payload, tunnel.mode);
-            let index = hash % several.len() as u64;
-            usize::try_from(index).ok().and_then(|index| several.get(index)).copied()
-        }
-    }
 }
 
 #[cfg(test)]

@@ -2,28 +2,34 @@
 //!
 //! # Theory of operation
 //!
-//! `TABLE` has one row for each command: what is copied from and to the caller (`Shape`), whether the file must be
-//! attached, and a function with the effect. `perform` keeps the order of checks that all commands share:
+//! `TABLE` has one row for each command: what is copied from and to the caller (`Shape`), on which files it is served
+//! (`When`), and a function with the effect, which is in `effects`. `perform` keeps the order of checks that all commands
+//! share:
 //!
 //! 1. TUNSETIFF, TUNSETQUEUE and every command of type 0x89, known or not, need a `struct ifreq` from the caller.
 //! 2. A command that needs an attached file, or that is not known, gets `EBADFD` on a file that is not attached, before
 //!    any memory of the caller is looked at.
-//! 3. On an attached file a command that is not known gets `EINVAL`.
+//! 3. On an attached file a command that is not known gets `EINVAL`, as does one that is for taps on a tun.
 //!
-//! Memory is asked for by [`Reply::Fetch`] and the same call comes again with it; `EFAULT` is the front end's to give.
-//! Effects keep nothing between the two, so a caller that changes its memory meanwhile gains nothing.
+//! Memory is asked for by [`Reply::Fetch`] and the same call comes again with it; `EFAULT` is the front end's to give. Where
+//! one piece of memory tells of another, that takes two rounds. Nothing is kept between rounds, so a caller that changes its
+//! memory meanwhile gains nothing: how long the second piece is, is what was fetched.
 
-use super::{Core, FileId, IoctlCall, IoctlOutput, MacAddress, Mode, Outcome, Reply, Tunnel};
+mod effects;
+
+use zerocopy::FromBytes;
+
+use self::effects::*;
+use super::{Core, Credentials, FileId, IoctlCall, Mode, Outcome, Reply, UserRange, bpf};
 use crate::{
-    abi::tun::{self, IfFlags, IfReq, Offload, ioctl},
-    abi::virtio_net::VnetHeader,
+    abi::tun::{self, IfReq, SockFprog, TunFilter, ioctl},
     errno::Errno,
 };
 
 /// How an argument is passed. The size that is encoded in a command does not say: TUNSETIFF claims 4 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Shape {
-    /// By value.
+    /// By value, or not looked at.
     Value,
     /// By pointer to an `int`, which is read.
     IntIn,
@@ -35,38 +41,95 @@ enum Shape {
     IfReqOut,
     /// By pointer to a `struct ifreq`, which is read and written.
     IfReqInOut,
+    /// By pointer to a `struct tun_filter`, which is read, with the addresses behind it.
+    ///
+    /// DIFFERS: more than 21,844 addresses get ENOMEM from CUSE and FUSE, which fetch at most 128 KiB; the kernel takes
+    /// 65,535.
+    TunFilterIn,
+    /// By pointer to a `struct sock_fprog`, which is read, with the instructions it points to.
+    FprogIn,
+    /// By pointer to a `struct sock_fprog`, which is written.
+    FprogOut,
 }
 
 impl Shape {
-    /// Bytes to fetch from the caller, and to store there.
-    fn sizes(self, compat: bool) -> (usize, usize) {
-        let ifreq = IfReq::size_for(compat);
-        match self {
+    /// What has to be fetched, and room to be made, before the effect can take place; `None` if all is there.
+    fn missing(self, call: &IoctlCall) -> Option<Reply> {
+        let ifreq = IfReq::size_for(call.compat);
+        let (input, output) = match self {
             Self::Value => (0, 0),
             Self::IntIn => (4, 0),
             Self::IntOut => (0, 4),
             Self::IfReqIn => (ifreq, 0),
             Self::IfReqOut => (0, ifreq),
             Self::IfReqInOut => (ifreq, ifreq),
+            Self::TunFilterIn => (TunFilter::SIZE.max(call.input.len()), 0),
+            Self::FprogIn => (SockFprog::SIZE.max(call.input.len()), 0),
+            Self::FprogOut => (0, SockFprog::SIZE),
+        };
+        let at = |length| UserRange { address: call.argument, length };
+        if call.input.len() != input || call.output_room != output {
+            return Some(Reply::Fetch {
+                input: [at(input), UserRange::default()],
+                output: at(output),
+            });
         }
+        let more = match self {
+            Self::TunFilterIn if input == TunFilter::SIZE => addresses_behind(call),
+            Self::FprogIn if input == SockFprog::SIZE => instructions_at(call),
+            Self::Value
+            | Self::IntIn
+            | Self::IntOut
+            | Self::IfReqIn
+            | Self::IfReqOut
+            | Self::IfReqInOut
+            | Self::TunFilterIn
+            | Self::FprogIn
+            | Self::FprogOut => None,
+        };
+        more.map(|input| Reply::Fetch { input, output: UserRange::default() })
     }
 }
 
-/// When a command is served.
+/// A `struct tun_filter` with its addresses.
+fn addresses_behind(call: &IoctlCall) -> Option<[UserRange; 2]> {
+    let filter = TunFilter::read_from_bytes(&call.input).ok()?;
+    let length = TunFilter::SIZE + 6 * usize::from(filter.count.get());
+    let whole = UserRange { address: call.argument, length };
+    (filter.count.get() > 0).then_some([whole, UserRange::default()])
+}
+
+/// A `struct sock_fprog` and its instructions; not if `bpf_check_basics_ok` refuses it unread.
+fn instructions_at(call: &IoctlCall) -> Option<[UserRange; 2]> {
+    let program = SockFprog::read_from_bytes(&call.input).ok()?;
+    let (count, address) = (usize::from(program.len.get()), program.filter.get());
+    let head = UserRange { address: call.argument, length: SockFprog::SIZE };
+    let length = count * bpf::INSTRUCTION_SIZE;
+    let is_readable = (1..=bpf::MAX_INSTRUCTIONS).contains(&count) && address != 0;
+    is_readable.then_some([head, UserRange { address, length }])
+}
+
+/// On which files a command is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum When {
-    /// On any file.
+    /// On any.
     Always,
-    /// On an attached file; else `EBADFD`.
+    /// On those that are not attached; else `EPERM`.
+    Unattached,
+    /// On those that are; else `EBADFD`.
     Attached,
+    /// On those attached to a tap; else `EBADFD`, or `EINVAL` on a tun.
+    OnTap,
 }
+
+type Effect = fn(&mut Core, FileId, Argument<'_>) -> Outcome;
 
 struct Row {
     command: u32,
     name: &'static str,
     shape: Shape,
     when: When,
-    effect: fn(&mut Core, FileId, Argument<'_>) -> Result<IoctlOutput, Errno>,
+    effect: Effect,
 }
 
 /// The argument of a command, fetched as its shape says.
@@ -74,6 +137,7 @@ struct Argument<'a> {
     value: u64,
     input: &'a [u8],
     compat: bool,
+    credentials: Option<&'a Credentials>,
 }
 
 impl Argument<'_> {
@@ -90,50 +154,65 @@ impl Argument<'_> {
     fn ifreq(&self) -> Result<IfReq, Errno> {
         IfReq::from_bytes(self.input).ok_or(Errno::EFAULT)
     }
+
+    /// A structure at the beginning of the input, and what follows it.
+    fn structure<T: FromBytes>(&self) -> Result<(T, &[u8]), Errno> {
+        T::read_from_prefix(self.input).map_err(|_| Errno::EFAULT)
+    }
 }
 
 #[rustfmt::skip]
 const TABLE: &[Row] = {
     use {Shape::*, When::*, ioctl::*};
-    const fn row(
-        command: u32, name: &'static str, shape: Shape, when: When,
-        effect: fn(&mut Core, FileId, Argument<'_>) -> Result<IoctlOutput, Errno>,
-    ) -> Row {
+    const fn row(command: u32, name: &'static str, shape: Shape, when: When, effect: Effect) -> Row {
         Row { command, name, shape, when, effect }
     }
     &[
-        row(TUNSETIFF,       "TUNSETIFF",       IfReqInOut, Always,   set_iff),
-        row(TUNGETIFF,       "TUNGETIFF",       IfReqOut,   Attached, get_iff),
-        row(TUNGETFEATURES,  "TUNGETFEATURES",  IntOut,     Always,   |_, _, _| Ok(tun::FEATURES.into())),
-        row(TUNSETNOCSUM,    "TUNSETNOCSUM",    Value,      Attached, |_, _, _| Ok(IoctlOutput::NONE)),
-        row(TUNSETDEBUG,     "TUNSETDEBUG",     Value,      Attached, |_, _, _| Ok(IoctlOutput::NONE)),
-        row(TUNSETPERSIST,   "TUNSETPERSIST",   Value,      Attached, set_persist),
-        row(TUNSETOWNER,     "TUNSETOWNER",     Value,      Attached, set_owner),
-        row(TUNSETGROUP,     "TUNSETGROUP",     Value,      Attached, set_group),
-        row(TUNSETLINK,      "TUNSETLINK",      Value,      Attached, set_link),
-        row(TUNSETOFFLOAD,   "TUNSETOFFLOAD",   Value,      Attached, set_offload),
-        row(TUNGETSNDBUF,    "TUNGETSNDBUF",    IntOut,     Attached, get_send_buffer),
-        row(TUNSETSNDBUF,    "TUNSETSNDBUF",    IntIn,      Attached, set_send_buffer),
-        row(TUNGETVNETHDRSZ, "TUNGETVNETHDRSZ", IntOut,     Attached, get_vnet_header_size),
-        row(TUNSETVNETHDRSZ, "TUNSETVNETHDRSZ", IntIn,      Attached, set_vnet_header_size),
-        row(TUNGETVNETLE,    "TUNGETVNETLE",    IntOut,     Attached, get_vnet_little_endian),
-        row(TUNSETVNETLE,    "TUNSETVNETLE",    IntIn,      Attached, set_vnet_little_endian),
+        row(TUNSETIFF,          "TUNSETIFF",          IfReqInOut,  Always,     set_iff),
+        row(TUNGETIFF,          "TUNGETIFF",          IfReqOut,    Attached,   get_iff),
+        row(TUNGETFEATURES,     "TUNGETFEATURES",     IntOut,      Always,     |_, _, _| stored(tun::FEATURES)),
+        row(TUNSETNOCSUM,       "TUNSETNOCSUM",       Value,       Attached,   |_, _, _| done()),
+        row(TUNSETDEBUG,        "TUNSETDEBUG",        Value,       Attached,   |_, _, _| done()),
+        row(TUNSETPERSIST,      "TUNSETPERSIST",      Value,       Attached,   set_persist),
+        row(TUNSETOWNER,        "TUNSETOWNER",        Value,       Attached,   set_owner),
+        row(TUNSETGROUP,        "TUNSETGROUP",        Value,       Attached,   set_group),
+        row(TUNSETLINK,         "TUNSETLINK",         Value,       Attached,   set_link),
+        row(TUNSETOFFLOAD,      "TUNSETOFFLOAD",      Value,       Attached,   set_offload),
+        row(TUNSETTXFILTER,     "TUNSETTXFILTER",     TunFilterIn, OnTap,      set_tx_filter),
+        row(TUNGETSNDBUF,       "TUNGETSNDBUF",       IntOut,      Attached,   get_send_buffer),
+        row(TUNSETSNDBUF,       "TUNSETSNDBUF",       IntIn,       Attached,   set_send_buffer),
+        row(TUNATTACHFILTER,    "TUNATTACHFILTER",    FprogIn,     OnTap,      attach_filter),
+        row(TUNDETACHFILTER,    "TUNDETACHFILTER",    Value,       OnTap,      detach_filter),
+        row(TUNGETFILTER,       "TUNGETFILTER",       FprogOut,    OnTap,      get_filter),
+        row(TUNGETVNETHDRSZ,    "TUNGETVNETHDRSZ",    IntOut,      Attached,   get_vnet_header_size),
+        row(TUNSETVNETHDRSZ,    "TUNSETVNETHDRSZ",    IntIn,       Attached,   set_vnet_header_size),
+        row(TUNSETQUEUE,        "TUNSETQUEUE",        IfReqIn,     Always,     set_queue),
+        row(TUNSETIFINDEX,      "TUNSETIFINDEX",      IntIn,       Unattached, set_ifindex),
+        row(TUNGETVNETLE,       "TUNGETVNETLE",       IntOut,      Attached,   get_vnet_little_endian),
+        row(TUNSETVNETLE,       "TUNSETVNETLE",       IntIn,       Attached,   set_vnet_little_endian),
         // The cross-endian pair exists only with CONFIG_TUN_VNET_CROSS_LE, which distributions leave off.
-        row(TUNGETVNETBE,    "TUNGETVNETBE",    Value,      Attached, |_, _, _| Err(Errno::EINVAL)),
-        row(TUNSETVNETBE,    "TUNSETVNETBE",    Value,      Attached, |_, _, _| Err(Errno::EINVAL)),
-        row(SIOCGIFHWADDR,   "SIOCGIFHWADDR",   IfReqInOut, Attached, get_hwaddr),
-        row(SIOCSIFHWADDR,   "SIOCSIFHWADDR",   IfReqIn,    Attached, set_hwaddr),
+        row(TUNGETVNETBE,       "TUNGETVNETBE",       Value,       Attached,   |_, _, _| Err(Errno::EINVAL)),
+        row(TUNSETVNETBE,       "TUNSETVNETBE",       Value,       Attached,   |_, _, _| Err(Errno::EINVAL)),
+        row(TUNSETSTEERINGEBPF, "TUNSETSTEERINGEBPF", IntIn,       Attached,   set_ebpf),
+        row(TUNSETFILTEREBPF,   "TUNSETFILTEREBPF",   IntIn,       Attached,   set_ebpf),
+        row(TUNSETCARRIER,      "TUNSETCARRIER",      IntIn,       Attached,   set_carrier),
+        row(SIOCGIFHWADDR,      "SIOCGIFHWADDR",      IfReqInOut,  Attached,   get_hwaddr),
+        row(SIOCSIFHWADDR,      "SIOCSIFHWADDR",      IfReqIn,     Attached,   set_hwaddr),
         // DIFFERS: SIOCGSKNS and TUNGETDEVNETNS never return a descriptor: a server cannot put one into its caller's
         // table. EPERM is what the kernel answers to a caller without CAP_NET_ADMIN.
-        row(TUNGETDEVNETNS,  "TUNGETDEVNETNS",  Value,      Attached, |_, _, _| Err(Errno::EPERM)),
-        row(SIOCGSKNS,       "SIOCGSKNS",       Value,      Always,   |_, _, _| Err(Errno::EPERM)),
+        row(TUNGETDEVNETNS,     "TUNGETDEVNETNS",     Value,       Attached,   |_, _, _| Err(Errno::EPERM)),
+        row(SIOCGSKNS,          "SIOCGSKNS",          Value,       Always,     |_, _, _| Err(Errno::EPERM)),
     ]
 };
+
+fn row_of(command: u32) -> Option<&'static Row> {
+    TABLE.iter().find(|row| row.command == command)
+}
 
 /// The name of a command, for logs and `watch`.
 #[must_use]
 pub fn name(command: u32) -> Option<&'static str> {
-    TABLE.iter().find(|row| row.command == command).map(|row| row.name)
+    row_of(command).map(|row| row.name)
 }
 
 /// The commands that pass a value, though their number says that it is an address.
@@ -145,203 +224,34 @@ pub fn disguised_values() -> impl Iterator<Item = u32> {
 }
 
 /// One ioctl on an open file.
-pub(super) fn perform(core: &mut Core, file: FileId, call: &IoctlCall) -> Outcome {
-    let row = TABLE.iter().find(|row| row.command == call.command);
-    let attached = core.file(file).ok_or(Errno::EBADF)?.tunnel.is_some();
+pub(super) fn perform(core: &mut Core, id: FileId, call: &IoctlCall) -> Outcome {
+    let row = row_of(call.command);
+    let file = core.file(id).ok_or(Errno::EBADF)?;
+    let mode = file.tunnel.and_then(|tunnel| core.tunnel(tunnel)).map(|tunnel| tunnel.mode);
 
-    let needs_ifreq = call.command == ioctl::TUNSETQUEUE
-        || (ioctl::type_of(call.command) == ioctl::SOCK_IOC_TYPE
-            && call.command != ioctl::SIOCGSKNS);
-    if needs_ifreq && call.input.is_empty() {
-        let (input, output) = row.map_or(Shape::IfReqIn, |row| row.shape).sizes(call.compat);
-        return Ok(Reply::Fetch { address: call.argument, input, output });
+    let has_ifreq =
+        ioctl::type_of(call.command) == ioctl::SOCK_IOC_TYPE && call.command != ioctl::SIOCGSKNS;
+    // It comes before all other checks.
+    if has_ifreq && let Some(fetch) = row.map_or(Shape::IfReqIn, |row| row.shape).missing(call) {
+        return Ok(fetch);
     }
     let Some(row) = row else {
-        // TUNSETQUEUE is served on any file, and no file is a queue that can be detached.
-        let served = attached || call.command == ioctl::TUNSETQUEUE;
-        return Err(if served { Errno::EINVAL } else { Errno::EBADFD });
+        return Err(if mode.is_some() { Errno::EINVAL } else { Errno::EBADFD });
     };
-    if row.when == When::Attached && !attached {
-        return Err(Errno::EBADFD);
+    match (row.when, mode) {
+        (When::Unattached, Some(_)) => return Err(Errno::EPERM),
+        (When::Attached | When::OnTap, None) => return Err(Errno::EBADFD),
+        (When::OnTap, Some(Mode::Tun)) => return Err(Errno::EINVAL),
+        (When::Always | When::Unattached | When::Attached | When::OnTap, _) => {}
     }
-    let (input, output) = row.shape.sizes(call.compat);
-    if call.input.len() != input || call.output_room != output {
-        return Ok(Reply::Fetch { address: call.argument, input, output });
+    if let Some(fetch) = row.shape.missing(call) {
+        return Ok(fetch);
     }
-    let argument = Argument { value: call.argument, input: &call.input, compat: call.compat };
-    (row.effect)(core, file, argument).map(|output| Reply::Ioctl { result: 0, output })
-}
-
-/// `tun_set_iff`: see [`Core::attach`]. The flags come back as they were given.
-fn set_iff(core: &mut Core, file: FileId, argument: Argument<'_>) -> Result<IoctlOutput, Errno> {
-    let mut request = argument.ifreq()?;
-    let name = core.attach(file, request.name(), request.flags())?;
-    request.copy_name(&name);
-    Ok((&request).into())
-}
-
-/// `tun_get_iff`: everything zeroed but the name and the flags of `tun_flags`. IFF_NO_PI is always set, because
-/// its bit means IFF_NOFILTER here and no file has a classic BPF filter.
-fn get_iff(core: &mut Core, file: FileId, argument: Argument<'_>) -> Result<IoctlOutput, Errno> {
-    let tunnel = attached(core, file)?;
-    let mut flags = tunnel.flags | IfFlags::NO_PI;
-    flags |= match tunnel.mode {
-        Mode::Tun => IfFlags::TUN,
-        Mode::Tap => IfFlags::TAP,
+    let argument = Argument {
+        value: call.argument,
+        input: &call.input,
+        compat: call.compat,
+        credentials: call.credentials.as_deref(),
     };
-    flags.set(IfFlags::PERSIST, tunnel.persistent);
-    let mut request = IfReq::zeroed(argument.compat);
-    request.copy_name(&tunnel.name);
-    request.set_flags(flags);
-    Ok((&request).into())
-}
-
-fn set_persist(
-    core: &mut Core,
-    file: FileId,
-    argument: Argument<'_>,
-) -> Result<IoctlOutput, Errno> {
-    attached(core, file)?.persistent = argument.value != 0;
-    Ok(IoctlOutput::NONE)
-}
-
-fn set_owner(core: &mut Core, file: FileId, argument: Argument<'_>) -> Result<IoctlOutput, Errno> {
-    attached(core, file)?.owner = Some(valid_id(argument.low())?);
-    Ok(IoctlOutput::NONE)
-}
-
-fn set_group(core: &mut Core, file: FileId, argument: Argument<'_>) -> Result<IoctlOutput, Errno> {
-    attached(core, file)?.group = Some(valid_id(argument.low())?);
-    Ok(IoctlOutput::NONE)
-}
-
-/// `uid_valid`: every number but -1.
-fn valid_id(id: u32) -> Result<u32, Errno> {
-    if id == u32::MAX { Err(Errno::EINVAL) } else { Ok(id) }
-}
-
-fn set_link(core: &mut Core, file: FileId, argument: Argument<'_>) -> Result<IoctlOutput, Errno> {
-    let tunnel = attached(core, file)?;
-    if tunnel.up {
-        return Err(Errno::EBUSY);
-    }
-    let [low, high, ..] = argument.value.to_le_bytes();
-    tunnel.link_type = u16::from_le_bytes([low, high]);
-    Ok(IoctlOutput::NONE)
-}
-
-/// `set_offload`: each feature needs those it builds on; what is left over is refused, and nothing changes then.
-fn set_offload(
-    core: &mut Core,
-    file: FileId,
-    argument: Argument<'_>,
-) -> Result<IoctlOutput, Errno> {
-    let tunnel = attached(core, file)?;
-    let asked = Offload::from_bits(argument.value).ok_or(Errno::EINVAL)?;
-    let tso = Offload::TSO4 | Offload::TSO6;
-    let uso = Offload::USO4 | Offload::USO6;
-
-    let mut left = asked;
-    if asked.contains(Offload::CSUM) {
-        left -= Offload::CSUM | tso | Offload::UFO;
-        if asked.intersects(tso) {
-            left -= Offload::TSO_ECN;
-        }
-        if asked.contains(uso) {
-            left -= uso;
-        }
-        if asked.intersects(tso | uso) && asked.contains(Offload::UDP_TUNNEL_GSO) {
-            left -= Offload::UDP_TUNNEL_GSO | Offload::UDP_TUNNEL_GSO_CSUM;
-        }
-    }
-    if !left.is_empty() {
-        return Err(Errno::EINVAL);
-    }
-    tunnel.offload = asked;
-    Ok(IoctlOutput::NONE)
-}
-
-fn get_send_buffer(core: &mut Core, file: FileId, _: Argument<'_>) -> Result<IoctlOutput, Errno> {
-    Ok(attached(core, file)?.send_buffer.into())
-}
-
-fn set_send_buffer(
-    core: &mut Core,
-    file: FileId,
-    argument: Argument<'_>,
-) -> Result<IoctlOutput, Errno> {
-    let size = argument.int()?;
-    if size <= 0 {
-        return Err(Errno::EINVAL);
-    }
-    attached(core, file)?.send_buffer = size;
-    Ok(IoctlOutput::NONE)
-}
-
-fn get_vnet_header_size(
-    core: &mut Core,
-    file: FileId,
-    _: Argument<'_>,
-) -> Result<IoctlOutput, Errno> {
-    Ok(attached(core, file)?.vnet_header_size.into())
-}
-
-fn set_vnet_header_size(
-    core: &mut Core,
-    file: FileId,
-    argument: Argument<'_>,
-) -> Result<IoctlOutput, Errno> {
-    let size = argument.int()?;
-    if usize::try_from(size).map_or(true, |size| size < VnetHeader::SIZE) {
-        return Err(Errno::EINVAL);
-    }
-    attached(core, file)?.vnet_header_size = size;
-    Ok(IoctlOutput::NONE)
-}
-
-fn get_vnet_little_endian(
-    core: &mut Core,
-    file: FileId,
-    _: Argument<'_>,
-) -> Result<IoctlOutput, Errno> {
-    Ok(u32::from(attached(core, file)?.vnet_little_endian).into())
-}
-
-fn set_vnet_little_endian(
-    core: &mut Core,
-    file: FileId,
-    argument: Argument<'_>,
-) -> Result<IoctlOutput, Errno> {
-    attached(core, file)?.vnet_little_endian = argument.int()? != 0;
-    Ok(IoctlOutput::NONE)
-}
-
-/// The name that was passed is not looked at, and left alone.
-fn get_hwaddr(core: &mut Core, file: FileId, argument: Argument<'_>) -> Result<IoctlOutput, Errno> {
-    let mut request = argument.ifreq()?;
-    let tunnel = attached(core, file)?;
-    request.set_hwaddr(tunnel.link_type, tunnel.hwaddr().map_or([0; 6], |address| address.0));
-    Ok((&request).into())
-}
-
-/// `dev_set_mac_address`, then `eth_mac_addr`: a tun has no address to set.
-fn set_hwaddr(core: &mut Core, file: FileId, argument: Argument<'_>) -> Result<IoctlOutput, Errno> {
-    let (family, address) = argument.ifreq()?.hwaddr();
-    let address = MacAddress(address);
-    let tunnel = attached(core, file)?;
-    if tunnel.mode == Mode::Tun {
-        return Err(Errno::EOPNOTSUPP);
-    }
-    if family != tunnel.link_type {
-        return Err(Errno::EINVAL);
-    }
-    if address.is_group() || address.0 == [0; 6] {
-        return Err(Errno::EADDRNOTAVAIL);
-    }
-    tunnel.hwaddr = address;
-    Ok(IoctlOutput::NONE)
-}
-
-fn attached(core: &mut Core, file: FileId) -> Result<&mut Tunnel, Errno> {
-    core.tunnel_of_mut(file).ok_or(Errno::EBADFD)
+    (row.effect)(core, id, argument)
 }

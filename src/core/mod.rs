@@ -20,6 +20,8 @@ pub mod bpf;
 pub mod datagram;
 mod event;
 mod file;
+mod filter;
+mod flow;
 mod harness;
 mod headers;
 pub mod ioctl;
@@ -29,6 +31,7 @@ pub mod offload;
 mod request;
 #[cfg(test)]
 mod rig;
+mod settings;
 #[cfg(test)]
 mod tests;
 mod tunnel;
@@ -45,9 +48,10 @@ pub use self::{
     file::{File, Queue},
     harness::{CommandError, Delivery, Wrap},
     request::{
-        FileId, Head, IoctlCall, IoctlOutput, Op, Opener, Origin, Outcome, Output, ReadCall, Reply,
-        Request, RequestId, Scope, WakeHandle, WriteCall,
+        Credentials, FileId, Head, IoctlCall, IoctlOutput, Op, Opener, Origin, Outcome, Output,
+        ReadCall, Reply, Request, RequestId, Scope, UserRange, WakeHandle, WriteCall,
     },
+    settings::{SettingError, Settings},
     tunnel::{Count, Counters, Mode, Tunnel, TunnelId},
     wait::{Answer, Condition, WaitId},
 };
@@ -112,6 +116,7 @@ pub struct Core {
     random: fastrand::Rng,
     last_file: u64,
     last_tunnel: u32,
+    last_ifindex: u32,
 }
 
 impl Core {
@@ -129,6 +134,7 @@ impl Core {
             random: fastrand::Rng::with_seed(seed),
             last_file: 0,
             last_tunnel: 0,
+            last_ifindex: 0,
         }
     }
 
@@ -283,6 +289,9 @@ impl Core {
         let Some(tunnel) = file.tunnel.and_then(|tunnel| self.tunnels.get_mut(&tunnel)) else {
             return Some(Err(Errno::EBADFD));
         };
+        if call.limit == 0 {
+            return Some(Ok(Reply::Read { head: Head::default(), body: Bytes::new() }));
+        }
         if call.offset > 0 {
             return Some(Ok(Reply::Read { head: Head::default(), body: file.continue_read(call) }));
         }
@@ -338,6 +347,10 @@ impl Core {
         if !tunnel.up {
             return Err(Errno::EIO);
         }
+        if file.detached && tunnel.flags.contains(tun::IfFlags::NAPI) {
+            return Err(Errno::EBUSY);
+        }
+        tunnel.learn_flow(file_id, &datagram);
         self.send_to_harness(file_id, datagram);
         Ok(Reply::Written(length))
     }
@@ -355,7 +368,7 @@ impl Core {
         if !file.queue.is_empty() {
             ready |= tun::POLL_READABLE;
         }
-        if tunnel.is_writable() {
+        if tunnel.up && file.has_room_to_send() {
             ready |= tun::POLL_WRITABLE;
         }
         Ok(Reply::Ready(ready))
@@ -385,6 +398,14 @@ impl Core {
     fn tunnel_of_mut(&mut self, file: FileId) -> Option<&mut Tunnel> {
         let tunnel = self.files.get(&file)?.tunnel?;
         self.tunnels.get_mut(&tunnel)
+    }
+
+    /// A tunnel that is not gone.
+    fn living_mut(&mut self, id: TunnelId) -> Result<&mut Tunnel, CommandError> {
+        self.tunnels
+            .get_mut(&id)
+            .filter(|tunnel| !tunnel.gone)
+            .ok_or(CommandError::UnknownTunnel(Address::Id(id)))
     }
 
     fn tunnel_or_unknown(&self, id: TunnelId) -> Result<&Tunnel, CommandError> {

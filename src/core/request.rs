@@ -6,7 +6,13 @@
 use bytes::Bytes;
 
 use super::{Answer, Event, WaitId};
-use crate::{abi::tun::IfReq, abi::virtio_net::VnetHeader, errno::Errno};
+use zerocopy::IntoBytes;
+
+use crate::{
+    abi::tun::{IfReq, SockFprog},
+    abi::virtio_net::VnetHeader,
+    errno::Errno,
+};
 
 /// Which front end a request came through: its index in the hub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -94,10 +100,32 @@ pub struct IoctlCall {
     pub argument: u64,
     /// The caller is a 32-bit program.
     pub compat: bool,
-    /// What was fetched from the caller, as the last [`Reply::Fetch`] asked; empty before.
+    /// What the caller may do; `None`: everything.
+    pub credentials: Option<Box<Credentials>>,
+    /// What was fetched from the caller, as the last [`Reply::Fetch`] asked, joined; empty before.
     pub input: Bytes,
     /// How many bytes can be stored in the caller, as the last [`Reply::Fetch`] asked; 0 before.
     pub output_room: usize,
+}
+
+/// What the kernel looks at to permit TUNSETIFF, of the thread that calls it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Credentials {
+    /// `CAP_NET_ADMIN` is among its effective capabilities.
+    pub net_admin: bool,
+    /// Its effective user id.
+    pub uid: u32,
+    /// Its effective group id, and the supplementary ones.
+    pub groups: Vec<u32>,
+}
+
+/// A range of the caller's memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UserRange {
+    /// Its address.
+    pub address: u64,
+    /// Its length in bytes; 0: there is none.
+    pub length: usize,
 }
 
 /// The arguments of one `read(2)`, `readv(2)` or `pread(2)`.
@@ -138,14 +166,12 @@ pub enum Reply {
         /// The bytes to store.
         output: IoctlOutput,
     },
-    /// To `Ioctl`: ask again with so many bytes fetched from this address, and room for so many there.
+    /// To `Ioctl`: ask again with these ranges fetched, and room for output.
     Fetch {
-        /// The address in the caller.
-        address: u64,
-        /// Bytes to fetch.
-        input: usize,
-        /// Bytes that will be stored.
-        output: usize,
+        /// What to fetch: the argument, and what it points to.
+        input: [UserRange; 2],
+        /// Where something will be stored.
+        output: UserRange,
     },
     /// To `Read`: headers, then the datagram, together no longer than the limit.
     Read {
@@ -183,6 +209,12 @@ impl IoctlOutput {
 impl From<&IfReq> for IoctlOutput {
     fn from(request: &IfReq) -> Self {
         Self::copied(request.as_bytes())
+    }
+}
+
+impl From<&SockFprog> for IoctlOutput {
+    fn from(program: &SockFprog) -> Self {
+        Self::copied(program.as_bytes())
     }
 }
 

@@ -122,22 +122,37 @@ impl Rig {
         argument: u64,
         input: &[u8],
     ) -> Result<Vec<u8>, Errno> {
-        let mut call =
-            IoctlCall { command, argument, compat: false, input: Bytes::new(), output_room: 0 };
-        for _ in 0..3 {
+        let (result, stored) = self.ioctl_by(file, command, argument, input, None)?;
+        assert_eq!(result, 0, "ioctl {command:#x}");
+        Ok(stored)
+    }
+
+    /// The same by a caller that may not do everything. The memory at `argument` is `input`, and goes on as far as the command
+    /// wants to read.
+    pub(super) fn ioctl_by(
+        &mut self,
+        file: FileId,
+        command: u32,
+        argument: u64,
+        input: &[u8],
+        credentials: Option<&Credentials>,
+    ) -> Result<(i32, Vec<u8>), Errno> {
+        let mut call = IoctlCall { argument, ..call(command) };
+        call.credentials = credentials.cloned().map(Box::new);
+        for _ in 0..4 {
             match self.answered(Op::Ioctl(file, call.clone()))? {
-                Reply::Fetch { address, input: wanted, output } => {
-                    assert_eq!(address, argument);
-                    assert!(
-                        wanted == 0 || wanted == input.len(),
-                        "{command:#x} wants {wanted} bytes"
-                    );
+                Reply::Fetch { input: wanted, output } => {
+                    assert!(wanted[0].length == 0 || wanted[0].address == argument);
+                    let wanted: usize = wanted.iter().map(|range| range.length).sum();
+                    assert!(wanted <= input.len(), "{command:#x} wants {wanted} bytes");
                     call.input = Bytes::copy_from_slice(&input[..wanted]);
-                    call.output_room = output;
+                    call.output_room = output.length;
                 }
-                Reply::Ioctl { result: 0, output } => return Ok(output.as_bytes().to_vec()),
-                other @ (Reply::Ioctl { .. }
-                | Reply::Opened(_)
+                Reply::Ioctl { result, output } => {
+                    assert!(output.as_bytes().len() <= call.output_room);
+                    return Ok((result, output.as_bytes().to_vec()));
+                }
+                other @ (Reply::Opened(_)
                 | Reply::Read { .. }
                 | Reply::Written(_)
                 | Reply::Ready(_)
@@ -153,11 +168,28 @@ impl Rig {
         name: &str,
         flags: u16,
     ) -> Result<String, Errno> {
+        self.set_iff_by(file, name, flags, None)
+    }
+
+    pub(super) fn set_iff_by(
+        &mut self,
+        file: FileId,
+        name: &str,
+        flags: u16,
+        credentials: Option<&Credentials>,
+    ) -> Result<String, Errno> {
         let mut request = IfReq::zeroed(false);
         request.copy_name(&Name::new(name.as_bytes()));
         request.set_flags(IfFlags::from_bits_retain(flags));
-        let stored = self.ioctl(file, ioctl::TUNSETIFF, 0x1000, request.as_bytes())?;
+        let bytes = request.as_bytes();
+        let (_, stored) = self.ioctl_by(file, ioctl::TUNSETIFF, 0x1000, bytes, credentials)?;
         Ok(IfReq::from_bytes(&stored).expect("a whole ifreq").name().to_string())
+    }
+
+    pub(super) fn set_queue(&mut self, file: FileId, flags: u16) -> Result<(), Errno> {
+        let mut request = IfReq::zeroed(false);
+        request.set_flags(IfFlags::from_bits_retain(flags));
+        self.ioctl(file, ioctl::TUNSETQUEUE, 0x1000, request.as_bytes()).map(|_| ())
     }
 
     /// A file attached to a tunnel of its own.
@@ -250,6 +282,21 @@ impl Rig {
         self.drain();
     }
 
+    pub(super) fn configure(
+        &mut self,
+        tunnel: TunnelId,
+        settings: &Settings,
+    ) -> Result<(), CommandError> {
+        let configured = self.core.configure(tunnel, settings);
+        self.drain();
+        configured
+    }
+
+    pub(super) fn delete(&mut self, tunnel: TunnelId) {
+        self.core.delete(tunnel).expect("the tunnel is there");
+        self.drain();
+    }
+
     pub(super) fn wait(
         &mut self,
         id: u64,
@@ -280,6 +327,18 @@ impl Rig {
         let set = self.core.set_peer(tunnel, peer);
         self.drain();
         set
+    }
+}
+
+/// A call in its first round.
+pub(super) fn call(command: u32) -> IoctlCall {
+    IoctlCall {
+        command,
+        argument: 0,
+        compat: false,
+        credentials: None,
+        input: Bytes::new(),
+        output_room: 0,
     }
 }
 

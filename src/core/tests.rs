@@ -1,9 +1,14 @@
 //! The rules of the core, a scenario each. Sections are those of the behaviour of `drivers/net/tun.c`.
 
+mod ioctls;
+mod permission;
+mod queues;
+mod settings;
+
 use bytes::Bytes;
 
 use super::{
-    rig::{Rig, bytes_read},
+    rig::{Rig, bytes_read, call},
     *,
 };
 use crate::abi::tun::{IfFlags, IfReq, Name, POLL_ERROR, POLL_READABLE, POLL_WRITABLE, ioctl::*};
@@ -167,15 +172,17 @@ fn order_of_checks_is_shared_by_all_commands() {
     let mut rig = Rig::new();
     let file = rig.open();
     let fetches = |rig: &mut Rig, command| {
-        let call =
-            IoctlCall { command, argument: 9, compat: false, input: Bytes::new(), output_room: 0 };
+        let call = IoctlCall { argument: 9, ..call(command) };
         let request = rig.ask(Op::Ioctl(file, call));
         rig.outcome(request).unwrap()
     };
     // Type 0x89, known or not, and TUNSETQUEUE: an ifreq comes first.
     for command in [SIOCGIFHWADDR, 0x8901, 0x89ff, TUNSETQUEUE] {
         assert!(
-            matches!(fetches(&mut rig, command), Ok(Reply::Fetch { address: 9, input: 40, .. })),
+            matches!(
+                fetches(&mut rig, command),
+                Ok(Reply::Fetch { input: [UserRange { address: 9, length: 40 }, _], .. })
+            ),
             "{command:#x}"
         );
     }
@@ -217,15 +224,15 @@ fn tungetiff_gives_the_name_and_the_flags() {
 fn thirty_two_bit_callers_have_a_shorter_ifreq() {
     let mut rig = Rig::new();
     let file = rig.open();
-    let mut call = IoctlCall {
-        command: TUNSETIFF,
-        argument: 1,
-        compat: true,
-        input: Bytes::new(),
-        output_room: 0,
-    };
+    let mut call = IoctlCall { argument: 1, compat: true, ..call(TUNSETIFF) };
     let request = rig.ask(Op::Ioctl(file, call.clone()));
-    assert_eq!(rig.outcome(request), Some(Ok(Reply::Fetch { address: 1, input: 32, output: 32 })));
+    assert_eq!(
+        rig.outcome(request),
+        Some(Ok(Reply::Fetch {
+            input: [UserRange { address: 1, length: 32 }, UserRange::default()],
+            output: UserRange { address: 1, length: 32 },
+        }))
+    );
     let mut ifreq = IfReq::zeroed(true);
     ifreq.set_flags(IfFlags::TUN);
     call.input = Bytes::copy_from_slice(ifreq.as_bytes());
@@ -763,6 +770,7 @@ fn events_are_built_only_while_somebody_observes() {
             Event::Attached { .. } => "attached",
             Event::Detached { deleted: true, .. } => "deleted",
             Event::Detached { .. } => "detached",
+            Event::Deleted { .. } => "deleted under its files",
             Event::ToClient { .. } => "to client",
             Event::FromClient { .. } => "from client",
             Event::Dropped { .. } => "dropped",

@@ -1,8 +1,14 @@
 //! One emulated interface (kernel: `struct tun_struct` and its `net_device`).
 
-use super::{Address, FileId, Limits, MacAddress, PeerId, Scope, datagram::Framing, file::Queue};
+use super::{
+    Address, FileId, Limits, MacAddress, PeerId, Scope,
+    datagram::Framing,
+    file::Queue,
+    filter::{PacketFilter, TxFilter},
+    flow::FlowTable,
+};
 use crate::abi::{
-    tun::{ARPHRD_ETHER, ARPHRD_NONE, IfFlags, Name, Offload},
+    tun::{ARPHRD_ETHER, ARPHRD_NONE, IfFlags, MAX_MTU, Name, Offload},
     virtio_net::VnetHeader,
 };
 
@@ -29,11 +35,28 @@ impl Mode {
         }
     }
 
-    /// Queue length: `TUN_READQ_SIZE` for tun, the default `tx_queue_len` of Ethernet for tap.
-    fn queue_length(self) -> usize {
+    /// `tx_queue_len` at first: `TUN_READQ_SIZE` for tun, what `ether_setup` sets for tap.
+    fn tx_queue_length(self) -> usize {
         match self {
             Self::Tun => 500,
             Self::Tap => 1000,
+        }
+    }
+
+    /// The type of its flag.
+    pub(super) fn flag(self) -> IfFlags {
+        match self {
+            Self::Tun => IfFlags::TUN,
+            Self::Tap => IfFlags::TAP,
+        }
+    }
+
+    /// `max_mtu`.
+    #[must_use]
+    pub fn max_mtu(self) -> u32 {
+        match self {
+            Self::Tun => MAX_MTU,
+            Self::Tap => MAX_MTU - 14,
         }
     }
 }
@@ -67,6 +90,15 @@ impl Count {
     }
 }
 
+/// By what a tunnel is known.
+pub(super) struct Identity {
+    pub(super) id: TunnelId,
+    pub(super) name: Name,
+    pub(super) requested_name: Name,
+    pub(super) scope: Scope,
+    pub(super) ifindex: u32,
+}
+
 /// One emulated interface.
 #[derive(Debug)]
 pub struct Tunnel {
@@ -79,16 +111,25 @@ pub struct Tunnel {
     pub(super) persistent: bool,
     pub(super) owner: Option<u32>,
     pub(super) group: Option<u32>,
+    pub(super) ifindex: u32,
     pub(super) up: bool,
+    /// Off, nothing reaches the client.
+    pub(super) carrier: bool,
     pub(super) mtu: u32,
+    /// How many datagrams a queue holds.
+    pub(super) tx_queue_length: usize,
     pub(super) hwaddr: MacAddress,
     pub(super) link_type: u16,
     pub(super) vnet_header_size: i32,
     pub(super) vnet_little_endian: bool,
-    pub(super) send_buffer: i32,
     pub(super) offload: Offload,
-    /// Attached files, in the order they came.
-    pub(super) files: Vec<FileId>,
+    pub(super) tx_filter: TxFilter,
+    pub(super) packet_filter: PacketFilter,
+    pub(super) flows: FlowTable,
+    /// Files whose queue gets datagrams, by the index of the queue (kernel: `tfiles`).
+    pub(super) queues: Vec<FileId>,
+    /// Files whose queue TUNSETQUEUE has detached (kernel: `disabled`).
+    pub(super) detached: Vec<FileId>,
     /// What clients wrote and the harness has not taken.
     pub(super) written: Queue,
     /// The file whose write is the newest in `written`.
@@ -103,27 +144,23 @@ impl Tunnel {
     /// A tunnel as TUNSETIFF makes it, except that it is up.
     ///
     /// DIFFERS: a tunnel starts up, the kernel's starts down. Nobody else could bring it up: there is no interface.
-    pub(super) fn new(
-        id: TunnelId,
-        name: Name,
-        requested_name: Name,
-        scope: Scope,
-        mode: Mode,
-        hwaddr: MacAddress,
-        limits: &Limits,
-    ) -> Self {
+    pub(super) fn new(identity: Identity, mode: Mode, hwaddr: MacAddress, limits: &Limits) -> Self {
+        let Identity { id, name, requested_name, scope, ifindex } = identity;
         Self {
             id,
             name,
             requested_name,
             scope,
+            ifindex,
             mode,
             flags: IfFlags::empty(),
             persistent: false,
             owner: None,
             group: None,
             up: true,
+            carrier: true,
             mtu: 1500,
+            tx_queue_length: mode.tx_queue_length(),
             hwaddr,
             link_type: match mode {
                 Mode::Tun => ARPHRD_NONE,
@@ -131,9 +168,12 @@ impl Tunnel {
             },
             vnet_header_size: 10,
             vnet_little_endian: false,
-            send_buffer: i32::MAX,
             offload: Offload::empty(),
-            files: Vec::new(),
+            tx_filter: TxFilter::default(),
+            packet_filter: PacketFilter::default(),
+            flows: FlowTable::default(),
+            queues: Vec::new(),
+            detached: Vec::new(),
             written: Queue::new(limits.written_datagrams, limits.written_bytes),
             last_writer: None,
             peer: None,
@@ -196,6 +236,18 @@ impl Tunnel {
         self.up
     }
 
+    /// Datagrams reach the client.
+    #[must_use]
+    pub fn has_carrier(&self) -> bool {
+        self.carrier
+    }
+
+    /// Its number among the interfaces of its scope.
+    #[must_use]
+    pub fn ifindex(&self) -> u32 {
+        self.ifindex
+    }
+
     /// Maximum transmission unit in bytes.
     #[must_use]
     pub fn mtu(&self) -> u32 {
@@ -208,10 +260,15 @@ impl Tunnel {
         (self.mode == Mode::Tap).then_some(self.hwaddr)
     }
 
-    /// The attached files, in the order they came.
+    /// The attached files: first those whose queue gets datagrams, by its index.
+    pub fn files(&self) -> impl Iterator<Item = FileId> {
+        self.queues.iter().chain(&self.detached).copied()
+    }
+
+    /// How many datagrams a queue holds.
     #[must_use]
-    pub fn files(&self) -> &[FileId] {
-        &self.files
+    pub fn tx_queue_length(&self) -> usize {
+        self.tx_queue_length
     }
 
     /// What clients wrote and the harness has not taken.
@@ -257,12 +314,13 @@ impl Tunnel {
         }
     }
 
-    /// Whether `POLLOUT` is due: up, and half of the send buffer beyond the one byte that `sock_writeable` always counts.
-    pub(super) fn is_writable(&self) -> bool {
-        self.up && self.send_buffer >> 1 > 1
+    /// How many files are attached.
+    pub(super) fn file_count(&self) -> usize {
+        self.queues.len() + self.detached.len()
     }
 
+    /// `tun_queue_resize`, of a queue that is empty.
     pub(super) fn new_queue(&self, limits: &Limits) -> Queue {
-        Queue::new(self.mode.queue_length(), limits.queue_bytes)
+        Queue::new(self.tx_queue_length, limits.queue_bytes)
     }
 }

@@ -137,12 +137,12 @@ impl Core {
         let met = |tunnel: &Tunnel| Answer::Met(Some(tunnel.id));
         match condition {
             Condition::Attached(address) => {
-                living(address).find(|tunnel| !tunnel.files.is_empty()).map(met)
+                living(address).find(|tunnel| tunnel.file_count() > 0).map(met)
             }
             Condition::Detached(address) => match living(address).next_back() {
                 None => Some(Answer::Met(None)),
                 Some(tunnel) => {
-                    living(address).all(|tunnel| tunnel.files.is_empty()).then(|| met(tunnel))
+                    living(address).all(|tunnel| tunnel.file_count() == 0).then(|| met(tunnel))
                 }
             },
             Condition::Reading(address) => {
@@ -165,6 +165,6 @@ impl Core {
     }
 
     fn has_parked_read(&self, tunnel: &Tunnel) -> bool {
-        tunnel.files.iter().filter_map(|id| self.files.get(id)).any(|file| !file.parked.is_empty())
+        tunnel.files().filter_map(|id| self.files.get(&id)).any(|file| !file.parked.is_empty())
     }
 }

@@ -12,8 +12,8 @@ use super::{intercept::Carried, opener};
 use crate::{
     abi::tun::O_NONBLOCK,
     core::{
-        FileId, IoctlCall, Op, Origin, Outcome, ReadCall, Reply, Request, RequestId, WakeHandle,
-        WriteCall,
+        self, FileId, IoctlCall, Op, Origin, Outcome, ReadCall, Reply, Request, RequestId,
+        WakeHandle, WriteCall,
     },
     errno::Errno,
     hub::{FrontEnd, Hub},
@@ -74,11 +74,9 @@ impl DeviceFrontEnd {
         let reply = self.channel.reply_ioctl(id);
         match outcome {
             Ok(Reply::Ioctl { result, output }) => reply.done(result, output.as_bytes()),
-            Ok(Reply::Fetch { address, input, output }) => {
-                let range = |length| [UserRange { address, length }];
-                let (input, output) = (range(input), range(output));
-                let some = |range: &'_ [UserRange; 1]| usize::from(range[0].length > 0);
-                reply.retry(&input[..some(&input)], &output[..some(&output)])
+            Ok(Reply::Fetch { input, output }) => {
+                let (input, output) = (input.map(user_range), [user_range(output)]);
+                reply.retry(some(&input), some(&output))
             }
             // A carried call, of nothing.
             Ok(Reply::Read { .. } | Reply::Written(_)) => reply.done(0, &[]),
@@ -144,6 +142,7 @@ impl Device for DeviceFrontEnd {
                 IoctlCall {
                     command: ioctl.command,
                     argument: ioctl.argument,
+                    credentials: None,
                     compat: ioctl.flags.contains(IoctlFlags::COMPAT),
                     input: Bytes::copy_from_slice(ioctl.input),
                     output_room: usize::try_from(ioctl.output_size).unwrap_or(usize::MAX),
@@ -214,6 +213,16 @@ impl FrontEnd for DeviceFrontEnd {
             Identity::FileSystem(number) => file.dev() == number,
         }
     }
+}
+
+fn user_range(range: core::UserRange) -> UserRange {
+    UserRange { address: range.address, length: range.length }
+}
+
+/// The ranges before the first that is empty.
+fn some(ranges: &[UserRange]) -> &[UserRange] {
+    let count = ranges.iter().take_while(|range| range.length > 0).count();
+    &ranges[..count]
 }
 
 fn to_nix(errno: Errno) -> cuse_rs::Errno {

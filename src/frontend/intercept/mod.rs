@@ -103,9 +103,14 @@ impl Carried {
             }
             Self::Ioctl { command, value } => {
                 // The width of the caller matters to structures alone; its value is extended by zeros.
-                let (input, output_room) = (bytes::Bytes::new(), 0);
-                let call =
-                    IoctlCall { command, argument: value, compat: false, input, output_room };
+                let call = IoctlCall {
+                    command,
+                    argument: value,
+                    credentials: None,
+                    compat: false,
+                    input: bytes::Bytes::new(),
+                    output_room: 0,
+                };
                 Op::Ioctl(file, call)
             }
         }
