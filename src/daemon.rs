@@ -29,7 +29,10 @@ use tracing::{error, info, warn};
 use crate::{
     control::server::{BindError, Server},
     core::{Core, Limits},
-    frontend::{Registered, device::DeviceFrontEnd},
+    frontend::{
+        Registered,
+        device::{Admission, DeviceFrontEnd},
+    },
     hub::Hub,
     sys,
 };
@@ -73,6 +76,8 @@ pub struct Options {
     pub threads: NonZero<u8>,
     /// A single one may look for the next call for a moment before it sleeps.
     pub spin: bool,
+    /// Whether TUNSETIFF asks who calls.
+    pub admission: Admission,
 }
 
 /// Threads that serve devices and a control socket.
@@ -114,9 +119,10 @@ impl Daemon {
         let lost = Arc::new(OnceLock::new());
         let mut served = Vec::new();
         for Registered { name, path, channel, identity, stop } in devices {
-            let front_end = DeviceFrontEnd::new(&hub, channel, identity).ok_or_else(|| {
-                system("adding the device")(io::Error::other("there are too many"))
-            })?;
+            let front_end = DeviceFrontEnd::new(&hub, channel, identity, options.admission)
+                .ok_or_else(|| {
+                    system("adding the device")(io::Error::other("there are too many"))
+                })?;
             let briskly = options.spin && options.threads.get() == 1;
             let (alive, ended) = mpsc::channel();
             let threads = (0..options.threads.get()).map(|_| {

@@ -33,7 +33,11 @@ fn usage_errors_exit_with_2() {
         &["take", "tun0", "--timeout", "soon"],
         &["wait", "tun0"],
         &["wait", "tun0", "friday"],
+        &["set", "tun0"],
         &["set", "tun0", "sideways"],
+        &["set", "tun0", "up", "mtu"],
+        &["set", "tun0", "mac", "02:00"],
+        &["delete"],
         &["serve"],
         &["serve", "--cuse", ""],
         &["serve", "--cuse", "../x"],
@@ -49,7 +53,7 @@ fn usage_errors_exit_with_2() {
 
 fn help_names_every_verb() {
     let help = memtun(&["--help"]).succeeded();
-    for verb in ["serve", "run", "list", "inject", "take", "wait", "watch", "set"] {
+    for verb in ["serve", "run", "list", "inject", "take", "wait", "watch", "set", "delete"] {
         assert!(help.contains(&format!("\n  {verb}")), "{verb}: {help}");
         assert!(memtun(&[verb, "--help"]).succeeded().contains("Usage: memtun"), "{verb}");
     }

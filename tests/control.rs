@@ -398,7 +398,9 @@ fn watch_shows_everything(backend: Backend) {
         move || {
             let mut set = |link| {
                 let tunnel = "tap0".parse().unwrap();
-                client.call(&memtun::command::set::Set { tunnel, link }).unwrap();
+                let set = memtun::command::set::Set::of(tunnel);
+                let link = Some(link);
+                client.call(&memtun::command::set::Set { link, ..set }).unwrap();
             };
             while lines.is_running() {
                 set(memtun::command::set::Link::Down);

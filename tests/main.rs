@@ -13,6 +13,7 @@
     reason = "a test may panic and print"
 )]
 
+mod abi;
 mod bpf;
 mod cli;
 mod clients;
@@ -71,7 +72,7 @@ fn main() -> ExitCode {
 
 fn device_trials(backend: Backend) -> Vec<Trial> {
     let kind = Gate::new(backend.word(), backend.word(), backend.obstacle());
-    let tests = [device::TESTS, control::TESTS, offload::TESTS].into_iter().flatten();
+    let tests = [device::TESTS, control::TESTS, offload::TESTS, abi::TESTS].into_iter().flatten();
     let of_clients = clients::TESTS.iter().map(|client| {
         let gate = match &kind {
             Gate::Open => match client.limit(backend) {

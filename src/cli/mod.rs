@@ -13,7 +13,8 @@ use clap::{Parser, Subcommand};
 
 use crate::{
     client::Client,
-    command::{inject, list, set, take, wait, watch},
+    command::{delete, inject, list, set, take, wait, watch},
+    frontend::device,
 };
 
 /// Where the control socket is unless it is said.
@@ -40,6 +41,22 @@ enum Verb {
     Wait(wait::Args),
     Watch(watch::Args),
     Set(set::Args),
+    Delete(delete::Args),
+}
+
+/// Who may attach to a tunnel; an option of all that serve a device.
+#[derive(Clone, Copy, Debug, clap::Args)]
+struct Admission {
+    /// Refuse TUNSETIFF with EPERM where the kernel does: making a tunnel takes CAP_NET_ADMIN, attaching to one that is there
+    /// takes that or to be its owner (TUNSETOWNER) and in its group (TUNSETGROUP), as far as they are set.
+    #[arg(long)]
+    require_net_admin: bool,
+}
+
+impl From<Admission> for device::Admission {
+    fn from(Admission { require_net_admin }: Admission) -> Self {
+        if require_net_admin { Self::NetAdmin } else { Self::Everybody }
+    }
 }
 
 impl Cli {
@@ -55,7 +72,8 @@ impl Cli {
             | Verb::Take(_)
             | Verb::Wait(_)
             | Verb::Watch(_)
-            | Verb::Set(_) => "info",
+            | Verb::Set(_)
+            | Verb::Delete(_) => "info",
         }
     }
 
@@ -76,6 +94,7 @@ impl Cli {
             Verb::Wait(args) => args.run(control, out)?,
             Verb::Watch(args) => args.run(&mut connect()?, out)?,
             Verb::Set(args) => args.run(&mut connect()?)?,
+            Verb::Delete(args) => args.run(&mut connect()?)?,
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -80,6 +80,8 @@ pub(super) struct Args {
     /// Give the program an empty network namespace.
     #[arg(long)]
     net: bool,
+    #[command(flatten)]
+    admission: super::Admission,
     /// Keep the program and what serves it on one CPU, by its number: a call is cheapest when nobody has to be woken on another.
     #[arg(long, value_name = "N", conflicts_with = "device")]
     cpu: Option<usize>,
@@ -156,11 +158,12 @@ impl Args {
             Identity::Number(_) => None,
         };
         let interceptor = self.interceptor(file_system);
-        let daemon = Daemon::start(
-            vec![device],
-            socket.server,
-            Options { threads: NonZero::<u8>::MIN, spin: !self.no_spin },
-        )?;
+        let options = Options {
+            threads: NonZero::<u8>::MIN,
+            spin: !self.no_spin,
+            admission: self.admission.into(),
+        };
+        let daemon = Daemon::start(vec![device], socket.server, options)?;
         self.announce(&daemon)?;
 
         intercept(interceptor)?;

@@ -43,6 +43,8 @@ pub(super) struct Args {
     /// Number of the device, as MAJOR:MINOR; default: one that is free.
     #[arg(long, value_name = "MAJOR:MINOR", value_parser = number, requires = "cuse")]
     number: Option<(u32, u32)>,
+    #[command(flatten)]
+    admission: super::Admission,
     /// Threads that read each device; one serves any number of blocked clients.
     #[arg(long, value_name = "N", default_value = "1")]
     threads: NonZero<u8>,
@@ -77,11 +79,12 @@ impl Args {
             Some(listener) => Server::inherited(listener),
             None => Server::bind(&socket)?,
         };
-        let daemon = Daemon::start(
-            self.devices()?,
-            server,
-            Options { threads: self.threads, spin: !self.no_spin },
-        )?;
+        let options = Options {
+            threads: self.threads,
+            spin: !self.no_spin,
+            admission: self.admission.into(),
+        };
+        let daemon = Daemon::start(self.devices()?, server, options)?;
         info!(control = %socket.path.display(), "ready");
         tell_service_manager(&[NotifyState::Ready]);
         let signal = wait_for(&signals).map_err(system("waiting for a signal"))?;

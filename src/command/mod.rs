@@ -2,6 +2,7 @@
 //! (arguments and text).
 
 pub mod attach;
+pub mod delete;
 pub mod inject;
 pub mod list;
 pub mod set;
@@ -47,10 +48,11 @@ pub(crate) fn dispatch(method: &str, params: Value, session: &Arc<Session>, repl
         wait::Wait::NAME => perform::<wait::Wait>(params, session, reply),
         watch::Watch::NAME => perform::<watch::Watch>(params, session, reply),
         set::Set::NAME => perform::<set::Set>(params, session, reply),
+        delete::Delete::NAME => perform::<delete::Delete>(params, session, reply),
         attach::Attach::NAME => perform::<attach::Attach>(params, session, reply),
         _ => {
             let message = format!(
-                "no method {method:?}; there are list, inject, take, wait, watch, set and attach"
+                "no method {method:?}; there are list, inject, take, wait, watch, set, delete and attach"
             );
             reply.fail(Failure::new("unknown-method", message));
         }

@@ -1,28 +1,46 @@
-//! `set`: changes a tunnel from outside.
+//! `set`: changes a tunnel from outside, as `ip link set` does an interface.
 
-use std::sync::Arc;
+use std::{str::FromStr, sync::Arc};
 
+use clap::{Arg, ArgMatches, Command, FromArgMatches, ValueEnum, error::ErrorKind};
 use serde::{Deserialize, Serialize};
 
 use super::Method;
 use crate::{
+    abi::tun::Name,
     client::{Client, ClientError},
     control::session::{Reply, Session},
-    core::Address,
+    core::{Address, MacAddress, Settings, parse_name},
 };
 
-/// Parameters on the wire.
-#[derive(Debug, Serialize, Deserialize)]
+/// Parameters on the wire: all that is asked for is changed or, if a part of it is refused, nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Set {
     /// The tunnel.
     pub tunnel: Address,
     /// Up or down.
-    pub link: Link,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<Link>,
+    /// Maximum transmission unit in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// Ethernet address of a tap.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddress>,
+    /// Name, or a template with `%d`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<Name>,
+    /// On or off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub carrier: Option<Carrier>,
+    /// How many datagrams a queue holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub txqueuelen: Option<u32>,
 }
 
 /// Whether clients can write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Link {
     /// Writes succeed.
@@ -31,30 +49,71 @@ pub enum Link {
     Down,
 }
 
+/// Whether anything reaches the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Carrier {
+    /// Datagrams can be injected.
+    On,
+    /// None can.
+    Off,
+}
+
 /// Nothing to say.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Done {}
+
+impl Set {
+    /// No change of a tunnel yet.
+    #[must_use]
+    pub fn of(tunnel: Address) -> Self {
+        Self {
+            tunnel,
+            link: None,
+            mtu: None,
+            mac: None,
+            name: None,
+            carrier: None,
+            txqueuelen: None,
+        }
+    }
+}
 
 impl Method for Set {
     const NAME: &'static str = "set";
     type Result = Done;
 
     fn perform(self, session: &Arc<Session>, reply: Reply<Done>) {
+        let settings = Settings {
+            up: self.link.map(|link| link == Link::Up),
+            mtu: self.mtu,
+            hwaddr: self.mac,
+            name: self.name,
+            carrier: self.carrier.map(|carrier| carrier == Carrier::On),
+            tx_queue_length: self.txqueuelen,
+        };
         let result = session.hub().with(|core| {
             let tunnel = core.find(&self.tunnel)?;
-            core.set_link(tunnel, self.link == Link::Up)
+            core.configure(tunnel, &settings)
         });
         reply.send(result.map(|()| Done {}).map_err(Into::into));
     }
 }
 
-/// Brings a tunnel up or down.
+/// Changes a tunnel as 'ip link set' does an interface: all that is asked for, or nothing.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Changes, in any order:\n  \
+    up | down        down, writes get EIO and poll gives no POLLOUT; what is queued can still be read\n  \
+    carrier on|off   off, nothing reaches the client; writes succeed\n  \
+    mtu N            68 to 65535, of a tap to 65521\n  \
+    mac ADDRESS      of a tap\n  \
+    name NAME        or a template, such as tun%d\n  \
+    txqueuelen N     how many datagrams a queue holds; too many that are there are lost, newest first")]
 pub struct Args {
     /// NAME, NAME@SCOPE or #ID, as 'memtun list' shows them.
     tunnel: Address,
-    /// Down: writes get EIO, poll gives no POLLOUT; what is queued can still be read.
-    link: Link,
+    #[command(flatten)]
+    changes: Changes,
 }
 
 impl Args {
@@ -64,6 +123,107 @@ impl Args {
     ///
     /// What the daemon says.
     pub fn run(self, client: &mut Client) -> Result<(), ClientError> {
-        client.call(&Set { tunnel: self.tunnel, link: self.link }).map(|Done {}| ())
+        let Changes(changes) = self.changes;
+        client.call(&Set { tunnel: self.tunnel, ..changes }).map(|Done {}| ())
+    }
+}
+
+/// The words after the tunnel, as `ip` takes them, parsed; the tunnel in it says nothing.
+#[derive(Debug)]
+struct Changes(Set);
+
+impl Changes {
+    fn parse<'a>(words: impl IntoIterator<Item = &'a str>) -> Result<Self, String> {
+        let mut set = Set::of(Address::Name(Name::default()));
+        let mut words = words.into_iter();
+        while let Some(word) = words.next() {
+            if let Ok(link) = Link::from_str(word, false) {
+                set.link = Some(link);
+                continue;
+            }
+            let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
+            match word {
+                "mtu" => set.mtu = Some(number(word, value()?)?),
+                "txqueuelen" => set.txqueuelen = Some(number(word, value()?)?),
+                "mac" => set.mac = Some(MacAddress::from_str(value()?)?),
+                "name" => set.name = Some(parse_name(value()?)?),
+                "carrier" => {
+                    let value = value()?;
+                    let carrier = Carrier::from_str(value, false)
+                        .map_err(|_| format!("carrier is on or off, not {value:?}"))?;
+                    set.carrier = Some(carrier);
+                }
+                _ => {
+                    return Err(format!(
+                        "{word:?} is no change; there are up, down, carrier, mtu, mac, name and txqueuelen"
+                    ));
+                }
+            }
+        }
+        Ok(Self(set))
+    }
+}
+
+fn number(word: &str, value: &str) -> Result<u32, String> {
+    value.parse().map_err(|_| format!("{word} takes a number, not {value:?}"))
+}
+
+impl FromArgMatches for Changes {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let words = matches.get_many::<String>("changes").unwrap_or_default();
+        Self::parse(words.map(String::as_str))
+            .map_err(|error| clap::Error::raw(ErrorKind::ValueValidation, format!("{error}\n")))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl clap::Args for Changes {
+    fn augment_args(command: Command) -> Command {
+        let words = Arg::new("changes").value_name("CHANGE").required(true).num_args(1..);
+        command.arg(words.help("What is to be changed, see below"))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_may_be_combined() {
+        let parse = |text: &str| Changes::parse(text.split(' ')).map(|Changes(set)| set);
+        let nothing = Set::of(Address::Name(Name::default()));
+        assert_eq!(parse("up"), Ok(Set { link: Some(Link::Up), ..nothing.clone() }));
+        assert_eq!(
+            parse("mtu 1400 down name a\\x20b carrier off mac 2:0:0:0:0:1 txqueuelen 5"),
+            Ok(Set {
+                link: Some(Link::Down),
+                mtu: Some(1400),
+                mac: Some(MacAddress([2, 0, 0, 0, 0, 1])),
+                name: Some(Name::new(b"a b")),
+                carrier: Some(Carrier::Off),
+                txqueuelen: Some(5),
+                ..nothing
+            })
+        );
+        for (text, hint) in [
+            ("sideways", "is no change"),
+            ("up mtu", "needs a value"),
+            ("mtu large", "takes a number"),
+            ("txqueuelen -1", "takes a number"),
+            ("mac 02:00", "no Ethernet address"),
+            ("name 0123456789abcdef", "1 to 15 bytes"),
+            ("carrier up", "on or off"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(hint), "{text}: {error}");
+        }
     }
 }

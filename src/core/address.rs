@@ -39,13 +39,22 @@ impl FromStr for Address {
             Some((name, scope)) if scope.parse::<u64>().is_ok() => (name, scope.parse().ok()),
             _ => (text, None),
         };
-        let bytes = unescape(name);
-        if bytes.is_empty() || bytes.len() > 15 || bytes.contains(&0) {
-            return Err(format!("{text:?} is no tunnel name; one has 1 to 15 bytes"));
-        }
-        let name = Name::new(&bytes);
+        let name = parse_name(name)?;
         Ok(scope.map_or(Self::Name(name), |scope| Self::Scoped(name, Scope(scope))))
     }
+}
+
+/// A name as it is shown: `\xNN` stands for a byte.
+///
+/// # Errors
+///
+/// A line for people.
+pub fn parse_name(text: &str) -> Result<Name, String> {
+    let bytes = unescape(text);
+    if bytes.is_empty() || bytes.len() > 15 || bytes.contains(&0) {
+        return Err(format!("{text:?} is no tunnel name; one has 1 to 15 bytes"));
+    }
+    Ok(Name::new(&bytes))
 }
 
 /// Undoes what [`Name`]'s `Display` does to bytes that are not printable ASCII.

@@ -42,7 +42,7 @@ use std::{collections::BTreeMap, time::Instant};
 use bytes::Bytes;
 
 pub use self::{
-    address::Address,
+    address::{Address, parse_name},
     datagram::{Datagram, MacAddress},
     event::{DropReason, Event},
     file::{File, Queue},

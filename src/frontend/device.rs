@@ -10,7 +10,7 @@ use std::{
 
 use super::{intercept::Carried, opener};
 use crate::{
-    abi::tun::O_NONBLOCK,
+    abi::tun::{O_NONBLOCK, ioctl::TUNSETIFF},
     core::{
         self, FileId, IoctlCall, Op, Origin, Outcome, ReadCall, Reply, Request, RequestId,
         WakeHandle, WriteCall,
@@ -31,6 +31,17 @@ pub struct DeviceFrontEnd {
     origin: Origin,
     channel: Arc<Channel>,
     identity: Identity,
+    admission: Admission,
+}
+
+/// Who may attach to a tunnel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Admission {
+    /// Everybody who can open the device.
+    #[default]
+    Everybody,
+    /// Whom the kernel would let: for a tunnel that is not there, those with CAP_NET_ADMIN; else also its owner and group.
+    NetAdmin,
 }
 
 /// How an open file of the device is recognised in `/proc/PID/fd`.
@@ -45,9 +56,14 @@ pub enum Identity {
 impl DeviceFrontEnd {
     /// Adds a front end for a device to the hub; `None` if the hub has its full number.
     #[must_use]
-    pub fn new(hub: &Arc<Hub>, channel: Arc<Channel>, identity: Identity) -> Option<Arc<Self>> {
+    pub fn new(
+        hub: &Arc<Hub>,
+        channel: Arc<Channel>,
+        identity: Identity,
+        admission: Admission,
+    ) -> Option<Arc<Self>> {
         hub.add_front_end(|origin| {
-            Arc::new(Self { hub: Arc::clone(hub), origin, channel, identity })
+            Arc::new(Self { hub: Arc::clone(hub), origin, channel, identity, admission })
         })
     }
 
@@ -133,8 +149,13 @@ impl Device for DeviceFrontEnd {
         self.submit(reply.defer(), Op::Write(FileId(write.file.0), call));
     }
 
-    fn ioctl(&self, _caller: Caller, ioctl: Ioctl<'_>, reply: ReplyIoctl<'_>) {
+    fn ioctl(&self, caller: Caller, ioctl: Ioctl<'_>, reply: ReplyIoctl<'_>) {
         let file = FileId(ioctl.file.0);
+        // Only TUNSETIFF asks, once its argument is there.
+        let asks = self.admission == Admission::NetAdmin
+            && ioctl.command == TUNSETIFF
+            && !ioctl.input.is_empty();
+        let look_up = || Box::new(opener::credentials(caller.tid, caller.uid, caller.gid));
         let op = match Carried::decode(ioctl.command, ioctl.argument) {
             Some(carried) => carried.op(file),
             None => Op::Ioctl(
@@ -142,7 +163,7 @@ impl Device for DeviceFrontEnd {
                 IoctlCall {
                     command: ioctl.command,
                     argument: ioctl.argument,
-                    credentials: None,
+                    credentials: asks.then(look_up),
                     compat: ioctl.flags.contains(IoctlFlags::COMPAT),
                     input: Bytes::copy_from_slice(ioctl.input),
                     output_room: usize::try_from(ioctl.output_size).unwrap_or(usize::MAX),

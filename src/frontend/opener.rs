@@ -1,4 +1,4 @@
-//! Who opened the device, as `/proc` tells.
+//! Who opened the device and who calls it, as `/proc` tells.
 
 use std::{
     fs::{self, Metadata},
@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     abi::tun::O_CLOEXEC,
-    core::{Opener, Scope},
+    core::{Credentials, Opener, Scope},
 };
 
 /// What can be found out about the thread that made a call.
@@ -19,11 +19,9 @@ pub(super) fn look_up(tid: u32, uid: u32, gid: u32) -> Opener {
     if tid == 0 {
         return opener;
     }
-    if let Ok(status) = fs::read_to_string(format!("/proc/{tid}/status")) {
-        let field =
-            |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
-        opener.command = field("Name:").unwrap_or_default().to_owned();
-        opener.pid = field("Tgid:").and_then(|pid| pid.parse().ok()).unwrap_or(tid);
+    if let Some(status) = Status::of(tid) {
+        opener.command = status.field("Name:").unwrap_or_default().to_owned();
+        opener.pid = status.field("Tgid:").and_then(|pid| pid.parse().ok()).unwrap_or(tid);
     }
     if let Ok(namespace) = fs::metadata(format!("/proc/{tid}/ns/net")) {
         opener.scope = Scope(namespace.ino());
@@ -33,8 +31,49 @@ pub(super) fn look_up(tid: u32, uid: u32, gid: u32) -> Opener {
 
 /// The process that a thread belongs to.
 pub(super) fn process_of(tid: u32) -> Option<u32> {
-    let status = fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
-    status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()
+    Status::of(tid)?.field("Tgid:")?.parse().ok()
+}
+
+/// What the kernel's tun would look at to permit TUNSETIFF. A thread that cannot be seen has no capability, and no groups but
+/// that of its files.
+///
+/// DIFFERS: with `--require-net-admin`, CAP_NET_ADMIN counts in whichever user namespace the caller has it. The kernel wants
+/// it in the one that the network namespace belongs to, and for IFF_NAPI_FRAGS in the initial one.
+pub(super) fn credentials(tid: u32, uid: u32, gid: u32) -> Credentials {
+    let unseen = Credentials { net_admin: false, uid, groups: vec![gid] };
+    if tid == 0 {
+        return unseen;
+    }
+    Status::of(tid).and_then(|status| status.credentials()).unwrap_or(unseen)
+}
+
+/// `/proc/TID/status`, see `proc_pid_status(5)`.
+struct Status(String);
+
+impl Status {
+    fn of(tid: u32) -> Option<Self> {
+        fs::read_to_string(format!("/proc/{tid}/status")).ok().map(Self)
+    }
+
+    fn field(&self, key: &str) -> Option<&str> {
+        self.0.lines().find_map(|line| line.strip_prefix(key)).map(str::trim)
+    }
+
+    fn credentials(&self) -> Option<Credentials> {
+        /// `CAP_NET_ADMIN`, a bit of the mask.
+        const NET_ADMIN: u32 = 12;
+        let capabilities = u64::from_str_radix(self.field("CapEff:")?, 16).ok()?;
+        // Real, effective, saved, and of the file system.
+        let effective = |key| self.field(key)?.split_whitespace().nth(1)?.parse().ok();
+        let supplementary = self.field("Groups:")?.split_whitespace();
+        let mut groups: Vec<u32> = supplementary.map(str::parse).collect::<Result<_, _>>().ok()?;
+        groups.push(effective("Gid:")?);
+        Some(Credentials {
+            net_admin: capabilities & 1 << NET_ADMIN != 0,
+            uid: effective("Uid:")?,
+            groups,
+        })
+    }
 }
 
 /// Whether the descriptors that a process has of the device are closed on exec.
@@ -87,6 +126,23 @@ mod tests {
         assert_ne!(opener.scope, Scope::default());
         assert!(!opener.command.is_empty());
         assert_eq!((opener.uid, opener.gid), (1, 2));
+    }
+
+    #[test]
+    fn credentials_are_the_effective_ones() {
+        let status = "Name:\tx\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nGroups:\t20 30 \nCapEff:\t0000000000001000\n";
+        let credentials = |text: &str| Status(text.to_owned()).credentials();
+        let expected = Credentials { net_admin: true, uid: 2, groups: vec![20, 30, 6] };
+        assert_eq!(credentials(status), Some(expected));
+        let without = credentials(&status.replace("1000", "efff")).unwrap();
+        assert!(!without.net_admin);
+        assert_eq!(credentials("Name:\tx\n"), None);
+        let tid = nix::unistd::gettid().as_raw().unsigned_abs();
+        let own = super::credentials(tid, 9, 9);
+        assert_eq!(own.uid, nix::unistd::geteuid().as_raw());
+        assert!(own.groups.contains(&nix::unistd::getegid().as_raw()));
+        let unseen = Credentials { net_admin: false, uid: 9, groups: vec![8] };
+        assert_eq!(super::credentials(0, 9, 8), unseen);
     }
 
     #[test]

@@ -186,8 +186,8 @@ mod tests {
     }
 
     #[test]
-    fn seven_commands_and_one_without_effect_are_values() {
+    fn seven_commands_pass_a_value_and_two_nothing() {
         let numbers: Vec<u32> = disguised_values().map(|command| command & 0xff).collect();
-        assert_eq!(numbers, [0xc8, 0xc9, 0xcb, 0xcc, 0xce, 0xcd, 0xd0, 0xde]);
+        assert_eq!(numbers, [0xc8, 0xc9, 0xcb, 0xcc, 0xce, 0xcd, 0xd0, 0xd6, 0xde]);
     }
 }
