@@ -37,6 +37,7 @@ const OF_PROGRAMS: &[RunTest] = &[
     ("program_stays_on_the_cpu_it_is_given", program_stays_on_the_cpu_it_is_given),
     ("nested_runs_have_sockets_of_their_own", nested_runs_have_sockets_of_their_own),
     ("network_is_empty_if_wanted", network_is_empty_if_wanted),
+    ("net_admin_is_asked_for_if_wanted", net_admin_is_asked_for_if_wanted),
     ("signals_are_passed_on", signals_are_passed_on),
     ("nothing_is_left_behind_when_memtun_is_killed", nothing_is_left_behind_when_memtun_is_killed),
     ("ready_descriptor_tells_scripts", ready_descriptor_tells_scripts),
@@ -209,6 +210,25 @@ fn network_is_empty_if_wanted(user: User) {
     assert_eq!(count(&["--net"]), 1, "the loopback interface alone");
     let here = fs::read_to_string("/proc/net/dev").unwrap().matches(':').count();
     assert_eq!(usize::try_from(count(&[])).ok(), Some(here), "else it is untouched");
+}
+
+fn net_admin_is_asked_for_if_wanted(user: User) {
+    let (_folder, control) = folder();
+    let reader = compiled("reader");
+    let says = |options: &[&str]| {
+        let client = ["--", "timeout", "9", reader.to_str().unwrap(), "/dev/net/tun", "tun0"];
+        let program = Program::start(&mut user.memtun_run(&control, &[options, &client].concat()));
+        let line = program.line();
+        program.signal(Signal::SIGTERM);
+        program.wait();
+        line
+    };
+    assert_eq!(says(&[]), "attached tun0");
+    let expected = match user {
+        User::Root => "attached tun0",
+        User::Ordinary => "failed EPERM",
+    };
+    assert_eq!(says(&["--require-net-admin"]), expected);
 }
 
 fn signals_are_passed_on(user: User) {

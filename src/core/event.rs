@@ -150,3 +150,28 @@ impl DropReason {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_know_their_tunnel_and_drops_have_a_word_each() {
+        let (tunnel, name) = (TunnelId(3), Name::new(b"t"));
+        let link = Event::Link { tunnel, name, up: true, carrier: true };
+        assert_eq!(link.tunnel(), Some(tunnel));
+        assert_eq!(Event::Closed { file: FileId(1) }.tunnel(), None);
+        let reasons = [
+            DropReason::Filtered,
+            DropReason::QueueFull,
+            DropReason::WriteBufferFull,
+            DropReason::ReadTooShort,
+            DropReason::Continuation,
+            DropReason::Refused,
+            DropReason::PeerLimit,
+        ];
+        let words: std::collections::BTreeSet<&str> =
+            reasons.iter().map(|reason| reason.word()).collect();
+        assert_eq!(words.len(), reasons.len());
+    }
+}

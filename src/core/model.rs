@@ -1,7 +1,8 @@
-//! Random scripts against a reference: what a tun does, in the fewest words, with no headers and one queue a tunnel.
+//! Random scripts against a reference: what a tun does, in the fewest words, with no headers.
 //!
-//! Beside agreement step by step: every request is answered exactly once (the rig fails on a second answer), and every
-//! datagram that was injected was read, is queued, or was counted as dropped.
+//! Names belong to kinds of tunnels: two have one queue, the third has many, the fourth is a persistent one's. Beside
+//! agreement step by step: every request is answered exactly once (the rig fails on a second answer), and every datagram
+//! that was injected was read, is queued, was counted as dropped, or was lost with its queue.
 
 use std::collections::VecDeque;
 
@@ -11,15 +12,30 @@ use super::{
     rig::{Rig, bytes_read},
     *,
 };
+use crate::abi::tun::ioctl::{TUNGETIFF, TUNGETSNDBUF, TUNSETCARRIER, TUNSETPERSIST, TUNSETSNDBUF};
 
-const NAMES: [&str; 3] = ["a", "b", "c"];
+const NAMES: [&str; 4] = ["a", "b", "m", "p"];
 const TUN_NO_PI: u16 = 0x1001;
+const MULTI_QUEUE: u16 = 0x100;
+const ATTACH_QUEUE: u16 = 0x200;
+const DETACH_QUEUE: u16 = 0x400;
+const PERSIST: u16 = 0x800;
 const CAPACITY: usize = 500;
+const FILES: usize = 8;
+
+fn flags_of(name: usize) -> u16 {
+    if NAMES[name] == "m" { TUN_NO_PI | MULTI_QUEUE } else { TUN_NO_PI }
+}
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Open,
-    Attach { file: usize, name: usize },
+    Attach { file: usize, name: usize, kind: u16 },
+    Queue { file: usize, flags: u16 },
+    Persist { file: usize, on: bool },
+    Carrier { file: usize, on: bool },
+    SendBuffer { file: usize, size: i32 },
+    Flags { file: usize },
     Read { file: usize },
     ReadLater { file: usize },
     Cancel { file: usize },
@@ -29,13 +45,26 @@ enum Step {
     Inject { name: usize, count: usize },
     Take { name: usize },
     Link { name: usize, up: bool },
+    Resize { name: usize, length: usize },
+    Delete { name: usize },
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let (file, name) = (0..6_usize, 0..NAMES.len());
+    let (file, name) = (0..FILES, 0..NAMES.len());
+    let on = any::<bool>;
+    let kind = prop_oneof![6 => Just(0), 1 => Just(MULTI_QUEUE), 1 => Just(2)];
+    let queue =
+        prop::sample::select(&[ATTACH_QUEUE, DETACH_QUEUE, DETACH_QUEUE | ATTACH_QUEUE, 0][..]);
+    let size = prop::sample::select(&[-1, 0, 1, 3, 4, 5000][..]);
     prop_oneof![
-        2 => Just(Step::Open),
-        3 => (file.clone(), name.clone()).prop_map(|(file, name)| Step::Attach { file, name }),
+        3 => Just(Step::Open),
+        5 => (file.clone(), name.clone(), kind)
+            .prop_map(|(file, name, kind)| Step::Attach { file, name, kind }),
+        3 => (file.clone(), queue).prop_map(|(file, flags)| Step::Queue { file, flags }),
+        1 => (file.clone(), on()).prop_map(|(file, on)| Step::Persist { file, on }),
+        1 => (file.clone(), on()).prop_map(|(file, on)| Step::Carrier { file, on }),
+        1 => (file.clone(), size).prop_map(|(file, size)| Step::SendBuffer { file, size }),
+        2 => file.clone().prop_map(|file| Step::Flags { file }),
         3 => file.clone().prop_map(|file| Step::Read { file }),
         2 => file.clone().prop_map(|file| Step::ReadLater { file }),
         1 => file.clone().prop_map(|file| Step::Cancel { file }),
@@ -45,21 +74,27 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (name.clone(), prop_oneof![9 => 1..4_usize, 1 => Just(CAPACITY + 3)])
             .prop_map(|(name, count)| Step::Inject { name, count }),
         2 => name.clone().prop_map(|name| Step::Take { name }),
-        1 => (name, any::<bool>()).prop_map(|(name, up)| Step::Link { name, up }),
+        1 => (name.clone(), on()).prop_map(|(name, up)| Step::Link { name, up }),
+        1 => (name.clone(), 0..6_usize).prop_map(|(name, length)| Step::Resize { name, length }),
+        1 => name.prop_map(|name| Step::Delete { name }),
     ]
 }
 
-#[derive(Default)]
 struct ModelFile {
-    id: Option<FileId>,
+    id: FileId,
     name: Option<usize>,
+    detached: bool,
     queue: VecDeque<u32>,
     parked: VecDeque<u64>,
+    send_buffer: i32,
 }
 
 struct ModelTunnel {
     id: TunnelId,
     up: bool,
+    carrier: bool,
+    persistent: bool,
+    capacity: usize,
     written: VecDeque<u32>,
     /// Given to a reader or queued, and refused by a full queue.
     injected: (u64, u64),
@@ -67,7 +102,7 @@ struct ModelTunnel {
 
 #[derive(Default)]
 struct Model {
-    files: Vec<ModelFile>,
+    files: [Option<ModelFile>; FILES],
     tunnels: [Option<ModelTunnel>; NAMES.len()],
     /// Tunnels that are gone, and what can still be taken from them; the youngest is last.
     gone: [Vec<VecDeque<u32>>; NAMES.len()],
@@ -88,23 +123,65 @@ impl Model {
     fn perform(&mut self, rig: &mut Rig, step: Step) {
         match step {
             Step::Open => {
-                if self.files.len() < 6 {
-                    self.files.push(ModelFile { id: Some(rig.open()), ..ModelFile::default() });
+                if let Some(slot) = self.files.iter_mut().find(|file| file.is_none()) {
+                    *slot = Some(ModelFile {
+                        id: rig.open(),
+                        name: None,
+                        detached: false,
+                        queue: VecDeque::new(),
+                        parked: VecDeque::new(),
+                        send_buffer: i32::MAX,
+                    });
                 }
             }
-            Step::Attach { file, name } => self.attach(rig, file, name),
+            Step::Attach { file, name, kind } => self.attach(rig, file, name, kind),
+            Step::Queue { file, flags } => self.set_queue(rig, file, flags),
+            Step::Persist { file, on } => {
+                let Some((file, tunnel)) = self.pair(file) else { return };
+                let expected = tunnel.map_or(Err(Errno::EBADFD), |tunnel| {
+                    tunnel.persistent = on;
+                    Ok(vec![])
+                });
+                assert_eq!(rig.ioctl(file.id, TUNSETPERSIST, on.into(), &[]), expected);
+            }
+            Step::Carrier { file, on } => {
+                let active = self.active_of(file);
+                let Some((file, tunnel)) = self.pair(file) else { return };
+                let expected = match tunnel {
+                    None => Err(Errno::EBADFD),
+                    Some(_) if on && active == 0 => Err(Errno::EPERM),
+                    Some(tunnel) => {
+                        tunnel.carrier = on;
+                        Ok(vec![])
+                    }
+                };
+                let value = i32::from(on).to_ne_bytes();
+                assert_eq!(rig.ioctl(file.id, TUNSETCARRIER, 0, &value), expected);
+            }
+            Step::SendBuffer { file, size } => self.set_send_buffer(rig, file, size),
+            Step::Flags { file } => {
+                let Some((file, tunnel)) = self.pair(file) else { return };
+                let expected = tunnel.map(|tunnel| {
+                    let flags = flags_of(file.name.expect("it has a tunnel"));
+                    (flags | if tunnel.persistent { PERSIST } else { 0 })
+                        | if file.detached { DETACH_QUEUE } else { 0 }
+                });
+                let stored = rig.ioctl(file.id, TUNGETIFF, 0, &[]);
+                let flags = stored.map(|stored| u16::from_ne_bytes([stored[16], stored[17]]));
+                assert_eq!(flags, expected.ok_or(Errno::EBADFD));
+            }
             Step::Read { file } => {
-                let Some((file, id)) = self.open_file(file) else { return };
+                let Some(file) = self.open_file(file) else { return };
                 let expected = match (file.name, file.queue.pop_front()) {
                     (None, _) => Err(Errno::EBADFD),
                     (Some(_), None) => Err(Errno::EAGAIN),
                     (Some(_), Some(number)) => Ok(bytes(number)),
                 };
-                assert_eq!(rig.read(id, 100), expected);
+                assert_eq!(rig.read(file.id, 100), expected);
             }
             Step::ReadLater { file } => {
-                let Some((file, id)) = self.open_file(file) else { return };
-                let request = rig.read_later(id, 100);
+                let Some(file) = self.open_file(file) else { return };
+                let request = rig.read_later(file.id, 100);
                 match (file.name, file.queue.pop_front()) {
                     (None, _) => assert_eq!(rig.outcome(request), Some(Err(Errno::EBADFD))),
                     (Some(_), Some(number)) => {
@@ -117,7 +194,7 @@ impl Model {
                 }
             }
             Step::Cancel { file } => {
-                let Some((file, _)) = self.open_file(file) else { return };
+                let Some(file) = self.open_file(file) else { return };
                 if let Some(request) = file.parked.pop_back() {
                     assert!(rig.cancel(request));
                     assert_eq!(rig.outcome(request), Some(Err(Errno::EINTR)));
@@ -126,9 +203,7 @@ impl Model {
             }
             Step::Write { file } => {
                 let number = self.number();
-                let Some((file, id)) = self.open_file(file) else { return };
-                let name = file.name;
-                let tunnel = name.and_then(|name| self.tunnels[name].as_mut());
+                let Some((file, tunnel)) = self.pair(file) else { return };
                 let expected = match tunnel {
                     None => Err(Errno::EBADFD),
                     Some(tunnel) if !tunnel.up => Err(Errno::EIO),
@@ -137,81 +212,166 @@ impl Model {
                         Ok(5)
                     }
                 };
-                assert_eq!(rig.write(id, &bytes(number)), expected);
+                assert_eq!(rig.write(file.id, &bytes(number)), expected);
             }
             Step::Poll { file } => {
-                let Some((file, id)) = self.open_file(file) else { return };
-                let (name, readable) = (file.name, !file.queue.is_empty());
-                let expected = match name.and_then(|name| self.tunnels[name].as_ref()) {
-                    None => tun::POLL_ERROR,
-                    Some(tunnel) => {
-                        (if readable { tun::POLL_READABLE } else { 0 })
-                            | (if tunnel.up { tun::POLL_WRITABLE } else { 0 })
-                    }
-                };
-                assert_eq!(rig.poll(id, None), expected);
+                let Some((file, tunnel)) = self.pair(file) else { return };
+                let expected = tunnel.map_or(tun::POLL_ERROR, |tunnel| {
+                    let readable = if file.queue.is_empty() { 0 } else { tun::POLL_READABLE };
+                    let writable = tunnel.up && file.send_buffer > 3;
+                    readable | if writable { tun::POLL_WRITABLE } else { 0 }
+                });
+                assert_eq!(rig.poll(file.id, None), expected);
             }
             Step::Close { file } => self.close(rig, file),
             Step::Inject { name, count } => (0..count).for_each(|_| self.inject(rig, name)),
-            Step::Take { name } => {
-                let Ok(id) = rig.core.find(&Address::Name(tun::Name::new(NAMES[name].as_bytes())))
-                else {
-                    assert!(self.tunnels[name].is_none() && self.gone[name].is_empty());
-                    return;
-                };
-                let expected = match &mut self.tunnels[name] {
-                    Some(tunnel) => tunnel.written.pop_front(),
-                    None => {
-                        let youngest = self.gone[name].last_mut().expect("something is found");
-                        let number = youngest.pop_front();
-                        self.gone[name].retain(|written| !written.is_empty());
-                        number
-                    }
-                };
-                assert_eq!(rig.take(id), expected.map(bytes));
-            }
+            Step::Take { name } => self.take(rig, name),
             Step::Link { name, up } => {
                 if let Some(tunnel) = &mut self.tunnels[name] {
                     tunnel.up = up;
                     rig.set_link(tunnel.id, up);
                 }
             }
+            Step::Resize { name, length } => {
+                let Some(tunnel) = &mut self.tunnels[name] else { return };
+                tunnel.capacity = length;
+                let tx_queue_length = u32::try_from(length).ok();
+                let settings = Settings { tx_queue_length, ..Settings::default() };
+                assert_eq!(rig.configure(tunnel.id, &settings), Ok(()));
+                for file in self.files_of(name) {
+                    file.queue.truncate(length);
+                }
+            }
+            Step::Delete { name } => self.delete(rig, name),
         }
     }
 
-    fn open_file(&mut self, file: usize) -> Option<(&mut ModelFile, FileId)> {
-        let file = self.files.get_mut(file)?;
-        let id = file.id?;
-        Some((file, id))
+    fn open_file(&mut self, file: usize) -> Option<&mut ModelFile> {
+        self.files.get_mut(file)?.as_mut()
     }
 
-    fn attach(&mut self, rig: &mut Rig, file: usize, name: usize) {
-        let taken = self.tunnels[name].is_some();
-        let Some((file, id)) = self.open_file(file) else { return };
-        let expected = match (file.name, taken) {
+    /// A file, and the tunnel it is attached to.
+    fn pair(&mut self, file: usize) -> Option<(&mut ModelFile, Option<&mut ModelTunnel>)> {
+        let file = self.files.get_mut(file)?.as_mut()?;
+        let tunnel = file.name.and_then(|name| self.tunnels[name].as_mut());
+        Some((file, tunnel))
+    }
+
+    fn files_of(&mut self, name: usize) -> impl Iterator<Item = &mut ModelFile> {
+        self.files.iter_mut().flatten().filter(move |file| file.name == Some(name))
+    }
+
+    /// How many queues of a file's tunnel are attached.
+    fn active_of(&mut self, file: usize) -> usize {
+        let name = self.open_file(file).and_then(|file| file.name);
+        name.map_or(0, |name| self.files_of(name).filter(|file| !file.detached).count())
+    }
+
+    fn attach(&mut self, rig: &mut Rig, file: usize, name: usize, kind: u16) {
+        let taken = self.files_of(name).count();
+        let Some(file) = self.files.get_mut(file).and_then(Option::as_mut) else { return };
+        let tunnel = &mut self.tunnels[name];
+        // A tap, or another number of queues, than what the name stands for.
+        let wanted = if kind == 2 { 0x1002 } else { flags_of(name) ^ kind };
+        let differs = wanted != flags_of(name);
+        if tunnel.is_none() && differs {
+            return;
+        }
+        let expected = match (file.name, &tunnel) {
             (Some(_), _) => Err(Errno::EEXIST),
-            (None, true) => Err(Errno::EBUSY),
-            (None, false) => Ok(NAMES[name].to_owned()),
+            (None, Some(_)) if differs => Err(Errno::EINVAL),
+            (None, Some(_)) if taken > 0 && NAMES[name] != "m" => Err(Errno::EBUSY),
+            (None, _) => Ok(NAMES[name].to_owned()),
         };
-        assert_eq!(rig.set_iff(id, NAMES[name], TUN_NO_PI), expected);
-        if expected.is_ok() {
-            file.name = Some(name);
-            let id = rig.core.file(id).and_then(File::tunnel).expect("it is attached");
-            self.tunnels[name] =
-                Some(ModelTunnel { id, up: true, written: VecDeque::new(), injected: (0, 0) });
+        assert_eq!(rig.set_iff(file.id, NAMES[name], wanted), expected);
+        if expected.is_err() {
+            return;
         }
+        file.name = Some(name);
+        file.queue.clear();
+        let id = rig.core.file(file.id).and_then(File::tunnel).expect("it is attached");
+        let tunnel = tunnel.get_or_insert_with(|| ModelTunnel {
+            id,
+            up: true,
+            carrier: true,
+            persistent: false,
+            capacity: CAPACITY,
+            written: VecDeque::new(),
+            injected: (0, 0),
+        });
+        assert_eq!(tunnel.id, id);
+        tunnel.carrier |= taken == 0;
+    }
+
+    fn set_queue(&mut self, rig: &mut Rig, file: usize, flags: u16) {
+        let Some(file) = self.open_file(file) else { return };
+        let is_multi = file.name.is_some_and(|name| NAMES[name] == "m");
+        let attach = flags & ATTACH_QUEUE != 0;
+        let good = flags != 0 && is_multi && file.detached == attach;
+        let expected = if good { Ok(()) } else { Err(Errno::EINVAL) };
+        assert_eq!(rig.set_queue(file.id, flags), expected);
+        if good {
+            file.detached = !attach;
+            if file.detached {
+                file.queue.clear();
+            }
+        }
+    }
+
+    fn set_send_buffer(&mut self, rig: &mut Rig, file: usize, size: i32) {
+        let Some(asked) = self.open_file(file) else { return };
+        let (id, name) = (asked.id, asked.name);
+        let expected = match name {
+            None => Err(Errno::EBADFD),
+            Some(_) if size <= 0 => Err(Errno::EINVAL),
+            Some(name) => {
+                for file in self.files_of(name).filter(|file| !file.detached) {
+                    file.send_buffer = size;
+                }
+                Ok(vec![])
+            }
+        };
+        assert_eq!(rig.ioctl(id, TUNSETSNDBUF, 0, &size.to_ne_bytes()), expected);
+        let own = self.open_file(file).map(|file| file.send_buffer.to_ne_bytes().to_vec());
+        let expected = name.and(own).ok_or(Errno::EBADFD);
+        assert_eq!(rig.ioctl(id, TUNGETSNDBUF, 0, &[]), expected);
     }
 
     fn close(&mut self, rig: &mut Rig, file: usize) {
-        let Some((file, id)) = self.open_file(file) else { return };
-        file.id = None;
-        let ModelFile { name, parked, .. } = std::mem::take(file);
+        let Some(ModelFile { id, name, parked, .. }) =
+            self.files.get_mut(file).and_then(Option::take)
+        else {
+            return;
+        };
         rig.close(id);
         for request in parked {
             assert_eq!(rig.outcome(request), Some(Err(Errno::EBADFD)), "an answer is owed");
         }
-        if let Some(name) = name
-            && let Some(tunnel) = self.tunnels[name].take()
+        let Some(name) = name else { return };
+        if self.files_of(name).count() > 0 {
+            return;
+        }
+        match &mut self.tunnels[name] {
+            Some(tunnel) if tunnel.persistent => tunnel.carrier = false,
+            Some(_) | None => self.bury(name),
+        }
+    }
+
+    fn delete(&mut self, rig: &mut Rig, name: usize) {
+        let Some(tunnel) = &self.tunnels[name] else { return };
+        rig.delete(tunnel.id);
+        for file in self.files_of(name) {
+            (file.name, file.detached) = (None, false);
+            file.queue.clear();
+            for request in file.parked.drain(..) {
+                assert_eq!(rig.outcome(request), Some(Err(Errno::EFAULT)));
+            }
+        }
+        self.bury(name);
+    }
+
+    fn bury(&mut self, name: usize) {
+        if let Some(tunnel) = self.tunnels[name].take()
             && !tunnel.written.is_empty()
         {
             self.gone[name].push(tunnel.written);
@@ -220,40 +380,81 @@ impl Model {
 
     fn inject(&mut self, rig: &mut Rig, name: usize) {
         let number = self.number();
+        let mut files = self.files.iter_mut().flatten().filter(|file| file.name == Some(name));
         let Some(tunnel) = &mut self.tunnels[name] else { return };
-        let file =
-            self.files.iter_mut().find(|file| file.name == Some(name)).expect("an attached file");
         let delivered = rig.inject(tunnel.id, &bytes(number));
-        if !tunnel.up {
+        let (files, attached): (Vec<_>, Vec<_>) = files.by_ref().partition(|file| file.detached);
+        if files.is_empty() && attached.is_empty() {
+            assert!(matches!(delivered, Err(CommandError::NotAttached(_))), "{delivered:?}");
+        } else if !tunnel.up {
             assert!(matches!(delivered, Err(CommandError::Down(_))), "{delivered:?}");
-        } else if let Some(request) = file.parked.pop_front() {
-            assert_eq!(delivered, Ok(Delivery::Read));
-            assert_eq!(rig.outcome(request).map(bytes_read), Some(Ok(bytes(number))));
-            tunnel.injected.0 += 1;
-        } else if file.queue.len() < CAPACITY {
-            file.queue.push_back(number);
-            assert_eq!(delivered, Ok(Delivery::Queued(file.queue.len())));
-            tunnel.injected.0 += 1;
+        } else if !tunnel.carrier {
+            assert!(matches!(delivered, Err(CommandError::NoCarrier(_))), "{delivered:?}");
+        } else if attached.is_empty() {
+            assert!(matches!(delivered, Err(CommandError::NoQueue(_))), "{delivered:?}");
         } else {
-            assert!(matches!(delivered, Err(CommandError::QueueFull { .. })), "{delivered:?}");
-            tunnel.injected.1 += 1;
+            // Which of several queues it is, the hash of its flow says: the core is asked which has changed.
+            let (file, has_more, request) = attached
+                .into_iter()
+                .find_map(|file| {
+                    let now = rig.core.file(file.id).expect("it is open");
+                    let has_more = now.queue().len() > file.queue.len();
+                    let was_read = now.parked_reads() < file.parked.len();
+                    let is_full = matches!(delivered, Err(CommandError::QueueFull { .. }))
+                        && file.parked.is_empty()
+                        && file.queue.len() == tunnel.capacity;
+                    let request = if was_read { file.parked.pop_front() } else { None };
+                    (has_more || was_read || is_full).then_some((file, has_more, request))
+                })
+                .expect("it went to one of them, or one is full");
+            if let Some(request) = request {
+                assert_eq!(delivered, Ok(Delivery::Read));
+                assert_eq!(rig.outcome(request).map(bytes_read), Some(Ok(bytes(number))));
+                tunnel.injected.0 += 1;
+            } else if has_more {
+                assert!(file.parked.is_empty() && file.queue.len() < tunnel.capacity);
+                file.queue.push_back(number);
+                assert_eq!(delivered, Ok(Delivery::Queued(file.queue.len())));
+                tunnel.injected.0 += 1;
+            } else {
+                tunnel.injected.1 += 1;
+            }
         }
+    }
+
+    fn take(&mut self, rig: &mut Rig, name: usize) {
+        let Ok(id) = rig.core.find(&Address::Name(tun::Name::new(NAMES[name].as_bytes()))) else {
+            assert!(self.tunnels[name].is_none() && self.gone[name].is_empty());
+            return;
+        };
+        let expected = match &mut self.tunnels[name] {
+            Some(tunnel) => tunnel.written.pop_front(),
+            None => {
+                let youngest = self.gone[name].last_mut().expect("something is found");
+                let number = youngest.pop_front();
+                self.gone[name].retain(|written| !written.is_empty());
+                number
+            }
+        };
+        assert_eq!(rig.take(id), expected.map(bytes));
     }
 
     /// Nothing got lost on the way.
     fn check_sums(&self, rig: &Rig) {
         for tunnel in self.tunnels.iter().flatten() {
-            let counters = rig.core.tunnel(tunnel.id).expect("it is there").counters();
+            let known = rig.core.tunnel(tunnel.id).expect("it is there");
+            let counters = known.counters();
             assert_eq!(
                 (counters.to_client.datagrams, counters.to_client_dropped.datagrams),
                 tunnel.injected
             );
+            assert_eq!((known.is_up(), known.has_carrier()), (tunnel.up, tunnel.carrier));
         }
-        let open: Vec<FileId> = self.files.iter().filter_map(|file| file.id).collect();
-        assert_eq!(rig.core.files().map(File::id).collect::<Vec<_>>(), open);
-        for (file, model) in
-            rig.core.files().zip(self.files.iter().filter(|file| file.id.is_some()))
-        {
+        let mut open: Vec<&ModelFile> = self.files.iter().flatten().collect();
+        open.sort_by_key(|file| file.id);
+        assert_eq!(rig.core.files().count(), open.len());
+        for (file, model) in rig.core.files().zip(open) {
+            assert_eq!((file.id(), file.is_detached()), (model.id, model.detached));
             assert_eq!(
                 (file.queue().len(), file.parked_reads()),
                 (model.queue.len(), model.parked.len())
@@ -268,7 +469,7 @@ impl Model {
 
 proptest! {
     #[test]
-    fn random_scripts_agree_with_the_model(steps in prop::collection::vec(step(), 0..120)) {
+    fn random_scripts_agree_with_the_model(steps in prop::collection::vec(step(), 0..150)) {
         let mut rig = Rig::new();
         let mut model = Model::default();
         for step in steps {

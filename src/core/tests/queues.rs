@@ -208,6 +208,46 @@ fn a_persistent_tunnel_can_be_deleted_without_files() {
 }
 
 #[test]
+fn what_is_known_of_files_and_tunnels_follows_the_client() {
+    let mut rig = Rig::new();
+    let (file, id) = rig.attached("tap%d", TAP_NO_PI);
+    rig.ioctl(file, TUNSETPERSIST, 1, &[]).unwrap();
+    let known = rig.core.tunnel(id).unwrap();
+    assert_eq!(
+        (known.requested_name().as_bytes(), known.name().as_bytes()),
+        (&b"tap%d"[..], &b"tap0"[..])
+    );
+    assert_eq!((known.scope(), known.is_persistent(), known.has_peer()), (Scope(1), true, false));
+    assert_eq!((known.mode().word(), Mode::Tun.word()), ("tap", "tun"));
+    let _read = rig.read_later(file, 100);
+    rig.poll(file, Some(WakeHandle(1)));
+    let open = rig.core.file(file).unwrap();
+    assert_eq!((open.opener().pid, open.open_flags()), (7, 2));
+    assert!(open.is_blocking() && open.is_poll_armed());
+    rig.write(file, &[2; 20]).unwrap();
+    assert_eq!(rig.core.tunnel(id).unwrap().written().len(), 1);
+    rig.inject(id, &[2; 20]).unwrap();
+    assert_eq!(rig.read(file, 100), Err(Errno::EAGAIN));
+    assert!(!rig.core.file(file).unwrap().is_blocking(), "as of the last call");
+}
+
+#[test]
+fn what_is_given_up_of_a_deleted_tunnel_is_told() {
+    let mut rig = Rig::with_limits(Limits { gone_tunnels: 1, tunnels: 2, ..Limits::default() });
+    rig.core.set_observed(true);
+    for _ in 0..2 {
+        let (file, tunnel) = rig.attached("t", TUN_NO_PI);
+        rig.write(file, IP).unwrap();
+        rig.delete(tunnel);
+    }
+    let lost = |event: &&Event| matches!(event, Event::Dropped { reason: DropReason::WriteBufferFull, length, .. } if *length == IP.len());
+    assert_eq!(rig.events.iter().filter(lost).count(), 1, "only one is kept");
+    rig.attached("t", TUN_NO_PI);
+    let file = rig.open();
+    assert_eq!(rig.set_iff(file, "u", TUN), Err(Errno::ENFILE), "of two, one is gone but kept");
+}
+
+#[test]
 fn a_read_of_nothing_takes_nothing() {
     let mut rig = Rig::new();
     let (file, tunnel) = rig.attached("t", TUN_NO_PI);
