@@ -255,7 +255,10 @@ pub fn listing(listing: &Listing) -> String {
             format!("#{}", tunnel.id),
             name,
             tunnel.mode.clone(),
-            tunnel.link.clone(),
+            match tunnel.link.as_str() {
+                "up" if !tunnel.carrier => "no-carrier".to_owned(),
+                link => link.to_owned(),
+            },
             or_dash(flags.join(",")),
             counters.to_client.datagrams.to_string(),
             counters.from_client.datagrams.to_string(),

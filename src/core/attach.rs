@@ -339,7 +339,7 @@ fn is_permitted(tunnel: &Tunnel, caller: &Credentials) -> bool {
 fn remove_queue(tunnel: &mut Tunnel, file: FileId) {
     let Some(index) = tunnel.queues.iter().position(|&other| other == file) else { return };
     tunnel.queues.swap_remove(index);
-    // One more than the last, as the kernel has it: flows of a queue that has just become the last but one past the end.
+    // Not the queue that has left: the kernel is off by one. Until the next one leaves, its flows go to the first.
     tunnel.flows.forget_queue(tunnel.queues.len() + 1);
 }
 

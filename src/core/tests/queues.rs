@@ -135,6 +135,53 @@ fn the_last_queue_takes_the_place_of_one_that_leaves() {
     assert_eq!(rig.read(third, 100), Ok(datagram(200, 3).to_vec()), "none has its number");
 }
 
+/// How many of 40 flows go to each file.
+fn spread(rig: &mut Rig, tunnel: TunnelId, files: &[FileId]) -> Vec<usize> {
+    for host in 0..40 {
+        rig.inject(tunnel, &datagram(200, host)).unwrap();
+    }
+    let mut counts = Vec::new();
+    for file in files {
+        counts.push((0..40).take_while(|_| rig.read(*file, 100).is_ok()).count());
+    }
+    counts
+}
+
+#[test]
+fn flows_of_a_queue_that_leaves_go_to_the_first_until_the_next_one_leaves() {
+    let mut rig = Rig::new();
+    let (first, tunnel) = rig.attached("m", MQ);
+    let rest = [(); 3].map(|()| rig.attached("m", MQ).0);
+    let files = [first, rest[0], rest[1], rest[2]];
+    let by_hash = spread(&mut rig, tunnel, &files);
+    assert!(by_hash.iter().all(|count| *count > 0), "{by_hash:?}");
+    for host in 0..40 {
+        rig.write(files[3], &datagram(host, 200)).unwrap();
+    }
+    // Measured on Linux 6.18, up to the hash.
+    assert_eq!(spread(&mut rig, tunnel, &files), [0, 0, 0, 40]);
+    rig.set_queue(files[3], DETACH).unwrap();
+    assert_eq!(spread(&mut rig, tunnel, &files), [40, 0, 0, 0]);
+    rig.set_queue(files[2], DETACH).unwrap();
+    let of_two = spread(&mut rig, tunnel, &files);
+    assert!(of_two[0] > 0 && of_two[1] > 0 && of_two[0] + of_two[1] == 40, "{of_two:?}");
+    rig.set_queue(files[2], ATTACH).unwrap();
+    rig.set_queue(files[3], ATTACH).unwrap();
+    assert_eq!(spread(&mut rig, tunnel, &files), by_hash, "the flows are forgotten");
+}
+
+#[test]
+fn one_queue_learns_no_flows() {
+    let mut rig = Rig::new();
+    let (first, tunnel) = rig.attached("m", MQ);
+    for host in 0..40 {
+        rig.write(first, &datagram(host, 200)).unwrap();
+    }
+    let (second, _) = rig.attached("m", MQ);
+    let counts = spread(&mut rig, tunnel, &[first, second]);
+    assert!(counts.iter().all(|count| *count > 0), "{counts:?}");
+}
+
 #[test]
 fn what_further_queues_ask_for_is_ignored() {
     let mut rig = Rig::new();
