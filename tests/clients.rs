@@ -54,6 +54,7 @@ pub const TESTS: &[ClientTest] = {
         test("client_wireguard_go",    &[WIREGUARD_GO],          others::wireguard_go),
         test("client_wireguard_go_up", &[WIREGUARD_GO, IP],      others::wireguard_go_up),
         test("client_in_bubblewrap",   &[BWRAP],                 others::bubblewrap),
+        test("client_in_podman",       &[PODMAN, CRUN],          others::podman),
     ]
 };
 
@@ -72,8 +73,10 @@ struct Installed {
 
 const BUSYBOX: Installed = Installed { path: "/bin/busybox", package: "busybox-static" };
 const BWRAP: Installed = Installed { path: "/usr/bin/bwrap", package: "bubblewrap" };
+const CRUN: Installed = Installed { path: "/usr/bin/crun", package: "crun" };
 const IP: Installed = Installed { path: "/sbin/ip", package: "iproute2" };
 const OPENVPN: Installed = Installed { path: "/usr/sbin/openvpn", package: "openvpn" };
+const PODMAN: Installed = Installed { path: "/usr/bin/podman", package: "podman" };
 const PYTHON: Installed = Installed { path: "/usr/bin/python3", package: "python3-scapy" };
 const QEMU: Installed =
     Installed { path: "/usr/bin/qemu-system-x86_64", package: "qemu-system-x86" };
@@ -99,6 +102,10 @@ impl ClientTest {
         let is_root = nix::unistd::geteuid().is_root();
         match self.name {
             "client_ssh" if !is_root => Some("sshd makes tunnels for root alone"),
+            "client_in_podman" if backend == Backend::Cuse => {
+                Some("a device node takes a device rule, and control groups for it")
+            }
+            "client_in_podman" if !is_root => Some("a container without root takes ids of its own"),
             "client_wireguard_go_up" if backend == Backend::Cuse => {
                 Some("a write of nothing does not reach a character device")
             }

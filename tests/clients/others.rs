@@ -1,6 +1,6 @@
 //! A program in Go, and a program in a container.
 
-use std::process::Command;
+use std::{fs, process::Command};
 
 use memtun::command::{
     wait::Until,
@@ -8,12 +8,12 @@ use memtun::command::{
 };
 use nix::sys::signal::Signal;
 
-use super::{BWRAP, Host, PATIENCE, WIREGUARD_GO, expect_gone};
+use super::{BWRAP, Host, PATIENCE, PODMAN, WIREGUARD_GO, expect_gone};
 use crate::{
     device::{inject, take},
     support::{
         daemon::{Backend, Daemon},
-        program::{Program, compiled},
+        program::{Program, compiled, compiled_static},
     },
 };
 
@@ -77,6 +77,38 @@ pub(super) fn bubblewrap(backend: Backend) {
         .arg(&pong)
         .arg("tun0");
     let _program = Program::start_with_stderr(&mut container);
+    expect_pong(&daemon);
+}
+
+/// A container of podman's, of a root file system with one program in it.
+pub(super) fn podman(backend: Backend) {
+    let daemon = Daemon::start(backend);
+    let folder = tempfile::tempdir().expect("a folder for the container");
+    let [root, state] = ["root", "state"].map(|name| folder.path().join(name));
+    fs::create_dir_all(&root).expect("a folder for its files");
+    fs::copy(compiled_static("pong"), root.join("pong")).expect("its program");
+    // crun takes a machine with the old and the new control groups for broken: in this mount namespace there are new ones alone.
+    let script = "mount -t cgroup2 none /sys/fs/cgroup; exec \"$@\"";
+    let mut container = Command::new("unshare");
+    container.args(["--mount", "--", "sh", "-c", script, "sh", PODMAN.path]).arg("--root");
+    container.arg(state.join("root")).arg("--runroot").arg(state.join("run"));
+    container
+        .args(["--storage-driver=vfs", "--cgroup-manager=cgroupfs", "--events-backend=none"])
+        .args(["run", "--rm", "--network=none", "--cgroups=disabled", "--cap-drop=all"])
+        // Its own defaults are higher than a limited user may ask for.
+        .args(["--ulimit=nofile=1024:1024", "--ulimit=nproc=1000:1000"])
+        .arg(format!("--volume={}:/dev/net/tun", daemon.device.display()))
+        .arg("--rootfs")
+        .arg(&root)
+        .args(["/pong", "tun0", "1"]);
+    let program = Program::start_with_stderr(&mut container).with_deadline(PATIENCE);
+    expect_pong(&daemon);
+    program.wait();
+}
+
+/// The program `pong` answers a ping on tun0.
+#[track_caller]
+fn expect_pong(daemon: &Daemon) {
     daemon.wait_until("tun0", Until::Reading);
     let mut client = daemon.client();
     let ping = memtun::packet::echo_request([10, 0, 0, 1].into(), [10, 0, 0, 2].into()).unwrap();
