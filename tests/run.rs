@@ -248,18 +248,27 @@ fn nothing_is_left_behind_when_memtun_is_killed(user: User) {
     let reader = compiled("reader");
     let program = Program::start(&mut user.memtun_run(
         &control,
-        &["--", "sh", "-c", "echo $$; exec \"$0\" /dev/net/tun tun0", reader.to_str().unwrap()],
+        // A child that has left the program's session, too.
+        &[
+            "--",
+            "sh",
+            "-c",
+            "setsid tail -f /dev/null & echo $! $$; exec \"$0\" /dev/net/tun tun0",
+            reader.to_str().unwrap(),
+        ],
     ));
-    let pid: u32 = program.line().parse().expect("the program's pid");
+    let line = program.line();
+    let pids: Vec<u32> = line.split(' ').map(|pid| pid.parse().expect("a pid")).collect();
+    assert_eq!(pids.len(), 2);
     program.expect_line("attached tun0");
     assert!(Client::connect(&control).is_ok());
     program.signal(Signal::SIGKILL);
     assert_eq!(program.wait().signal(), Some(Signal::SIGKILL as i32));
     within_deadline("the program and the socket to go", move || {
-        let is_running = || {
+        let is_running = |pid| {
             fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
         };
-        while is_running() || control.exists() {}
+        while pids.iter().any(is_running) || control.exists() {}
     });
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!mounts.contains("/dev/net/tun"), "no mount was ever seen here");

@@ -153,6 +153,7 @@ impl Args {
         self.stay_on_cpu()?;
         let socket = Socket::bind(control)?;
         let device = self.register(&socket.path)?;
+        socket.guard.watch_namespace();
         let file_system = match device.identity {
             Identity::FileSystem(number) => Some(number),
             Identity::Number(_) => None,

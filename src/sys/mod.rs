@@ -1,6 +1,7 @@
 //! The only unsafe code of this package.
 #![allow(unsafe_code, reason = "this is its one place")]
 
+mod guard;
 pub(crate) mod seccomp;
 
 use std::{
@@ -11,7 +12,6 @@ use std::{
         unix::process::CommandExt,
     },
     panic::{AssertUnwindSafe, catch_unwind},
-    path::Path,
     process::{Child, Command},
 };
 
@@ -25,8 +25,10 @@ use nix::{
         stat::makedev,
         wait::waitpid,
     },
-    unistd::{ForkResult, dup2_stdin, fork, pipe2, read, setsid, unlink, write},
+    unistd::{ForkResult, dup2_stdin, fork, setsid},
 };
+
+pub(crate) use self::guard::Guard;
 
 /// Takes over a descriptor that came in a message (`SCM_RIGHTS`), was inherited, or was named by the user. To be called
 /// once with each.
@@ -60,48 +62,6 @@ pub(crate) fn spawn_dying_with_us(command: &mut Command) -> io::Result<Child> {
     // SAFETY: between fork and exec the closure makes two system calls, and touches no memory but its own stack.
     let command = unsafe { command.pre_exec(prepare) };
     command.spawn()
-}
-
-/// A child of ours that removes a path when this process is killed: it waits until the pipe from us is closed, for nothing
-/// else tells of such an end.
-pub(crate) struct Guard(OwnedFd);
-
-impl Guard {
-    /// Starts it. To be called while there is one thread.
-    pub(crate) fn of(path: &Path) -> io::Result<Self> {
-        let (from_parent, to_child) = pipe2(OFlag::O_CLOEXEC)?;
-        // SAFETY: the process has one thread, by the caller's word, so the child may do whatever this process could.
-        let forked = unsafe { fork() }?;
-        match forked {
-            ForkResult::Parent { .. } => Ok(Self(to_child)),
-            ForkResult::Child => {
-                drop(to_child);
-                guard(&from_parent, path)
-            }
-        }
-    }
-
-    /// The path is removed by us, or is somebody else's by now: the child only ends.
-    pub(crate) fn dismiss(&self) {
-        // A child that has been killed guards nothing.
-        let _killed = write(&self.0, &[1]);
-    }
-}
-
-/// The child's whole life. Its outcome interests nobody: the path may be gone already.
-fn guard(from_parent: &OwnedFd, path: &Path) -> ! {
-    let from_parent = leave_all_but(from_parent.as_fd());
-    let mut byte = [0];
-    let told = loop {
-        match read(&from_parent, &mut byte) {
-            Err(Errno::EINTR) => {}
-            told => break told,
-        }
-    };
-    if told != Ok(1) {
-        let _gone = unlink(path);
-    }
-    exit_at_once()
 }
 
 /// Starts a process that is nobody's child and may outlive this one, with one descriptor, no signals and nothing else. To be called
