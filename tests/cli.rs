@@ -38,6 +38,7 @@ fn usage_errors_exit_with_2() {
         &["set", "tun0", "up", "mtu"],
         &["set", "tun0", "mac", "02:00"],
         &["delete"],
+        &["run", "--use", "/dev/null", "--require-net-admin", "--", "true"],
         &["serve"],
         &["serve", "--cuse", ""],
         &["serve", "--cuse", "../x"],

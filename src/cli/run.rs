@@ -66,7 +66,7 @@ const NOT_FOUND: u8 = 127;
 )]
 pub(super) struct Args {
     /// The device of a running daemon, such as /dev/memtun; else the daemon runs as long as the program.
-    #[arg(long = "use", value_name = "DEVICE", conflicts_with_all = ["front_end", "ready_fd", "wait_attached"])]
+    #[arg(long = "use", value_name = "DEVICE", conflicts_with_all = ["front_end", "ready_fd", "wait_attached", "require_net_admin"])]
     device: Option<PathBuf>,
     /// The path at which the program finds the device.
     #[arg(long, value_name = "PATH", default_value = "/dev/net/tun")]
