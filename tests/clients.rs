@@ -51,6 +51,7 @@ pub const TESTS: &[ClientTest] = {
         test("client_ssh",             &[SSH, SSH_KEYGEN, SSHD], tunnels::ssh),
         test("client_scapy",           &[PYTHON, SCAPY],         stacks::scapy),
         test("client_qemu",            &[QEMU, QEMU_ROM],        stacks::qemu),
+        test("client_qemu_queues",     &[QEMU, QEMU_ROM],        stacks::qemu_queues),
         test("client_wireguard_go",    &[WIREGUARD_GO],          others::wireguard_go),
         test("client_wireguard_go_up", &[WIREGUARD_GO, IP],      others::wireguard_go_up),
         test("client_in_bubblewrap",   &[BWRAP],                 others::bubblewrap),

@@ -87,6 +87,37 @@ pub(super) fn qemu(backend: Backend) {
     daemon.wait_until("tap0", Until::Detached);
 }
 
+/// Two queues of one tap: the second, which the ROM's driver does not know of, is detached.
+pub(super) fn qemu_queues(backend: Backend) {
+    let daemon = Daemon::start(backend);
+    let host = Host::new(&daemon);
+    let (monitor, mut commands) = pipe().expect("a pipe");
+    let arguments = "-M pc -m 32 -display none -nodefaults -accel tcg -monitor stdio \
+        -netdev tap,id=n0,ifname=tap0,script=no,downscript=no,queues=2,sndbuf=1048576 \
+        -device virtio-net-pci,netdev=n0,mq=on -boot n";
+    let mut command = host.command(QEMU, &arguments.split_whitespace().collect::<Vec<_>>());
+    let program = Program::start_with_stderr(command.stdin(monitor)).with_deadline(PATIENCE);
+    commands.write_all(b"info network\n").expect("it reads its monitor");
+    program.line_with("index=1,type=tap,ifname=tap0");
+
+    let mut client = daemon.client();
+    let discover = take_dhcp(&mut client, DISCOVER);
+    inject(&mut client, "tap0", &discover.offer());
+    assert_eq!(take_dhcp(&mut client, REQUEST).option(50), Some(&OFFERED[..]));
+    let [tunnel] = &host.tunnels()[..] else { panic!("one tunnel") };
+    assert_eq!(
+        tunnel.flags,
+        ["IFF_MULTI_QUEUE", "IFF_NO_PI", "IFF_ONE_QUEUE", "IFF_VNET_HDR"],
+        "the order of the header's names"
+    );
+    let detached: Vec<bool> = tunnel.files.iter().map(|file| file.detached).collect();
+    assert_eq!(detached, [false, true]);
+
+    commands.write_all(b"quit\n").expect("it reads its monitor");
+    assert!(program.wait().success());
+    daemon.wait_until("tap0", Until::Detached);
+}
+
 const DISCOVER: u8 = 1;
 const REQUEST: u8 = 3;
 const OFFERED: [u8; 4] = [10, 0, 2, 15];
