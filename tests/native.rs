@@ -108,6 +108,7 @@ fn vnet_headers_are_refused_as_by_the_kernel() {
             mode: if flags & TAP == 0 { Mode::Tun } else { Mode::Tap },
             pi: flags & NO_PI == 0,
             vnet: Some(size),
+            longest: usize::MAX,
         };
         for number in 0..5_000 {
             let length = match random.u8(0..8) {
@@ -239,7 +240,8 @@ fn offloads_are_performed_as_by_the_kernel() {
         kernel.set_up();
         assert!(kernel.read_all().is_empty(), "nothing but ours comes");
         let mode = if flags == TUN { Mode::Tun } else { Mode::Tap };
-        let framing = Framing { mode, pi: false, vnet: Some(VnetHeader::SIZE) };
+        let framing =
+            Framing { mode, pi: false, vnet: Some(VnetHeader::SIZE), longest: usize::MAX };
         for number in 0..250 {
             let (header, payload) = random_datagram(&mut random, flags == TAP);
             let what = format!(

@@ -91,7 +91,15 @@ pub struct Framing {
     pub pi: bool,
     /// A vnet header of so many bytes comes next.
     pub vnet: Option<usize>,
+    /// Bytes of the longest datagram that can be written.
+    pub longest: usize,
 }
+
+/// The longest frame of an `IFF_NAPI_FRAGS` tunnel: `ETH_MAX_MTU` less `NET_SKB_PAD`, see `tun_napi_alloc_frags`.
+///
+/// DIFFERS: that function also wants at most 18 pieces of a `writev`, the second and later ones of 1 to 4,096 bytes. A server
+/// gets them joined.
+const LONGEST_NAPI_FRAME: usize = 65_535 - 64;
 
 impl Framing {
     pub(super) fn new(mode: Mode, flags: IfFlags, vnet_header_size: usize) -> Self {
@@ -99,6 +107,11 @@ impl Framing {
             mode,
             pi: !flags.contains(IfFlags::NO_PI),
             vnet: flags.contains(IfFlags::VNET_HDR).then_some(vnet_header_size),
+            longest: if flags.contains(IfFlags::NAPI_FRAGS) {
+                LONGEST_NAPI_FRAME
+            } else {
+                usize::MAX
+            },
         }
     }
 }
@@ -147,12 +160,11 @@ pub fn read_reply(
     Ok((Reply::Read { head, body }, rest))
 }
 
-/// The datagram in what a client wrote: headers taken off and checked, as by `tun_get_user`. Its order of checks does not
-/// show, for all fail alike.
+/// The datagram in what a client wrote: headers taken off and checked, in the order of `tun_get_user`.
 ///
 /// # Errors
 ///
-/// `EINVAL` if a header is cut short, the vnet header claims more than there is or is not allowed ([`offload::check`]), a
+/// `EMSGSIZE` if it is too long for an `IFF_NAPI_FRAGS` tunnel; `EINVAL` if a header is cut short, the vnet header claims more than there is or is not allowed ([`offload::check`]), a
 /// frame is shorter than its Ethernet header, or a tun datagram without PI header is neither IPv4 nor IPv6 by its first
 /// nibble.
 pub fn parse_write(mut data: Bytes, framing: Framing) -> Result<Datagram, Errno> {
@@ -170,13 +182,19 @@ pub fn parse_write(mut data: Bytes, framing: Framing) -> Result<Datagram, Errno>
         }
         data.advance(size);
         check_header_length(&header, size, data.len(), framing.mode)?;
-        offload::check(&header, data.len())?;
         vnet = Some(header);
     }
-    match framing.mode {
-        Mode::Tap if data.len() < ETHERNET_HEADER => return Err(Errno::EINVAL),
-        Mode::Tun if !framing.pi && ip_version(&data).is_none() => return Err(Errno::EINVAL),
-        Mode::Tap | Mode::Tun => {}
+    if framing.mode == Mode::Tap && data.len() < ETHERNET_HEADER {
+        return Err(Errno::EINVAL);
+    }
+    if data.len() > framing.longest {
+        return Err(Errno::EMSGSIZE);
+    }
+    if let Some(header) = &vnet {
+        offload::check(header, data.len())?;
+    }
+    if framing.mode == Mode::Tun && !framing.pi && ip_version(&data).is_none() {
+        return Err(Errno::EINVAL);
     }
     Ok(Datagram { payload: data, protocol, vnet })
 }
@@ -284,7 +302,7 @@ mod tests {
     const IPV4: &[u8] = &[0x45, 0, 0, 20, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16];
 
     fn framing(mode: Mode, pi: bool, vnet: Option<usize>) -> Framing {
-        Framing { mode, pi, vnet }
+        Framing { mode, pi, vnet, longest: usize::MAX }
     }
 
     fn read(payload: &'static [u8], framing: Framing, limit: usize) -> Result<Vec<u8>, Errno> {
@@ -367,6 +385,14 @@ mod tests {
         assert!(write(&behind(10, hint(13)), framing(Mode::Tun, 10)).is_ok());
         let unknown = VnetHeader { gso_type: 2, gso_size: 1.into(), ..VnetHeader::default() };
         assert_eq!(write(&behind(10, unknown), framing(Mode::Tun, 10)), Err(Errno::EINVAL));
+    }
+
+    #[test]
+    fn frames_of_a_napi_tunnel_are_limited() {
+        let flags = IfFlags::NO_PI | IfFlags::NAPI | IfFlags::NAPI_FRAGS;
+        let framing = Framing::new(Mode::Tap, flags, VnetHeader::SIZE);
+        assert_eq!(write(&[0; 65_471], framing).map(|payload| payload.len()), Ok(65_471));
+        assert_eq!(write(&[0; 65_472], framing), Err(Errno::EMSGSIZE));
     }
 
     #[test]
