@@ -48,6 +48,19 @@ pub trait Observer: Send + Sync {
 pub trait Peer: Send + Sync {
     /// The tunnel has something to take, or is gone. May be called by several threads at a time.
     fn notify(&self);
+    /// It is to end. Once this returns it takes nothing from the tunnel.
+    fn part(&self);
+    /// What it is, for people.
+    fn description(&self) -> Description;
+}
+
+/// What a peer is: a word, and what else there is to say, such as its addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Description {
+    /// `socket` or `host`.
+    pub kind: &'static str,
+    /// More words.
+    pub details: Vec<String>,
 }
 
 /// Whoever waits: what it still waits for can be given up at once.
@@ -254,6 +267,27 @@ impl Hub {
         self.peers.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
     }
 
+    /// Takes a tunnel's peer away, whatever it is.
+    ///
+    /// # Errors
+    ///
+    /// As [`Core::part`].
+    pub fn part(&self, of: TunnelId) -> Result<(), CommandError> {
+        if let Some(id) = self.with(|core| core.part(of))? {
+            if let Some(peer) = self.peer(id) {
+                peer.part();
+            }
+            self.remove_peer(id);
+        }
+        Ok(())
+    }
+
+    /// What a peer is; `None` if it has left.
+    #[must_use]
+    pub fn peer_description(&self, id: PeerId) -> Option<Description> {
+        self.peer(id).map(|peer| peer.description())
+    }
+
     /// Whether an open file, described by its metadata, is one of a front end's.
     #[must_use]
     pub fn owns(&self, file: &Metadata) -> bool {
@@ -327,10 +361,13 @@ impl Hub {
     }
 
     fn notify(&self, peer: PeerId) {
-        let peer = self.peers.read().unwrap_or_else(PoisonError::into_inner).get(&peer).cloned();
-        if let Some(peer) = peer {
+        if let Some(peer) = self.peer(peer) {
             peer.notify();
         }
+    }
+
+    fn peer(&self, id: PeerId) -> Option<Arc<dyn Peer>> {
+        self.peers.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
     }
 
     /// Tells observers what has happened, in the order in which it did.

@@ -231,6 +231,7 @@ pub fn listing(listing: &Listing) -> String {
             "QUEUED",
             "UNTAKEN",
             "DROPPED",
+            "PEER",
             "CLIENT",
         ]
         .map(str::to_owned),
@@ -266,6 +267,7 @@ pub fn listing(listing: &Listing) -> String {
             tunnel.write_buffer.datagrams.to_string(),
             (counters.to_client_dropped.datagrams + counters.from_client_dropped.datagrams)
                 .to_string(),
+            or_dash(tunnel.peer.as_ref().map(ToString::to_string).unwrap_or_default()),
             or_dash(tunnel.files.iter().map(client).collect::<Vec<_>>().join(", ")),
         ]);
     }

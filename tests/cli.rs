@@ -38,6 +38,9 @@ fn usage_errors_exit_with_2() {
         &["set", "tun0", "up", "mtu"],
         &["set", "tun0", "mac", "02:00"],
         &["delete"],
+        &["join", "tun0"],
+        &["join", "tun0", "tun1", "--timeout", "soon"],
+        &["part"],
         &["run", "--use", "/dev/null", "--require-net-admin", "--", "true"],
         &["serve"],
         &["serve", "--cuse", ""],
@@ -54,7 +57,9 @@ fn usage_errors_exit_with_2() {
 
 fn help_names_every_verb() {
     let help = memtun(&["--help"]).succeeded();
-    for verb in ["serve", "run", "list", "inject", "take", "wait", "watch", "set", "delete"] {
+    for verb in
+        ["serve", "run", "list", "inject", "take", "wait", "watch", "set", "delete", "join", "part"]
+    {
         assert!(help.contains(&format!("\n  {verb}")), "{verb}: {help}");
         assert!(memtun(&[verb, "--help"]).succeeded().contains("Usage: memtun"), "{verb}");
     }

@@ -23,6 +23,7 @@ mod differences;
 mod layering;
 mod native;
 mod offload;
+mod peers;
 mod run;
 mod support;
 
@@ -72,7 +73,9 @@ fn main() -> ExitCode {
 
 fn device_trials(backend: Backend) -> Vec<Trial> {
     let kind = Gate::new(backend.word(), backend.word(), backend.obstacle());
-    let tests = [device::TESTS, control::TESTS, offload::TESTS, abi::TESTS].into_iter().flatten();
+    let tests = [device::TESTS, control::TESTS, offload::TESTS, abi::TESTS, peers::TESTS]
+        .into_iter()
+        .flatten();
     let of_clients = clients::TESTS.iter().map(|client| {
         let gate = match &kind {
             Gate::Open => match client.limit(backend) {

@@ -160,7 +160,9 @@ fn attached_socket_carries_vnet_headers(backend: Backend) {
     drop(plain);
     within_deadline("the peer to leave", {
         let mut client = daemon.client();
-        move || while client.call(&memtun::command::list::List {}).unwrap().tunnels[0].peer {}
+        move || {
+            while client.call(&memtun::command::list::List {}).unwrap().tunnels[0].peer.is_some() {}
+        }
     });
 
     let socket = client.attach_with_vnet("tun0".parse().unwrap()).unwrap();

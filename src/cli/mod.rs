@@ -13,7 +13,7 @@ use clap::{Parser, Subcommand};
 
 use crate::{
     client::Client,
-    command::{delete, inject, list, set, take, wait, watch},
+    command::{delete, inject, join, list, part, set, take, wait, watch},
     frontend::device,
 };
 
@@ -42,6 +42,8 @@ enum Verb {
     Watch(watch::Args),
     Set(set::Args),
     Delete(delete::Args),
+    Join(join::Args),
+    Part(part::Args),
 }
 
 /// Who may attach to a tunnel; an option of all that serve a device.
@@ -73,7 +75,9 @@ impl Cli {
             | Verb::Wait(_)
             | Verb::Watch(_)
             | Verb::Set(_)
-            | Verb::Delete(_) => "info",
+            | Verb::Delete(_)
+            | Verb::Join(_)
+            | Verb::Part(_) => "info",
         }
     }
 
@@ -95,6 +99,8 @@ impl Cli {
             Verb::Watch(args) => args.run(&mut connect()?, out)?,
             Verb::Set(args) => args.run(&mut connect()?)?,
             Verb::Delete(args) => args.run(&mut connect()?)?,
+            Verb::Join(args) => args.run(&mut connect()?)?,
+            Verb::Part(args) => args.run(&mut connect()?)?,
         }
         Ok(ExitCode::SUCCESS)
     }

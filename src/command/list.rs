@@ -1,6 +1,6 @@
 //! `list`: the tunnels and the files behind them.
 
-use std::{collections::BTreeMap, io::Write, sync::Arc};
+use std::{collections::BTreeMap, fmt, io::Write, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -9,8 +9,9 @@ use crate::{
     abi::tun::IfFlags,
     client::{Client, ClientError},
     control::session::{Reply, Session},
-    core::{Core, Count, File, Queue, Tunnel},
+    core::{Core, Count, File, Peer, Queue, Tunnel, TunnelId},
     frontend::opener,
+    hub::{Description, Hub},
     render,
 };
 
@@ -68,10 +69,19 @@ pub struct TunnelView {
     pub counters: CountersView,
     /// What clients wrote and nobody has taken.
     pub write_buffer: BufferView,
-    /// A harness has its datagrams sent to a socket.
-    pub peer: bool,
+    /// What gets what clients write, if it is not the harness by `take`.
+    pub peer: Option<PeerView>,
     /// The attached files: first those whose queue gets datagrams, by its index.
     pub files: Vec<FileView>,
+}
+
+/// A tunnel's peer.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerView {
+    /// `tunnel`, `socket` or `host`.
+    pub kind: String,
+    /// What else there is to say: the id of a tunnel as `#2`, the addresses of a host.
+    pub details: Vec<String>,
 }
 
 /// Counters of a tunnel.
@@ -139,7 +149,13 @@ impl Method for List {
     type Result = Listing;
 
     fn perform(self, session: &Arc<Session>, reply: Reply<Listing>) {
-        let mut listing = session.hub().with(|core| Listing::from(&*core));
+        let (mut listing, peers) = session.hub().with(|core| {
+            let peers: Vec<Option<Peer>> = core.tunnels().map(Tunnel::peer).collect();
+            (Listing::from(&*core), peers)
+        });
+        for (tunnel, peer) in listing.tunnels.iter_mut().zip(peers) {
+            tunnel.peer = peer.and_then(|peer| PeerView::new(session.hub(), peer));
+        }
         let attached = listing.tunnels.iter_mut().flat_map(|tunnel| &mut tunnel.files);
         // A process may have many of the files: its descriptors are looked through once.
         let mut known = BTreeMap::new();
@@ -202,9 +218,30 @@ impl TunnelView {
                 from_client_dropped: counters.from_client_dropped.into(),
             },
             write_buffer: tunnel.written().into(),
-            peer: tunnel.has_peer(),
+            peer: None,
             files,
         }
+    }
+}
+
+impl PeerView {
+    /// What a peer is; `None` if it has left.
+    pub(super) fn new(hub: &Hub, peer: Peer) -> Option<Self> {
+        match peer {
+            Peer::Tunnel(TunnelId(id)) => {
+                Some(Self { kind: "tunnel".to_owned(), details: vec![format!("#{id}")] })
+            }
+            Peer::Outside(id) => hub
+                .peer_description(id)
+                .map(|Description { kind, details }| Self { kind: kind.to_owned(), details }),
+        }
+    }
+}
+
+impl fmt::Display for PeerView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.kind)?;
+        self.details.iter().try_for_each(|detail| write!(f, " {detail}"))
     }
 }
 

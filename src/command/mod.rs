@@ -4,7 +4,9 @@
 pub mod attach;
 pub mod delete;
 pub mod inject;
+pub mod join;
 pub mod list;
+pub mod part;
 pub mod set;
 pub mod take;
 pub mod vnet;
@@ -16,9 +18,13 @@ use std::{sync::Arc, time::Duration};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use crate::control::{
-    session::{AnyReply, Reply, Session},
-    wire::Failure,
+use crate::{
+    control::{
+        session::{AnyReply, Reply, Session},
+        wire::Failure,
+    },
+    core::{Address, Answer, Condition, Tunnel},
+    hub::Hub,
 };
 
 /// A method of the control protocol; the type is its parameters.
@@ -50,9 +56,11 @@ pub(crate) fn dispatch(method: &str, params: Value, session: &Arc<Session>, repl
         set::Set::NAME => perform::<set::Set>(params, session, reply),
         delete::Delete::NAME => perform::<delete::Delete>(params, session, reply),
         attach::Attach::NAME => perform::<attach::Attach>(params, session, reply),
+        join::Join::NAME => perform::<join::Join>(params, session, reply),
+        part::Part::NAME => perform::<part::Part>(params, session, reply),
         _ => {
             let message = format!(
-                "no method {method:?}; there are list, inject, take, wait, watch, set, delete and attach"
+                "no method {method:?}; there are list, inject, take, wait, watch, set, delete, attach, join and part"
             );
             reply.fail(Failure::new("unknown-method", message));
         }
@@ -72,6 +80,40 @@ fn perform<M: Method>(params: Value, session: &Arc<Session>, reply: AnyReply) {
         Ok(method) => method.perform(session, reply.typed()),
         Err(error) => reply.fail(Failure::new("bad-params", format_args!("{}: {error}", M::NAME))),
     }
+}
+
+/// Acts when all of these tunnels exist: now, if there is no time to wait.
+pub(crate) fn when_they_exist<R: Serialize + Send + 'static>(
+    session: &Arc<Session>,
+    tunnels: Vec<Address>,
+    timeout_ms: u64,
+    reply: Reply<R>,
+    act: impl FnOnce(&Arc<Hub>) -> Result<R, Failure> + Send + 'static,
+) {
+    let hub = Arc::clone(session.hub());
+    if timeout_ms == 0 {
+        return reply.send(act(&hub));
+    }
+    let condition = Condition::Exist(tunnels.clone());
+    session.wait(condition, Duration::from_millis(timeout_ms), reply, move |answer| match answer {
+        Answer::Met(_) | Answer::Taken(_) | Answer::Gone => act(&hub),
+        Answer::TimedOut(_) => {
+            let is_missing = |tunnel: &&Address| {
+                hub.with(|core| {
+                    core.find(tunnel)
+                        .ok()
+                        .and_then(|id| core.tunnel(id))
+                        .is_none_or(Tunnel::is_gone)
+                })
+            };
+            let missing: Vec<String> = tunnels
+                .iter()
+                .filter(is_missing)
+                .map(|tunnel| format!("tunnel {tunnel}"))
+                .collect();
+            Err(timed_out(format_args!("no client made {}", missing.join(" and ")), timeout_ms))
+        }
+    });
 }
 
 /// A wait that ran into its deadline.

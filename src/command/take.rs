@@ -10,7 +10,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use zerocopy::IntoBytes;
 
-use super::{Method, default_timeout_ms, timed_out, vnet::Vnet};
+use super::{Method, default_timeout_ms, list::PeerView, timed_out, vnet::Vnet};
 use crate::{
     abi::virtio_net::VnetHeader,
     client::{Client, ClientError},
@@ -18,7 +18,7 @@ use crate::{
         session::{Reply, Session},
         wire::{Failure, hex_bytes},
     },
-    core::{Address, Answer, Condition, Datagram, Mode, offload},
+    core::{Address, Answer, Condition, Datagram, Mode, Tunnel, offload},
     render,
 };
 
@@ -99,6 +99,7 @@ impl Method for Take {
             Err(error) => return reply.send(Err(Failure::from(error))),
         };
         let timeout = Duration::from_millis(timeout_ms);
+        let hub = Arc::clone(session.hub());
         session.wait(Condition::Take(id, count), timeout, reply, move |answer| match answer {
             Answer::Taken(datagrams) => {
                 let datagrams = datagrams.into_iter();
@@ -113,8 +114,15 @@ impl Method for Take {
                 Ok(Taken { mode: mode.word().to_owned(), datagrams })
             }
             Answer::TimedOut(available) => {
-                let what =
-                    format!("tunnel {address}: the client wrote {available} of {count} datagrams");
+                let peer = hub.with(|core| core.tunnel(id).and_then(Tunnel::peer));
+                let what = match peer.and_then(|peer| PeerView::new(&hub, peer)) {
+                    None => format!(
+                        "tunnel {address}: the client wrote {available} of {count} datagrams"
+                    ),
+                    Some(peer) => format!(
+                        "tunnel {address}: its peer, {peer}, gets what the client writes; nothing was left to take"
+                    ),
+                };
                 Err(timed_out(what, timeout_ms))
             }
             Answer::Met(_) | Answer::Gone => Err(Failure::new(

@@ -114,6 +114,10 @@ impl From<CommandError> for Failure {
             CommandError::ReadTooShort(_) => "read-too-short",
             CommandError::BadVnet(_) => "bad-vnet",
             CommandError::HasPeer(_) => "has-peer",
+            CommandError::NoPeer(_) => "no-peer",
+            CommandError::SameTunnel(_) => "same-tunnel",
+            CommandError::ModesDiffer { .. } => "modes-differ",
+            CommandError::Gone(_) => "gone",
             CommandError::BadCount { .. } => "bad-count",
             CommandError::TooManyWaits(_) => "too-many-waits",
         };

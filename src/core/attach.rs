@@ -297,10 +297,9 @@ impl Core {
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
         self.names.remove(&(tunnel.scope, tunnel.name));
         tunnel.gone = true;
-        if let Some(peer) = tunnel.peer {
-            self.outputs.push(Output::Notify(peer));
-        }
-        if tunnel.written.is_empty() {
+        let is_empty = tunnel.written.is_empty();
+        self.tell_peer_of_end(id);
+        if is_empty {
             self.tunnels.remove(&id);
             return;
         }

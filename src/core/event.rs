@@ -129,7 +129,7 @@ pub enum DropReason {
     ReadTooShort,
     /// A continuation of a write whose first part was taken already.
     Continuation,
-    /// An attached socket sent it while the tunnel was down, or it is too long.
+    /// A peer sent it, and the tunnel is down, has no carrier or no queue, or it is empty or too long.
     Refused,
     /// It is longer than the attached socket carries.
     PeerLimit,

@@ -1,8 +1,8 @@
 //! What the harness does: inject, take, set; and the two ways of a datagram.
 
 use super::{
-    Address, Core, Datagram, DropReason, Event, FileId, MacAddress, Mode, Output, PeerId, Tunnel,
-    TunnelId,
+    Address, Core, Datagram, DropReason, Event, FileId, MacAddress, Mode, Output, Peer, PeerId,
+    Tunnel, TunnelId,
     datagram::{self, ETHERNET_HEADER},
     filter::filtered,
     headers::low_u16,
@@ -88,11 +88,28 @@ pub enum CommandError {
     #[error("the vnet header cannot be followed: {0}")]
     BadVnet(#[from] OffloadError),
     /// Somebody else takes the tunnel's datagrams.
-    #[error("tunnel {0} has a peer already; close that one first")]
+    #[error("tunnel {0} has a peer already; 'memtun list' shows it, 'memtun part {0}' removes it")]
     HasPeer(tun::Name),
     /// A setting that the kernel refuses.
     #[error("{0}")]
     BadSetting(#[from] SettingError),
+    /// Nobody but the harness takes the tunnel's datagrams.
+    #[error("tunnel {0} has no peer; 'memtun list' shows those that have one")]
+    NoPeer(tun::Name),
+    /// A tunnel cannot be joined to itself.
+    #[error("tunnel {0} cannot be its own peer; name two tunnels")]
+    SameTunnel(tun::Name),
+    /// Only tunnels of one mode can be joined.
+    #[error("tunnel {tun} is a tun and {tap} a tap; only tunnels of one mode can be joined")]
+    ModesDiffer {
+        /// The one that carries IP datagrams.
+        tun: tun::Name,
+        /// The one that carries frames.
+        tap: tun::Name,
+    },
+    /// The tunnel was deleted.
+    #[error("tunnel {0} is gone; a peer needs one that a client can open")]
+    Gone(tun::Name),
     /// More was asked for than the tunnel ever keeps.
     #[error("{count} datagrams can never be there at once; ask for 1 to {limit}")]
     BadCount {
@@ -197,7 +214,7 @@ impl Core {
         if tunnel.peer.is_some() {
             return Err(CommandError::HasPeer(tunnel.name));
         }
-        tunnel.peer = Some(peer);
+        tunnel.peer = Some(Peer::Outside(peer));
         if !tunnel.written.is_empty() {
             self.outputs.push(Output::Notify(peer));
         }
@@ -206,7 +223,8 @@ impl Core {
 
     /// The peer has left; what clients write is for the harness's waits again.
     pub fn clear_peer(&mut self, peer: PeerId) {
-        for tunnel in self.tunnels.values_mut().filter(|tunnel| tunnel.peer == Some(peer)) {
+        let outside = Some(Peer::Outside(peer));
+        for tunnel in self.tunnels.values_mut().filter(|tunnel| tunnel.peer == outside) {
             tunnel.peer = None;
         }
         self.settle_waits();
@@ -314,9 +332,16 @@ impl Core {
         let Some(tunnel) = self.tunnel_of_mut(file) else { return };
         let (id, name, mode) = (tunnel.id, tunnel.name, tunnel.mode);
         tunnel.counters.from_client.add(length);
+        if let Some(Peer::Tunnel(other)) = tunnel.peer {
+            if let Some(payload) = payload {
+                let event = Event::FromClient { tunnel: id, name, mode, payload };
+                self.outputs.push(Output::Event(event));
+            }
+            return self.send_across(other, datagram);
+        }
         if tunnel.written.push(datagram) {
             tunnel.last_writer = Some(file);
-            if let Some(peer) = tunnel.peer {
+            if let Some(Peer::Outside(peer)) = tunnel.peer {
                 self.outputs.push(Output::Notify(peer));
             }
         } else {

@@ -25,6 +25,7 @@ mod flow;
 mod harness;
 mod headers;
 pub mod ioctl;
+mod join;
 #[cfg(test)]
 mod model;
 pub mod offload;
@@ -47,6 +48,7 @@ pub use self::{
     event::{DropReason, Event},
     file::{File, Queue},
     harness::{CommandError, Delivery, Wrap},
+    join::Peer,
     request::{
         Credentials, FileId, Head, IoctlCall, IoctlOutput, Op, Opener, Origin, Outcome, Output,
         ReadCall, Reply, Request, RequestId, Scope, UserRange, WakeHandle, WriteCall,
@@ -97,8 +99,8 @@ impl Default for Limits {
     }
 }
 
-/// A peer, as the hub numbers them: whatever takes a tunnel's from-client datagrams as soon as there are any, instead of
-/// the harness.
+/// A peer outside of the core, as the hub numbers them: whatever takes a tunnel's from-client datagrams as soon as there
+/// are any, instead of the harness.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerId(pub u32);
 

@@ -47,6 +47,8 @@ enum Step {
     Link { name: usize, up: bool },
     Resize { name: usize, length: usize },
     Delete { name: usize },
+    Join { name: usize, other: usize },
+    Part { name: usize },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -76,7 +78,9 @@ fn step() -> impl Strategy<Value = Step> {
         2 => name.clone().prop_map(|name| Step::Take { name }),
         1 => (name.clone(), on()).prop_map(|(name, up)| Step::Link { name, up }),
         1 => (name.clone(), 0..6_usize).prop_map(|(name, length)| Step::Resize { name, length }),
-        1 => name.prop_map(|name| Step::Delete { name }),
+        1 => name.clone().prop_map(|name| Step::Delete { name }),
+        2 => (name.clone(), name.clone()).prop_map(|(name, other)| Step::Join { name, other }),
+        1 => name.prop_map(|name| Step::Part { name }),
     ]
 }
 
@@ -96,7 +100,8 @@ struct ModelTunnel {
     persistent: bool,
     capacity: usize,
     written: VecDeque<u32>,
-    /// Given to a reader or queued, and refused by a full queue.
+    joined: Option<usize>,
+    /// Given to a reader or queued, and counted as dropped.
     injected: (u64, u64),
 }
 
@@ -204,15 +209,20 @@ impl Model {
             Step::Write { file } => {
                 let number = self.number();
                 let Some((file, tunnel)) = self.pair(file) else { return };
-                let expected = match tunnel {
+                let expected = match &tunnel {
                     None => Err(Errno::EBADFD),
                     Some(tunnel) if !tunnel.up => Err(Errno::EIO),
-                    Some(tunnel) => {
-                        tunnel.written.push_back(number);
-                        Ok(5)
-                    }
+                    Some(_) => Ok(5),
                 };
                 assert_eq!(rig.write(file.id, &bytes(number)), expected);
+                match tunnel.filter(|tunnel| tunnel.up) {
+                    None => {}
+                    Some(ModelTunnel { joined: Some(other), .. }) => {
+                        let other = *other;
+                        self.send(rig, other, number);
+                    }
+                    Some(tunnel) => tunnel.written.push_back(number),
+                }
             }
             Step::Poll { file } => {
                 let Some((file, tunnel)) = self.pair(file) else { return };
@@ -243,6 +253,39 @@ impl Model {
                 }
             }
             Step::Delete { name } => self.delete(rig, name),
+            Step::Join { name, other } => self.join(rig, name, other),
+            Step::Part { name } => {
+                if let Some(tunnel) = &mut self.tunnels[name] {
+                    let joined = tunnel.joined.take();
+                    assert_eq!(rig.core.part(tunnel.id).is_ok(), joined.is_some());
+                    self.leave_alone(joined);
+                }
+            }
+        }
+    }
+
+    fn join(&mut self, rig: &mut Rig, name: usize, other: usize) {
+        let (Some(one), Some(two)) = (&self.tunnels[name], &self.tunnels[other]) else { return };
+        let joined = rig.join(one.id, two.id);
+        if name == other {
+            assert!(matches!(joined, Err(CommandError::SameTunnel(_))), "{joined:?}");
+        } else if one.joined.is_some() || two.joined.is_some() {
+            assert!(matches!(joined, Err(CommandError::HasPeer(_))), "{joined:?}");
+        } else {
+            assert_eq!(joined, Ok(()));
+            for (from, to) in [(name, other), (other, name)] {
+                let Some(tunnel) = &mut self.tunnels[from] else { continue };
+                tunnel.joined = Some(to);
+                for number in std::mem::take(&mut tunnel.written) {
+                    self.send(rig, to, number);
+                }
+            }
+        }
+    }
+
+    fn leave_alone(&mut self, name: Option<usize>) {
+        if let Some(tunnel) = name.and_then(|name| self.tunnels[name].as_mut()) {
+            tunnel.joined = None;
         }
     }
 
@@ -297,6 +340,7 @@ impl Model {
             persistent: false,
             capacity: CAPACITY,
             written: VecDeque::new(),
+            joined: None,
             injected: (0, 0),
         });
         assert_eq!(tunnel.id, id);
@@ -371,55 +415,75 @@ impl Model {
     }
 
     fn bury(&mut self, name: usize) {
-        if let Some(tunnel) = self.tunnels[name].take()
-            && !tunnel.written.is_empty()
-        {
-            self.gone[name].push(tunnel.written);
+        if let Some(tunnel) = self.tunnels[name].take() {
+            self.leave_alone(tunnel.joined);
+            if !tunnel.written.is_empty() {
+                self.gone[name].push(tunnel.written);
+            }
         }
     }
 
     fn inject(&mut self, rig: &mut Rig, name: usize) {
         let number = self.number();
-        let mut files = self.files.iter_mut().flatten().filter(|file| file.name == Some(name));
-        let Some(tunnel) = &mut self.tunnels[name] else { return };
+        let Some(tunnel) = &self.tunnels[name] else { return };
         let delivered = rig.inject(tunnel.id, &bytes(number));
-        let (files, attached): (Vec<_>, Vec<_>) = files.by_ref().partition(|file| file.detached);
-        if files.is_empty() && attached.is_empty() {
-            assert!(matches!(delivered, Err(CommandError::NotAttached(_))), "{delivered:?}");
-        } else if !tunnel.up {
-            assert!(matches!(delivered, Err(CommandError::Down(_))), "{delivered:?}");
-        } else if !tunnel.carrier {
-            assert!(matches!(delivered, Err(CommandError::NoCarrier(_))), "{delivered:?}");
-        } else if attached.is_empty() {
-            assert!(matches!(delivered, Err(CommandError::NoQueue(_))), "{delivered:?}");
-        } else {
-            // Which of several queues it is, the hash of its flow says: the core is asked which has changed.
-            let (file, has_more, request) = attached
-                .into_iter()
-                .find_map(|file| {
-                    let now = rig.core.file(file.id).expect("it is open");
-                    let has_more = now.queue().len() > file.queue.len();
-                    let was_read = now.parked_reads() < file.parked.len();
-                    let is_full = matches!(delivered, Err(CommandError::QueueFull { .. }))
-                        && file.parked.is_empty()
-                        && file.queue.len() == tunnel.capacity;
-                    let request = if was_read { file.parked.pop_front() } else { None };
-                    (has_more || was_read || is_full).then_some((file, has_more, request))
-                })
-                .expect("it went to one of them, or one is full");
-            if let Some(request) = request {
-                assert_eq!(delivered, Ok(Delivery::Read));
-                assert_eq!(rig.outcome(request).map(bytes_read), Some(Ok(bytes(number))));
-                tunnel.injected.0 += 1;
-            } else if has_more {
-                assert!(file.parked.is_empty() && file.queue.len() < tunnel.capacity);
-                file.queue.push_back(number);
-                assert_eq!(delivered, Ok(Delivery::Queued(file.queue.len())));
-                tunnel.injected.0 += 1;
-            } else {
-                tunnel.injected.1 += 1;
-            }
+        let expected = self.arrive(rig, name, number);
+        if matches!(expected, Err(CommandError::QueueFull { .. })) {
+            self.count_drop(name);
         }
+        assert_eq!(delivered, expected);
+    }
+
+    /// A datagram of a peer goes where one that is injected does; every one that is refused is counted.
+    fn send(&mut self, rig: &mut Rig, name: usize, number: u32) {
+        if self.arrive(rig, name, number).is_err() {
+            self.count_drop(name);
+        }
+    }
+
+    /// What becomes of a datagram that has been sent to a tunnel's client.
+    fn arrive(
+        &mut self,
+        rig: &mut Rig,
+        name: usize,
+        number: u32,
+    ) -> Result<Delivery, CommandError> {
+        let tunnel = self.tunnels[name].as_mut().expect("it is there");
+        let known = tun::Name::new(NAMES[name].as_bytes());
+        let files = self.files.iter_mut().flatten().filter(|file| file.name == Some(name));
+        let (detached, attached): (Vec<_>, Vec<_>) = files.partition(|file| file.detached);
+        if detached.is_empty() && attached.is_empty() {
+            return Err(CommandError::NotAttached(known));
+        }
+        if !tunnel.up {
+            return Err(CommandError::Down(known));
+        }
+        if !tunnel.carrier {
+            return Err(CommandError::NoCarrier(known));
+        }
+        // Which of several queues it is, the hash of its flow says: the core is asked.
+        let selected = rig
+            .core
+            .tunnel(tunnel.id)
+            .and_then(|known| known.select_queue(&Bytes::from(bytes(number)).into()));
+        let Some(file) = attached.into_iter().find(|file| Some(file.id) == selected) else {
+            return Err(CommandError::NoQueue(known));
+        };
+        if let Some(request) = file.parked.pop_front() {
+            assert_eq!(rig.outcome(request).map(bytes_read), Some(Ok(bytes(number))));
+            tunnel.injected.0 += 1;
+            return Ok(Delivery::Read);
+        }
+        if file.queue.len() >= tunnel.capacity {
+            return Err(CommandError::QueueFull { name: known, datagrams: tunnel.capacity });
+        }
+        file.queue.push_back(number);
+        tunnel.injected.0 += 1;
+        Ok(Delivery::Queued(file.queue.len()))
+    }
+
+    fn count_drop(&mut self, name: usize) {
+        self.tunnels[name].as_mut().expect("it is there").injected.1 += 1;
     }
 
     fn take(&mut self, rig: &mut Rig, name: usize) {

@@ -323,6 +323,12 @@ impl Rig {
         injected
     }
 
+    pub(super) fn join(&mut self, left: TunnelId, right: TunnelId) -> Result<(), CommandError> {
+        let joined = self.core.join(left, right);
+        self.drain();
+        joined
+    }
+
     pub(super) fn set_peer(&mut self, tunnel: TunnelId, peer: PeerId) -> Result<(), CommandError> {
         let set = self.core.set_peer(tunnel, peer);
         self.drain();

@@ -1,7 +1,7 @@
 //! One emulated interface (kernel: `struct tun_struct` and its `net_device`).
 
 use super::{
-    Address, FileId, Limits, MacAddress, PeerId, Scope,
+    Address, FileId, Limits, MacAddress, Peer, Scope,
     datagram::Framing,
     file::Queue,
     filter::{PacketFilter, TxFilter},
@@ -134,7 +134,7 @@ pub struct Tunnel {
     pub(super) written: Queue,
     /// The file whose write is the newest in `written`.
     pub(super) last_writer: Option<FileId>,
-    pub(super) peer: Option<PeerId>,
+    pub(super) peer: Option<Peer>,
     pub(super) counters: Counters,
     /// Deleted; kept only until the harness has taken what was written.
     pub(super) gone: bool,
@@ -283,10 +283,10 @@ impl Tunnel {
         self.counters
     }
 
-    /// A peer takes what clients write.
+    /// What gets what clients write, if it is not the harness.
     #[must_use]
-    pub fn has_peer(&self) -> bool {
-        self.peer.is_some()
+    pub fn peer(&self) -> Option<Peer> {
+        self.peer
     }
 
     /// The tunnel was deleted; it is kept until the harness has taken what was written.

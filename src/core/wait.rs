@@ -22,6 +22,8 @@ pub enum Condition {
     Reading(Address),
     /// The client wrote a datagram that has not been taken.
     Written(Address),
+    /// A living tunnel answers to each of the addresses.
+    Exist(Vec<Address>),
     /// So many datagrams can be taken; the answer takes them.
     Take(TunnelId, usize),
 }
@@ -61,7 +63,8 @@ impl Core {
                 Condition::Attached(_)
                 | Condition::Detached(_)
                 | Condition::Reading(_)
-                | Condition::Written(_) => 0,
+                | Condition::Written(_)
+                | Condition::Exist(_) => 0,
             };
             self.outputs.push(Output::Answer(id, Answer::TimedOut(available)));
         }
@@ -91,9 +94,10 @@ impl Core {
             | Condition::Detached(address)
             | Condition::Reading(address)
             | Condition::Written(address) => {
-                if let Err(error @ CommandError::AmbiguousTunnel { .. }) = self.find(address) {
-                    return Err(error);
-                }
+                self.refuse_ambiguous(address)?;
+            }
+            Condition::Exist(addresses) => {
+                addresses.iter().try_for_each(|address| self.refuse_ambiguous(address))?;
             }
         }
         if self.waits.len() >= self.limits.waits {
@@ -129,6 +133,13 @@ impl Core {
         }
     }
 
+    fn refuse_ambiguous(&self, address: &Address) -> Result<(), CommandError> {
+        match self.find(address) {
+            Err(error @ CommandError::AmbiguousTunnel { .. }) => Err(error),
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
     fn check(&self, condition: &Condition) -> Option<Answer> {
         // A name may have come to mean several tunnels since; any of them will do.
         let living = |address| {
@@ -154,6 +165,10 @@ impl Core {
                     || self.tunnels.values().rfind(|tunnel| tunnel.gone && tunnel.is_at(address));
                 living(address).find(has_written).or_else(|| gone().filter(has_written)).map(met)
             }
+            Condition::Exist(addresses) => addresses
+                .iter()
+                .all(|address| living(address).next().is_some())
+                .then_some(Answer::Met(None)),
             Condition::Take(id, count) => match self.tunnels.get(id) {
                 Some(tunnel) if tunnel.peer.is_none() && tunnel.written.len() >= *count => {
                     Some(met(tunnel))

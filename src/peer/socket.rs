@@ -45,7 +45,7 @@ use crate::{
         Address, CommandError, Datagram, Mode, Tunnel, TunnelId,
         offload::{self, Finished},
     },
-    hub::{Hub, Peer},
+    hub::{Description, Hub, Peer},
 };
 
 /// Room in the socket, each way. The kernel cuts it to `net.core.wmem_max`.
@@ -143,6 +143,14 @@ impl Peer for SocketPeer {
             self.send_all();
         }
     }
+
+    fn part(&self) {
+        self.close();
+    }
+
+    fn description(&self) -> Description {
+        Description { kind: "socket", details: Vec::new() }
+    }
 }
 
 impl SocketPeer {
@@ -184,16 +192,18 @@ impl SocketPeer {
 
     /// The next message.
     fn next(&self) -> Option<Bytes> {
-        {
-            let mut state = self.lock();
-            if let Some(stuck) = state.stuck.take() {
-                return Some(stuck);
-            }
-            if let Some(segment) = state.segments.as_mut().and_then(Iterator::next) {
-                return Some(segment.payload);
-            }
-            state.segments = None;
+        // Held while taking, so that nothing is taken once it is closed.
+        let mut state = self.lock();
+        if state.closed {
+            return None;
         }
+        if let Some(stuck) = state.stuck.take() {
+            return Some(stuck);
+        }
+        if let Some(segment) = state.segments.as_mut().and_then(Iterator::next) {
+            return Some(segment.payload);
+        }
+        state.segments = None;
         loop {
             let datagram = self.hub.with(|core| core.take(self.tunnel))?;
             if self.with_vnet {
@@ -204,19 +214,19 @@ impl SocketPeer {
                 self.count_drop(&datagram.payload);
             } else if datagram.vnet.is_none() {
                 return Some(datagram.payload);
-            } else if let Some(first) = self.finish(datagram) {
+            } else if let Some(first) = self.finish(datagram, &mut state.segments) {
                 return Some(first);
             }
         }
     }
 
     /// Does what a vnet header asks for, and gives the first segment; the others are next.
-    fn finish(&self, datagram: Datagram) -> Option<Bytes> {
+    fn finish(&self, datagram: Datagram, rest: &mut Option<Finished>) -> Option<Bytes> {
         let payload = datagram.payload.clone();
         match offload::finish(datagram, self.mode) {
             Ok(mut segments) => {
                 let first = segments.next()?.payload;
-                self.lock().segments = Some(segments);
+                *rest = Some(segments);
                 Some(first)
             }
             Err(error) => {

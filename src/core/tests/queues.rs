@@ -264,7 +264,7 @@ fn what_is_known_of_files_and_tunnels_follows_the_client() {
         (known.requested_name().as_bytes(), known.name().as_bytes()),
         (&b"tap%d"[..], &b"tap0"[..])
     );
-    assert_eq!((known.scope(), known.is_persistent(), known.has_peer()), (Scope(1), true, false));
+    assert_eq!((known.scope(), known.is_persistent(), known.peer()), (Scope(1), true, None));
     assert_eq!((known.mode().word(), Mode::Tun.word()), ("tap", "tun"));
     let _read = rig.read_later(file, 100);
     rig.poll(file, Some(WakeHandle(1)));

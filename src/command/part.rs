@@ -1,0 +1,51 @@
+//! `part`: takes a tunnel's peer away.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Method, set::Done};
+use crate::{
+    client::{Client, ClientError},
+    control::session::{Reply, Session},
+    core::Address,
+};
+
+/// Parameters on the wire.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Part {
+    /// The tunnel; of two that are joined, either.
+    pub tunnel: Address,
+}
+
+impl Method for Part {
+    const NAME: &'static str = "part";
+    type Result = Done;
+
+    fn perform(self, session: &Arc<Session>, reply: Reply<Done>) {
+        let found = session.hub().with(|core| core.find(&self.tunnel));
+        let parted = found.and_then(|tunnel| session.hub().part(tunnel));
+        reply.send(parted.map(|()| Done {}).map_err(Into::into));
+    }
+}
+
+/// Takes a tunnel's peer away: parts it from the one it is joined to, removes its host, closes its attached socket.
+///
+/// What clients write from then on is for 'memtun take'.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// NAME, NAME@SCOPE or #ID, as 'memtun list' shows them; of two that are joined, either.
+    tunnel: Address,
+}
+
+impl Args {
+    /// Runs it.
+    ///
+    /// # Errors
+    ///
+    /// What the daemon says.
+    pub fn run(self, client: &mut Client) -> Result<(), ClientError> {
+        client.call(&Part { tunnel: self.tunnel }).map(|Done {}| ())
+    }
+}
