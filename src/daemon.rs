@@ -7,6 +7,8 @@
 //! | `timer` | ends waits at their deadlines | when the hub stops |
 //! | `control` | accepts harnesses | with the process |
 //! | `harness`, `outbox` | one pair for each connection | with it |
+//! | `attach-in`, `attach-out` | one pair for each attached socket | with it, or its tunnel |
+//! | `host` | one for each host | with its tunnel, or by `part` |
 
 use std::{
     convert::Infallible,

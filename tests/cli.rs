@@ -40,6 +40,8 @@ fn usage_errors_exit_with_2() {
         &["delete"],
         &["join", "tun0"],
         &["join", "tun0", "tun1", "--timeout", "soon"],
+        &["host", "tun0"],
+        &["host", "tun0", "--addr", "10.0.0.1"],
         &["part"],
         &["run", "--use", "/dev/null", "--require-net-admin", "--", "true"],
         &["serve"],
@@ -57,9 +59,10 @@ fn usage_errors_exit_with_2() {
 
 fn help_names_every_verb() {
     let help = memtun(&["--help"]).succeeded();
-    for verb in
-        ["serve", "run", "list", "inject", "take", "wait", "watch", "set", "delete", "join", "part"]
-    {
+    for verb in [
+        "serve", "run", "list", "inject", "take", "wait", "watch", "set", "delete", "join", "host",
+        "part",
+    ] {
         assert!(help.contains(&format!("\n  {verb}")), "{verb}: {help}");
         assert!(memtun(&[verb, "--help"]).succeeded().contains("Usage: memtun"), "{verb}");
     }

@@ -73,9 +73,8 @@ fn main() -> ExitCode {
 
 fn device_trials(backend: Backend) -> Vec<Trial> {
     let kind = Gate::new(backend.word(), backend.word(), backend.obstacle());
-    let tests = [device::TESTS, control::TESTS, offload::TESTS, abi::TESTS, peers::TESTS]
-        .into_iter()
-        .flatten();
+    let tests = [device::TESTS, control::TESTS, offload::TESTS, abi::TESTS];
+    let tests = tests.iter().chain(peers::TESTS).copied().flatten();
     let of_clients = clients::TESTS.iter().map(|client| {
         let gate = match &kind {
             Gate::Open => match client.limit(backend) {

@@ -13,7 +13,7 @@ use clap::{Parser, Subcommand};
 
 use crate::{
     client::Client,
-    command::{delete, inject, join, list, part, set, take, wait, watch},
+    command::{delete, host, inject, join, list, part, set, take, wait, watch},
     frontend::device,
 };
 
@@ -43,6 +43,7 @@ enum Verb {
     Set(set::Args),
     Delete(delete::Args),
     Join(join::Args),
+    Host(host::Args),
     Part(part::Args),
 }
 
@@ -77,6 +78,7 @@ impl Cli {
             | Verb::Set(_)
             | Verb::Delete(_)
             | Verb::Join(_)
+            | Verb::Host(_)
             | Verb::Part(_) => "info",
         }
     }
@@ -100,6 +102,7 @@ impl Cli {
             Verb::Set(args) => args.run(&mut connect()?)?,
             Verb::Delete(args) => args.run(&mut connect()?)?,
             Verb::Join(args) => args.run(&mut connect()?)?,
+            Verb::Host(args) => args.run(&mut connect()?, out)?,
             Verb::Part(args) => args.run(&mut connect()?)?,
         }
         Ok(ExitCode::SUCCESS)

@@ -3,6 +3,7 @@
 
 pub mod attach;
 pub mod delete;
+pub mod host;
 pub mod inject;
 pub mod join;
 pub mod list;
@@ -57,10 +58,11 @@ pub(crate) fn dispatch(method: &str, params: Value, session: &Arc<Session>, repl
         delete::Delete::NAME => perform::<delete::Delete>(params, session, reply),
         attach::Attach::NAME => perform::<attach::Attach>(params, session, reply),
         join::Join::NAME => perform::<join::Join>(params, session, reply),
+        host::Host::NAME => perform::<host::Host>(params, session, reply),
         part::Part::NAME => perform::<part::Part>(params, session, reply),
         _ => {
             let message = format!(
-                "no method {method:?}; there are list, inject, take, wait, watch, set, delete, attach, join and part"
+                "no method {method:?}; there are list, inject, take, wait, watch, set, delete, attach, join, host and part"
             );
             reply.fail(Failure::new("unknown-method", message));
         }

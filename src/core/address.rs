@@ -16,6 +16,12 @@ pub enum Address {
     Scoped(Name, Scope),
 }
 
+impl From<TunnelId> for Address {
+    fn from(id: TunnelId) -> Self {
+        Self::Id(id)
+    }
+}
+
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

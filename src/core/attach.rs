@@ -134,7 +134,7 @@ impl Core {
         let ifindex = self.reserve_ifindex(scope, wanted_ifindex)?;
         self.last_tunnel += 1;
         let id = TunnelId(self.last_tunnel);
-        let hwaddr = self.random_address();
+        let hwaddr = MacAddress::random(&mut self.random);
         let identity = Identity { id, name, requested_name, scope, ifindex };
         self.tunnels.insert(id, Tunnel::new(identity, mode, hwaddr, &self.limits));
         self.names.insert((scope, name), id);
@@ -182,14 +182,6 @@ impl Core {
             .map(|number| Name::new(&[before, number.to_string().as_bytes(), after].concat()))
             .find(|name| !self.names.contains_key(&(scope, *name)))
             .ok_or(Errno::ENFILE)
-    }
-
-    /// `eth_hw_addr_random`: locally administered, no group bit.
-    fn random_address(&mut self) -> MacAddress {
-        let mut address = [0; 6];
-        self.random.fill(&mut address);
-        address[0] = address[0] & 0xfe | 0x02;
-        MacAddress(address)
     }
 
     /// `tun_attach`, and what `tun_set_iff` does after it.

@@ -27,6 +27,15 @@ impl MacAddress {
     /// `ff:ff:ff:ff:ff:ff`.
     pub const BROADCAST: Self = Self([0xff; 6]);
 
+    /// `eth_random_addr`: locally administered, no group bit.
+    #[must_use]
+    pub fn random(random: &mut fastrand::Rng) -> Self {
+        let mut address = [0; 6];
+        random.fill(&mut address);
+        address[0] = address[0] & 0xfe | 0x02;
+        Self(address)
+    }
+
     /// Its group bit is set (multicast or broadcast).
     #[must_use]
     pub fn is_group(self) -> bool {

@@ -131,7 +131,7 @@ pub enum DropReason {
     Continuation,
     /// A peer sent it, and the tunnel is down, has no carrier or no queue, or it is empty or too long.
     Refused,
-    /// It is longer than the attached socket carries.
+    /// It is longer than the attached socket carries, or a host cannot do what its vnet header asks for.
     PeerLimit,
 }
 

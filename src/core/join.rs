@@ -2,9 +2,9 @@
 //!
 //! # Theory of operation
 //!
-//! A write on one is, in the same call of the core, a datagram for a client of the other: it completes a parked read or joins
-//! the queue of the file that its flow belongs to. Nothing stands between, so order is that of the writes, and a
-//! datagram that the reader's queue does not hold is dropped and counted on the reader's tunnel, as on a wire. The writer is not told.
+//! A write on one is, in the same call of the core, a datagram for a client of the other: it completes a parked read or
+//! joins the queue of the file that its flow belongs to. Nothing stands between, so order is that of the writes. What the
+//! reader's queue does not hold is dropped and counted on the reader's tunnel, as on a wire; the writer is not told.
 //!
 //! Invariant: if a tunnel's peer is another, that one's peer is it, both are alive and of one mode, and neither keeps
 //! anything for the harness to take.

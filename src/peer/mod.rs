@@ -1,3 +1,4 @@
-//! What stands at the far side of a tunnel, other than the queue that the harness takes from.
+//! What stands at the far side of a tunnel, other than the queue that the harness takes from, and another tunnel.
 
+pub mod host;
 pub mod socket;

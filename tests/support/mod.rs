@@ -5,6 +5,7 @@ pub mod device;
 pub mod kernel;
 pub mod network;
 pub mod program;
+pub mod stack;
 
 use std::{sync::mpsc, thread, time::Duration};
 
