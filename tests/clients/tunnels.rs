@@ -1,4 +1,5 @@
-//! Programs that join two tunnels by a network: what is put into one comes out of the other.
+//! Programs that join two tunnels by a network: what is put into one comes out of the other, be it by the harness or by a
+//! client and a host beyond them.
 
 use std::{
     fs,
@@ -19,7 +20,9 @@ use crate::{
     device::take,
     support::{
         daemon::{Backend, Daemon},
+        device::{NO_PI, TAP, TUN, TunFile},
         program::Program,
+        stack::StackClient,
     },
 };
 
@@ -58,6 +61,7 @@ fn openvpn(backend: Backend, mode: Mode) {
         peer.line_with("Initialization Sequence Completed");
     }
     expect_both_ways(&daemon, mode, [left, right], ["10.8.0.1", "10.8.0.2"]);
+    expect_service_beyond(&daemon, mode, [left, right], ["10.8.0.1/24", "10.8.0.2/24"]);
     for peer in peers {
         assert_eq!(end(&peer), Some(0));
     }
@@ -103,7 +107,9 @@ pub(super) fn tinc(backend: Backend) {
         // The other's subnet came before, and it looks at its device when it has done with this.
         node.line_with(&format!("Got ADD_EDGE from {other} "));
     }
-    expect_both_ways(&daemon, Mode::Tun, ["tinc_a", "tinc_b"], ["10.77.0.1", "10.77.0.2"]);
+    let tunnels = ["tinc_a", "tinc_b"];
+    expect_both_ways(&daemon, Mode::Tun, tunnels, ["10.77.0.1", "10.77.0.2"]);
+    expect_service_beyond(&daemon, Mode::Tun, tunnels, ["10.77.0.1/24", "10.77.0.2/24"]);
     assert_eq!((end(&a), end(&b)), (Some(0), Some(0)));
     expect_gone(&daemon, &["tinc_a", "tinc_b"]);
 }
@@ -130,6 +136,7 @@ pub(super) fn vtun(backend: Backend) {
         daemon.wait_until(tunnel, Until::Attached);
     }
     expect_both_ways(&daemon, Mode::Tun, [&left, &right], ["10.50.0.1", "10.50.0.2"]);
+    expect_service_beyond(&daemon, Mode::Tun, [&left, &right], ["10.50.0.1/24", "10.50.0.2/24"]);
     end(&client);
     expect_gone(&daemon, &[&left, &right]);
     end(&server);
@@ -166,6 +173,7 @@ pub(super) fn ssh(backend: Backend) {
     server.line_with("Tunnel forwarding using interface tun6");
     client.line_with("ssh_tun_confirm: tunnel forward established");
     expect_both_ways(&daemon, Mode::Tun, ["tun5", "tun6"], ["10.0.0.5", "10.0.0.6"]);
+    expect_service_beyond(&daemon, Mode::Tun, ["tun5", "tun6"], ["10.0.0.5/24", "10.0.0.6/24"]);
     end(&client);
     expect_gone(&daemon, &["tun5", "tun6"]);
     end(&server);
@@ -208,6 +216,27 @@ fn expect_both_ways(daemon: &Daemon, mode: Mode, tunnels: [&str; 2], hosts: [&st
             "{tunnel:?}"
         );
     }
+}
+
+/// A client of a third tunnel, joined to the left one, talks TCP to a host at the right one: through both programs.
+#[track_caller]
+fn expect_service_beyond(daemon: &Daemon, mode: Mode, tunnels: [&str; 2], hosts: [&str; 2]) {
+    let [left, right] = tunnels;
+    let (flags, hwaddr) = match mode {
+        Mode::Tun => (TUN, None),
+        Mode::Tap => (TAP, Some([2, 0, 0, 0, 0, 9])),
+    };
+    let file = TunFile::attached(&daemon.device, "user", flags | NO_PI);
+    daemon.memtun(&["join", "user", left]).succeeded();
+    daemon.memtun(&["host", right, "--addr", hosts[1]]).succeeded();
+    let mut client = StackClient::new(file, &hosts[..1], hwaddr);
+    let (host, _) = hosts[1].split_once('/').expect("an address with a prefix");
+    let socket = client.connect(host, 7, 5_000);
+    let data: Vec<u8> = (0..200_000_u32).map(|number| number.to_le_bytes()[1]).collect();
+    assert!(client.exchange(socket, &data) == data, "what the host echoes is what was sent");
+    daemon.memtun(&["part", right]).succeeded();
+    drop(client);
+    daemon.wait_until("user", Until::Detached);
 }
 
 /// Ends a program as a service manager would, and returns its exit status if it has one.
