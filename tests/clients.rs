@@ -12,15 +12,19 @@ mod tunnels;
 
 use std::{path::Path, process::Command, time::Duration};
 
-use memtun::command::{
-    list::{Listing, TunnelView},
-    wait::Until,
+use memtun::{
+    client::Client,
+    command::{
+        list::{FileView, List, Listing, TunnelView},
+        wait::Until,
+    },
 };
 
 use crate::support::{
     daemon::{Backend, Daemon, MEMTUN, Run, run},
     network::Network,
     program::Program,
+    within_deadline,
 };
 
 /// A test of the device by programs that may not be installed.
@@ -155,10 +159,23 @@ impl<'a> Host<'a> {
         command
     }
 
-    /// Runs a program to its end.
+    /// Runs a program to its end, and until the daemon has heard of it: of a file it hears after `close` has returned.
     #[track_caller]
     fn run(&self, program: Installed, arguments: &[&str]) -> Run {
-        run(&mut self.command(program, arguments), b"")
+        let ended = run(&mut self.command(program, arguments), b"");
+        let control = self.daemon.control.clone();
+        within_deadline("the files of ended programs to be closed", move || {
+            let mut client = Client::connect(&control).expect("the daemon runs");
+            let is_left = |file: &FileView| !Path::new(&format!("/proc/{}", file.pid)).exists();
+            loop {
+                let Listing { tunnels, unattached_files } = client.call(&List {}).expect("list");
+                let attached = tunnels.iter().flat_map(|tunnel| &tunnel.files);
+                if !attached.chain(&unattached_files).any(is_left) {
+                    break;
+                }
+            }
+        });
+        ended
     }
 
     /// Starts a program that stays.

@@ -292,6 +292,7 @@ impl Core {
             return Some(Err(Errno::EBADFD));
         };
         if call.limit == 0 {
+            // tun_do_read: before there is a datagram, so that none is lost.
             return Some(Ok(Reply::Read { head: Head::default(), body: Bytes::new() }));
         }
         if call.offset > 0 {
@@ -299,10 +300,6 @@ impl Core {
         }
         file.forget_rest();
         file.set_nonblocking(call.nonblock);
-        if call.limit == 0 {
-            // tun_do_read: before there is a datagram, so that none is lost.
-            return Some(Ok(Reply::Read { head: Head::default(), body: Bytes::new() }));
-        }
         if let Some(datagram) = file.queue.pop() {
             let outcome = file.deliver(&datagram, tunnel.framing(), call.limit);
             if outcome.is_err() {

@@ -110,6 +110,9 @@ pub(super) fn podman(backend: Backend) {
 #[track_caller]
 fn expect_pong(daemon: &Daemon) {
     daemon.wait_until("tun0", Until::Reading);
+    // Before it has answered, and perhaps ended.
+    let file = &daemon.list().tunnels[0].files[0];
+    assert!(file.command.starts_with("pong"), "{file:?}");
     let mut client = daemon.client();
     let ping = memtun::packet::echo_request([10, 0, 0, 1].into(), [10, 0, 0, 2].into()).unwrap();
     inject(&mut client, "tun0", &ping);
@@ -119,6 +122,4 @@ fn expect_pong(daemon: &Daemon) {
         (&ping[16..20], &ping[12..16], 0),
         "an echo reply"
     );
-    let file = &daemon.list().tunnels[0].files[0];
-    assert!(file.command.starts_with("pong"), "{file:?}");
 }
