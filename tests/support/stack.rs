@@ -77,15 +77,29 @@ impl StackClient {
 
     /// Lets the stack work until something is the case.
     #[track_caller]
-    #[expect(clippy::disallowed_methods, reason = "a deadline")]
     pub fn run_until<T>(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> Option<T>) -> T {
-        let end = Instant::now() + DEADLINE;
+        self.run_moving(what, |client| (false, done(client)))
+    }
+
+    /// The same, with a deadline that begins anew whenever something has moved: for much, on a machine that is slow.
+    #[track_caller]
+    #[expect(clippy::disallowed_methods, reason = "a deadline is a matter of time")]
+    pub fn run_moving<T>(
+        &mut self,
+        what: &str,
+        mut step: impl FnMut(&mut Self) -> (bool, Option<T>),
+    ) -> T {
+        let mut end = Instant::now() + DEADLINE;
         loop {
             let micros = i64::try_from(self.start.elapsed().as_micros()).expect("a short test");
             let now = time::Instant::from_micros(micros);
             self.interface.poll(now, &mut self.device, &mut self.sockets);
-            if let Some(result) = done(self) {
+            let (moved, result) = step(self);
+            if let Some(result) = result {
                 return result;
+            }
+            if moved {
+                end = Instant::now() + DEADLINE;
             }
             assert!(Instant::now() < end, "{what}: nothing happened within {DEADLINE:?}");
             let delay = self.interface.poll_delay(now, &self.sockets);
@@ -100,11 +114,12 @@ impl StackClient {
     #[expect(clippy::disallowed_methods, reason = "that nothing happens shows only in time")]
     pub fn run_until_still(&mut self, what: &str, mut moves: impl FnMut(&mut Self) -> bool) {
         let mut since = Instant::now();
-        self.run_until(what, |client| {
-            if moves(client) {
+        self.run_moving(what, |client| {
+            let moved = moves(client);
+            if moved {
                 since = Instant::now();
             }
-            (since.elapsed() > STILL).then_some(())
+            (moved, (since.elapsed() > STILL).then_some(()))
         });
     }
 
