@@ -17,6 +17,7 @@ mod abi;
 mod bpf;
 mod cli;
 mod clients;
+mod conformance;
 mod control;
 mod device;
 mod differences;
@@ -67,6 +68,11 @@ fn main() -> ExitCode {
     trials.extend(native::TESTS.iter().map(|(name, test)| {
         let test = *test;
         kernel.trial_of(format!("native::{name}"), test)
+    }));
+    let kernel = Gate::new("conformance", native::WORD, conformance::kernel_obstacle());
+    trials.extend(conformance::KERNEL_TESTS.iter().map(|(name, test)| {
+        let test = *test;
+        kernel.trial_of(format!("conformance::{name}"), test)
     }));
     libtest_mimic::run(&arguments, trials).exit_code()
 }

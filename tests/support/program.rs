@@ -20,12 +20,12 @@ use super::{Background, DEADLINE};
 
 /// The compiled program `tests/programs/NAME.c`.
 pub fn compiled(name: &str) -> PathBuf {
-    compile(name, name, &[])
+    compiled_as(&format!("tests/programs/{name}.c"), name, &[])
 }
 
 /// The same, without shared libraries.
 pub fn compiled_static(name: &str) -> PathBuf {
-    compile(name, &format!("{name}-static"), &["-static"])
+    compiled_as(&format!("tests/programs/{name}.c"), &format!("{name}-static"), &["-static"])
 }
 
 /// Where compiled programs go: the build's folder, or another where that belongs to somebody else.
@@ -33,14 +33,12 @@ fn folder() -> PathBuf {
     std::env::var_os("MEMTUN_TEST_FOLDER").map_or(env!("CARGO_TARGET_TMPDIR").into(), PathBuf::from)
 }
 
-fn compile(name: &str, program: &str, options: &[&str]) -> PathBuf {
+/// A source of this repository, compiled to a program of that name.
+pub fn compiled_as(source: &str, program: &str, options: &[&str]) -> PathBuf {
     static COMPILED: Mutex<BTreeMap<String, PathBuf>> = Mutex::new(BTreeMap::new());
     let mut compiled = COMPILED.lock().expect("no test panics while it compiles");
     let path = compiled.entry(program.to_owned()).or_insert_with(|| {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("tests/programs")
-            .join(name)
-            .with_extension("c");
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
         let program = folder().join(format!("{program}-{}", std::process::id()));
         let cc = Command::new("cc")
             .args(["-O1", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE", "-o"])
