@@ -42,6 +42,7 @@ fn main() -> ExitCode {
     let mut trials: Vec<Trial> = [
         ("bpf", bpf::TESTS),
         ("cli", cli::TESTS),
+        ("conformance", conformance::TESTS),
         ("layering", layering::TESTS),
         ("differences", differences::TESTS),
     ]
@@ -56,10 +57,15 @@ fn main() -> ExitCode {
         })
     })
     .collect();
-    trials.extend(Backend::ALL.iter().flat_map(|backend| device_trials(*backend)));
+    let compat = Gate::new("32-bit programs", clients::WORD, conformance::compat_obstacle());
+    trials.extend(Backend::ALL.iter().flat_map(|backend| device_trials(*backend, &compat)));
     for user in run::User::ALL {
         let gate = Gate::new(user.word(), "run", user.obstacle());
-        trials.extend(run::TESTS.into_iter().flatten().map(|(name, test)| {
+        let conformance::Tests { native, compat: of_compat } = conformance::OF_RUN;
+        let tests = run::TESTS.into_iter().flatten().chain(native).map(|test| (&gate, test));
+        let compat = gate.and(&compat);
+        let of_compat = of_compat.iter().map(|test| (&compat, test));
+        trials.extend(tests.chain(of_compat).map(|(gate, (name, test))| {
             let test = *test;
             gate.trial_of(format!("run::{}::{name}", user.word()), move || test(*user))
         }));
@@ -70,16 +76,25 @@ fn main() -> ExitCode {
         kernel.trial_of(format!("native::{name}"), test)
     }));
     let kernel = Gate::new("conformance", native::WORD, conformance::kernel_obstacle());
-    trials.extend(conformance::KERNEL_TESTS.iter().map(|(name, test)| {
-        let test = *test;
-        kernel.trial_of(format!("conformance::{name}"), test)
-    }));
+    let tests = conformance::OF_KERNEL;
+    for (gate, tests) in [(&kernel, tests.native), (&kernel.and(&compat), tests.compat)] {
+        trials.extend(tests.iter().map(|(name, test)| {
+            let test = *test;
+            gate.trial_of(format!("conformance::{name}"), test)
+        }));
+    }
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-fn device_trials(backend: Backend) -> Vec<Trial> {
+fn device_trials(backend: Backend, compat: &Gate) -> Vec<Trial> {
     let kind = Gate::new(backend.word(), backend.word(), backend.obstacle());
-    let tests = [device::TESTS, control::TESTS, offload::TESTS, abi::TESTS];
+    // What passes a value needs `memtun run` on FUSE, which has these tests too.
+    let of_cuse = || Some(conformance::OF_CUSE).filter(|_| backend == Backend::Cuse);
+    let conformance = of_cuse().map_or(&[][..], |tests| tests.native);
+    let of_compat = of_cuse().map_or(&[][..], |tests| tests.compat);
+    let of_compat =
+        of_compat.iter().map(|(name, test)| kind.and(compat).trial(backend, name, *test));
+    let tests = [device::TESTS, control::TESTS, offload::TESTS, abi::TESTS, conformance];
     let tests = tests.iter().chain(peers::TESTS).copied().flatten();
     let of_clients = clients::TESTS.iter().map(|client| {
         let gate = match &kind {
@@ -94,7 +109,8 @@ fn device_trials(backend: Backend) -> Vec<Trial> {
         };
         gate.trial(backend, client.name, client.run)
     });
-    tests.map(|(name, test)| kind.trial(backend, name, *test)).chain(of_clients).collect()
+    let tests = tests.map(|(name, test)| kind.trial(backend, name, *test));
+    tests.chain(of_compat).chain(of_clients).collect()
 }
 
 /// Whether tests can run here, and what to make of it if they cannot.
@@ -119,6 +135,14 @@ impl Gate {
                 println!("SKIP {what}: {obstacle}");
                 Self::Skipped
             }
+        }
+    }
+
+    /// Both must be open; why this one is not counts first.
+    fn and(&self, other: &Self) -> Self {
+        match self {
+            Self::Open => other.clone(),
+            Self::Skipped | Self::Failing(_) => self.clone(),
         }
     }
 

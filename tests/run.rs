@@ -84,7 +84,7 @@ impl User {
     }
 
     /// `memtun run` with these arguments.
-    fn memtun_run(self, control: &Path, arguments: &[&str]) -> Command {
+    pub fn memtun_run(self, control: &Path, arguments: &[&str]) -> Command {
         let mut command = self.memtun();
         command.arg("run").arg("--control").arg(control).args(arguments);
         command

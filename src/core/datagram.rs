@@ -106,8 +106,8 @@ pub struct Framing {
 
 /// The longest frame of an `IFF_NAPI_FRAGS` tunnel: `ETH_MAX_MTU` less `NET_SKB_PAD`, see `tun_napi_alloc_frags`.
 ///
-/// DIFFERS: that function also wants at most 18 pieces of a `writev`, the second and later ones of 1 to 4,096 bytes. A server
-/// gets them joined.
+/// DIFFERS: on a tunnel with IFF_NAPI_FRAGS the kernel takes at most 18 pieces of a `writev`, the second and later ones of 1 to
+/// 4,096 bytes. A server gets them joined.
 const LONGEST_NAPI_FRAME: usize = 65_535 - 64;
 
 impl Framing {

@@ -315,4 +315,12 @@ impl Far for Kernel {
             Act::Show { tunnel } => Some(self.show(tunnel).unwrap_or("no such tunnel".to_owned())),
         }
     }
+
+    fn clear(&mut self, names: &[&str], _: &mut Program) {
+        for interface in names.iter().filter_map(|name| self.index(name)) {
+            self.delete(interface).expect("an interface can be deleted");
+        }
+        self.receive();
+        self.received.clear();
+    }
 }

@@ -3,25 +3,76 @@
 //! The client of a script is a small C program (`step/`), so that each step is one system call. Its results on the kernel are
 //! kept (`golden/`), and compared anew to this kernel's where it lets us; those on memtun are compared to the kept ones.
 
+mod expected;
 mod golden;
 mod kernel;
+mod memtun;
+mod random;
 mod script;
 mod subject;
 
 use std::{
+    collections::BTreeSet,
     fmt::Write,
     fs,
     path::{Path, PathBuf},
 };
 
-use self::script::Script;
-use crate::support::program;
+use self::{
+    expected::{EXPECTED, Expected, matches},
+    memtun::FrontEnd,
+    script::Script,
+};
+use crate::{
+    run::User,
+    support::{daemon::Backend, program},
+};
 
-/// Tests of the kernel itself.
-pub const KERNEL_TESTS: &[(&str, fn())] = &[
-    ("kernel_gives_what_is_kept", || kernel_gives_what_is_kept(Width::Native)),
-    ("kernel_gives_what_is_kept_to_32_bit_programs", || kernel_gives_what_is_kept(Width::Compat)),
-];
+/// Tests by what their client is compiled for.
+pub struct Tests<T: 'static> {
+    pub native: &'static [(&'static str, T)],
+    /// Of 32-bit programs.
+    pub compat: &'static [(&'static str, T)],
+}
+
+/// Tests that need the kernel's tun.
+pub const OF_KERNEL: Tests<fn()> = Tests {
+    native: &[
+        ("kernel_gives_what_is_kept", || kernel_gives_what_is_kept(Width::Native)),
+        ("random_sequences_agree", || random::agree(FrontEnd::Fuse(User::Root), 10_000, 8)),
+    ],
+    compat: &[("kernel_gives_what_is_kept_to_32_bit_programs", || {
+        kernel_gives_what_is_kept(Width::Compat);
+    })],
+};
+
+/// Tests of a character device.
+pub const OF_CUSE: Tests<fn(Backend)> = Tests {
+    native: &[
+        ("conformance_of_scripts", |_| scripts_on(FrontEnd::Cuse, Width::Native)),
+        ("conformance_of_random_sequences", |_| random::agree(FrontEnd::Cuse, 100, 2)),
+    ],
+    compat: &[("conformance_of_scripts_of_32_bit_programs", |_| {
+        scripts_on(FrontEnd::Cuse, Width::Compat);
+    })],
+};
+
+/// Tests of `memtun run`.
+pub const OF_RUN: Tests<fn(User)> = Tests {
+    native: &[("conformance_of_scripts", |user| scripts_on(FrontEnd::Fuse(user), Width::Native))],
+    compat: &[("conformance_of_scripts_of_32_bit_programs", |user| {
+        scripts_on(FrontEnd::Fuse(user), Width::Compat);
+    })],
+};
+
+/// Tests that need nothing.
+pub const TESTS: &[(&str, fn())] = &[("differences_are_explained", differences_are_explained)];
+
+/// Why there can be no 32-bit programs.
+pub fn compat_obstacle() -> Option<String> {
+    let links = program::compiles("int main(void) { return 0; }", Width::Compat.options());
+    (!links).then(|| "cc -m32 -static does not link (Debian: gcc-multilib)".to_owned())
+}
 
 /// Why the kernel's own tun cannot be had.
 pub fn kernel_obstacle() -> Option<String> {
@@ -44,10 +95,17 @@ enum Width {
 
 impl Width {
     fn program(self) -> PathBuf {
-        let source = "tests/conformance/step/step.c";
+        let name = match self {
+            Self::Native => "step",
+            Self::Compat => "step-32",
+        };
+        program::compiled_as("tests/conformance/step/step.c", name, self.options())
+    }
+
+    fn options(self) -> &'static [&'static str] {
         match self {
-            Self::Native => program::compiled_as(source, "step", &["-static"]),
-            Self::Compat => program::compiled_as(source, "step-32", &["-m32", "-static"]),
+            Self::Native => &["-static"],
+            Self::Compat => &["-m32", "-static"],
         }
     }
 
@@ -131,7 +189,7 @@ fn kernel_gives_what_is_kept(width: Width) {
     let mut report = String::new();
     for script in scripts(width) {
         let mut subject = kernel::subject(&program);
-        let results = subject.perform(&script.lines);
+        let results = subject.perform(&script.lines, None);
         let results = results.unwrap_or_else(|error| panic!("{}: {error}", script.name));
         if bless && (width == Width::Native || script.needs("32")) {
             golden::write(&script, &results);
@@ -150,4 +208,77 @@ fn kernel_gives_what_is_kept(width: Width) {
 
 fn told(results: &[Option<String>], width: Width) -> Vec<Option<String>> {
     results.iter().map(|result| result.as_deref().map(|result| width.told(result))).collect()
+}
+
+fn scripts_on(front_end: FrontEnd, width: Width) {
+    let program = width.program();
+    let mut report = String::new();
+    let mut occurred = BTreeSet::new();
+    let (tried, skipped): (Vec<Script>, Vec<Script>) = scripts(width)
+        .into_iter()
+        .partition(|script| !script.needs.iter().any(|need| front_end.lacks(need)));
+    for script in skipped {
+        println!(
+            "SKIP {}: it needs {:?}, not all of which {front_end:?} has",
+            script.name, script.needs
+        );
+    }
+    let mut subject = front_end.subject(&program);
+    for script in &tried {
+        let kept = golden::read(script).unwrap_or_else(|stale| panic!("{stale}"));
+        let kept = told(&kept, width);
+        let results = subject.perform(&script.lines, Some(&kept));
+        let results = results.unwrap_or_else(|error| panic!("{}: {error}", script.name));
+        subject.reset(&[]).unwrap_or_else(|error| panic!("after {}: {error}", script.name));
+        for found in compare(script, &kept, &results) {
+            match explained(front_end, &found) {
+                Some(row) => {
+                    occurred.insert(row);
+                }
+                None => found.show("memtun", &mut report),
+            }
+        }
+    }
+    if std::env::var_os("MEMTUN_TEST_SCRIPT").is_none() {
+        for (number, row) in EXPECTED.iter().enumerate() {
+            let is_due =
+                row.of.contains(front_end) && tried.iter().any(|script| row.is_met_in(script));
+            if is_due && !occurred.contains(&number) {
+                writeln!(report, "this difference does not occur: {row:?}")
+                    .expect("a string takes it");
+            }
+        }
+    }
+    assert!(report.is_empty(), "\n{report}");
+}
+
+/// The row of the table that a difference is in.
+fn explained(front_end: FrontEnd, found: &Difference<'_>) -> Option<usize> {
+    EXPECTED.iter().position(|row| row.explains(front_end, found))
+}
+
+impl Expected {
+    /// Whether a script has such a step.
+    fn is_met_in(&self, script: &Script) -> bool {
+        let mut steps = script.lines.iter().map(|line| line.action.to_string());
+        matches(self.script, &script.name) && steps.any(|step| matches(self.step, &step))
+    }
+
+    fn explains(&self, front_end: FrontEnd, found: &Difference<'_>) -> bool {
+        self.of.contains(front_end)
+            && matches(self.script, &found.script.name)
+            && matches(self.step, &found.step)
+            && matches(self.kernel, &found.kernel)
+            && matches(self.memtun, &found.other)
+    }
+}
+
+/// Every row of the table is explained where the list of differences is made from.
+fn differences_are_explained() {
+    let list = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/differences.md"));
+    let list = list.expect("there is a list of differences");
+    for row in EXPECTED {
+        let begins = format!("\n- {}", row.because);
+        assert!(list.contains(&begins), "no DIFFERS: begins with {:?}", row.because);
+    }
 }

@@ -19,8 +19,17 @@ use super::script::{Act, Action, Line};
 pub trait Far {
     /// Does something; what it tells, if it is an act that tells something.
     fn perform(&mut self, act: &Act) -> Option<String>;
-    /// Waits until a call that sleeps in the kernel waits for the far side too.
-    fn settle(&mut self) {}
+    /// What is seen from outside may come some time after the call that made it so.
+    fn is_late(&self) -> bool {
+        false
+    }
+    /// Whether a call that sleeps in the kernel waits for the far side, not for an answer that is on its way.
+    fn is_waited_for(&mut self) -> bool {
+        true
+    }
+    /// Removes tunnels that outlived their files, with the program's help where it takes that. The names are all that a
+    /// script can have used.
+    fn clear(&mut self, names: &[&str], program: &mut Program);
 }
 
 /// One who answers the steps of scripts.
@@ -36,13 +45,20 @@ impl Subject {
         Self { program, far: Box::new(far), _kept: Box::new(kept) }
     }
 
-    /// The results of a script, one for each line that has one. Fails if the program does not answer.
-    pub fn perform(&mut self, lines: &[Line]) -> Result<Vec<Option<String>>, String> {
+    /// The results of a script, one for each line that has one. What is seen from outside may take some time to become what
+    /// it should be, if that is known. Fails if the program does not answer.
+    pub fn perform(
+        &mut self,
+        lines: &[Line],
+        wanted: Option<&[Option<String>]>,
+    ) -> Result<Vec<Option<String>>, String> {
         let mut results = Vec::with_capacity(lines.len());
         let mut next = 0;
         while next < lines.len() {
-            // Steps that follow each other are sent together.
-            let steps: Vec<&str> = lines[next..].iter().map_while(|line| line.step()).collect();
+            // Steps that follow each other are sent together, up to one whose answer may be too early.
+            let mut steps: Vec<&str> = lines[next..].iter().map_while(Line::step).collect();
+            let first = steps.iter().position(|step| step.starts_with(BLOCKED));
+            steps.truncate(first.map_or(steps.len(), |at| at + 1));
             for step in &steps {
                 self.program.send(step);
             }
@@ -51,16 +67,53 @@ impl Subject {
                 results.push(Some(self.program.answer(step)?));
             }
             next += steps.len();
-            let waits = steps.last().is_some_and(|step| step.starts_with("blocked "));
-            if waits && results.last().is_some_and(|last| last.as_deref() == Some("blocked")) {
-                self.far.settle();
+            if let Some(step) = steps.last().filter(|step| step.starts_with(BLOCKED)) {
+                self.settle(step, results.last_mut().expect("it has a result"))?;
             }
             if let Some(Line { action: Action::Far(act), .. }) = lines.get(next) {
-                results.push(self.far.perform(act));
+                let wanted = wanted.and_then(|wanted| wanted[next].as_deref());
+                results.push(self.act(act, wanted));
                 next += 1;
             }
         }
         Ok(results)
+    }
+
+    /// Asks again whether a thread is blocked, until it is not or somebody can end that.
+    fn settle(&mut self, step: &str, answer: &mut Option<String>) -> Result<(), String> {
+        for _ in 0..LATE_MS {
+            if answer.as_deref() != Some("blocked") || self.far.is_waited_for() {
+                break;
+            }
+            let tick = poll(&mut [], PollTimeout::from(1_u16));
+            assert_eq!(tick, Ok(0));
+            *answer = Some(self.program.ask(step)?);
+        }
+        Ok(())
+    }
+
+    fn act(&mut self, act: &Act, wanted: Option<&str>) -> Option<String> {
+        let mut told = self.far.perform(act);
+        if let Act::Show { .. } = act
+            && self.far.is_late()
+        {
+            for _ in 0..LATE_MS {
+                if told.as_deref() == wanted {
+                    break;
+                }
+                let tick = poll(&mut [], PollTimeout::from(1_u16));
+                assert_eq!(tick, Ok(0));
+                told = self.far.perform(act);
+            }
+        }
+        told
+    }
+
+    /// Forgets all that a script left behind.
+    pub fn reset(&mut self, names: &[&str]) -> Result<(), String> {
+        self.program.ask("reset")?;
+        self.far.clear(names, &mut self.program);
+        Ok(())
     }
 }
 
@@ -73,8 +126,14 @@ impl Line {
     }
 }
 
-/// How long a step may take; the program itself gives up before.
-const DEADLINE_MS: u16 = 60_000;
+/// The step that asks whether a thread is blocked.
+const BLOCKED: &str = "blocked ";
+/// How late something may be seen.
+const LATE_MS: u32 = 2_000;
+
+/// How long a step may take. The program gives up long before; but on a machine under load the kernel was seen to need more
+/// than a minute to remove an interface.
+const DEADLINE_MS: u32 = 240_000;
 
 /// The program `step/step.c`, running.
 pub struct Program {
@@ -107,7 +166,7 @@ impl Program {
     fn answer(&mut self, step: &str) -> Result<String, String> {
         if self.output.buffer().is_empty() {
             let mut files = [PollFd::new(self.output.get_ref().as_fd(), PollFlags::POLLIN)];
-            if poll(&mut files, PollTimeout::from(DEADLINE_MS)) != Ok(1) {
+            if poll(&mut files, PollTimeout::try_from(DEADLINE_MS).expect("it fits")) != Ok(1) {
                 return Err(format!("no answer to {step}"));
             }
         }
@@ -118,6 +177,13 @@ impl Program {
             Some(line) => Ok(line.to_owned()),
             None => Err(format!("the program ended at {step}")),
         }
+    }
+
+    /// One step alone.
+    pub fn ask(&mut self, step: &str) -> Result<String, String> {
+        self.send(step);
+        self.flush();
+        self.answer(step)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{
     cell::RefCell,
     collections::BTreeMap,
-    io::{BufRead, BufReader, PipeReader, pipe},
+    io::{BufRead, BufReader, PipeReader, Write, pipe},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, mpsc},
@@ -55,6 +55,19 @@ pub fn compiled_as(source: &str, program: &str, options: &[&str]) -> PathBuf {
         program
     });
     path.clone()
+}
+
+/// Whether a source can be compiled and linked here.
+pub fn compiles(source: &str, options: &[&str]) -> bool {
+    let folder = tempfile::tempdir().expect("a folder for a program");
+    let mut cc = Command::new("cc");
+    cc.args(options).args(["-x", "c", "-", "-o"]).arg(folder.path().join("program"));
+    let cc = cc.stdin(Stdio::piped()).stderr(Stdio::null()).spawn();
+    cc.is_ok_and(|mut cc| {
+        let stdin = cc.stdin.take();
+        let written = stdin.is_some_and(|mut stdin| stdin.write_all(source.as_bytes()).is_ok());
+        cc.wait().is_ok_and(|status| status.success()) && written
+    })
 }
 
 /// A running program whose output is read line by line. It is killed when dropped; what it said is printed if the test

@@ -145,7 +145,10 @@ static void do_other(char *rest, struct text *out)
     }
 }
 
-/* crowd NAME FLAGS COUNT: attaches so many files, which stay until the end; says how many could be */
+static int crowd[512];
+static int crowd_count;
+
+/* crowd NAME FLAGS COUNT: attaches so many files, which stay until a reset; says how many could be */
 static void do_crowd(char *rest, struct text *out)
 {
     struct ifreq request = { 0 };
@@ -153,9 +156,11 @@ static void do_crowd(char *rest, struct text *out)
     request.ifr_flags = (short)number(word(&rest), NULL);
     int wanted = (int)number(word(&rest), NULL), count = 0;
     long result = 0;
-    while (count < wanted && result == 0) {
+    while (count < wanted && result == 0 && crowd_count < (int)(sizeof crowd / sizeof *crowd)) {
         int file = open(device, O_RDWR | O_CLOEXEC);
         result = file < 0 ? -1 : ioctl(file, TUNSETIFF, &request);
+        if (file >= 0)
+            crowd[crowd_count++] = file;
         count += result == 0;
     }
     say(out, "%d ", count);

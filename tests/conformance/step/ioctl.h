@@ -132,7 +132,7 @@ static void do_ioctl(char *rest, struct text *out)
     release(&m, out);
 }
 
-/* The address of a tap is random: only its kind can be compared. */
+/* The address of a tap is random unless it was set, which shows in the zeros that scripts use: only its kind can be compared. */
 static void do_hwaddr(char *rest, struct text *out)
 {
     struct ifreq request = { 0 };
@@ -140,8 +140,12 @@ static void do_hwaddr(char *rest, struct text *out)
         say_result(out, -1);
         return;
     }
-    unsigned char first = (unsigned char)request.ifr_hwaddr.sa_data[0];
-    say(out, "family=%#x %s %s", request.ifr_hwaddr.sa_family, first & 2 ? "local" : "global", first & 1 ? "group" : "unicast");
+    const unsigned char *address = (const unsigned char *)request.ifr_hwaddr.sa_data;
+    say(out, "family=%#x ", request.ifr_hwaddr.sa_family);
+    if (memcmp(address + 1, "\0\0\0\0", 4))
+        say(out, "random %s %s", *address & 2 ? "local" : "global", *address & 1 ? "group" : "unicast");
+    else
+        say_bytes(out, address, 6);
 }
 
 /* Loads a socket filter that returns a number. */

@@ -6,6 +6,7 @@
  * A line is a word and its arguments; STEPS below has all of them. Files are kept in slots that are named by a letter. No
  * size of a type may be assumed here: the same source is compiled for 32 bits. */
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
@@ -40,7 +41,7 @@
 #include <unistd.h>
 #include "memory.h"
 
-enum { SLOTS = 26, DEADLINE_S = 20, PIECES = 1100 };
+enum { SLOTS = 26, DEADLINE_S = 20, SIGNAL_S = 2, PIECES = 1100 };
 
 static const char *device;
 static int files[SLOTS];
@@ -56,10 +57,10 @@ static void perform(char *line, struct text *out);
 
 /* ---- threads */
 
-static void deadline(struct timespec *end)
+static void deadline(struct timespec *end, int seconds)
 {
     clock_gettime(CLOCK_MONOTONIC, end);
-    end->tv_sec += DEADLINE_S;
+    end->tv_sec += seconds;
 }
 
 static bool is_over(const struct timespec *end)
@@ -78,7 +79,14 @@ static struct worker {
     struct text out;
 } workers[SLOTS];
 
-static struct worker *worker(char **rest) { return &workers[slot(rest) - files]; }
+/* The worker of that letter; null, which is said, if it was not started. */
+static struct worker *worker(char **rest, struct text *out)
+{
+    struct worker *w = &workers[slot(rest) - files];
+    if (!w->started)
+        say(out, "? it was not started");
+    return w->started ? w : NULL;
+}
 
 static void *work(void *argument)
 {
@@ -91,7 +99,7 @@ static void *work(void *argument)
 
 static void do_start(char *rest, struct text *out)
 {
-    struct worker *w = worker(&rest);
+    struct worker *w = &workers[slot(&rest) - files];
     if (w->started) {
         say(out, "? it is running");
         return;
@@ -137,10 +145,10 @@ static bool sleeps(pid_t id)
 
 static void do_blocked(char *rest, struct text *out)
 {
-    struct worker *w = worker(&rest);
+    struct worker *w = worker(&rest, out);
     struct timespec end;
-    deadline(&end);
-    do {
+    deadline(&end, DEADLINE_S);
+    while (w && !is_over(&end)) {
         pid_t id = __atomic_load_n(&w->id, __ATOMIC_ACQUIRE);
         if (__atomic_load_n(&w->ended, __ATOMIC_ACQUIRE)) {
             say(out, "ended");
@@ -150,14 +158,15 @@ static void do_blocked(char *rest, struct text *out)
             say(out, "blocked");
             return;
         }
-    } while (!is_over(&end));
-    say(out, "neither blocked nor ended");
+    }
+    if (w)
+        say(out, "neither blocked nor ended");
 }
 
 static bool join(struct worker *w)
 {
     struct timespec end;
-    deadline(&end);
+    deadline(&end, DEADLINE_S);
     while (!__atomic_load_n(&w->ended, __ATOMIC_ACQUIRE))
         if (is_over(&end))
             return false;
@@ -168,11 +177,9 @@ static bool join(struct worker *w)
 
 static void do_join(char *rest, struct text *out)
 {
-    struct worker *w = worker(&rest);
-    if (join(w))
-        say(out, "%s", w->out.bytes);
-    else
-        say(out, "blocked");
+    struct worker *w = worker(&rest, out);
+    if (w)
+        say(out, "%s", join(w) ? w->out.bytes : "blocked");
 }
 
 /* ---- signals and processes */
@@ -205,8 +212,9 @@ static void do_handler(char *rest, struct text *out)
 
 static void do_signal(char *rest, struct text *out)
 {
-    struct worker *w = worker(&rest);
-    say(out, "%s", pthread_kill(w->thread, (int)number(word(&rest), SIGNALS)) ? "failed" : "ok");
+    struct worker *w = worker(&rest, out);
+    if (w)
+        say(out, "%s", pthread_kill(w->thread, (int)number(word(&rest), SIGNALS)) ? "failed" : "ok");
 }
 
 /* signals COUNT: waits for so many, tells about them and forgets them */
@@ -214,7 +222,7 @@ static void do_signals(char *rest, struct text *out)
 {
     int wanted = (int)number(word(&rest), NULL);
     struct timespec end;
-    deadline(&end);
+    deadline(&end, SIGNAL_S);
     while (__atomic_load_n(&received.count, __ATOMIC_ACQUIRE) < wanted && !is_over(&end))
         continue;
     say(out, "%d", received.count);
@@ -245,22 +253,41 @@ static void do_child(char *rest, struct text *out)
     say(out, "%.*s", length > 0 ? (int)length : 0, said);
 }
 
-/* Another process stops this one, sees it stopped, and lets it go on. */
+/* Whether all threads of a process are stopped. */
+static bool is_stopped(pid_t process)
+{
+    char path[64], line[512];
+    snprintf(path, sizeof path, "/proc/%d/task", process);
+    DIR *threads = opendir(path);
+    bool stopped = threads != NULL;
+    for (struct dirent *thread; stopped && (thread = readdir(threads));) {
+        if (*thread->d_name == '.')
+            continue;
+        snprintf(path, sizeof path, "/proc/%d/task/%.20s/stat", process, thread->d_name);
+        int file = open(path, O_RDONLY | O_CLOEXEC);
+        long length = read(file, line, sizeof line - 1);
+        close(file);
+        line[length > 0 ? length : 0] = 0;
+        stopped = strstr(line, ") T ") != NULL;
+    }
+    if (threads)
+        closedir(threads);
+    return stopped;
+}
+
+/* Another process stops this one, sees all of it stopped, and lets it go on. */
 static void do_stop(char *rest, struct text *out)
 {
     (void)rest;
     pid_t self = getpid(), child = fork();
     if (child == 0) {
-        char path[64], line[512] = "";
-        snprintf(path, sizeof path, "/proc/%d/stat", self);
+        struct timespec end;
+        deadline(&end, DEADLINE_S);
         kill(self, SIGSTOP);
-        while (!strstr(line, ") T ")) {
-            int file = open(path, O_RDONLY | O_CLOEXEC);
-            if (read(file, line, sizeof line - 1) <= 0)
-                _exit(1);
-            close(file);
-        }
-        _exit(kill(self, SIGCONT));
+        bool stopped;
+        while (!(stopped = is_stopped(self)) && !is_over(&end))
+            continue;
+        _exit(kill(self, SIGCONT) || !stopped);
     }
     int status = -1;
     waitpid(child, &status, 0);
@@ -300,6 +327,8 @@ static void do_reset(char *rest, struct text *out)
             close(files[i]);
         files[i] = -1;
     }
+    while (crowd_count > 0)
+        close(crowd[--crowd_count]);
     memset(&received, 0, sizeof received);
 }
 

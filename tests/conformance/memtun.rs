@@ -1,0 +1,222 @@
+//! memtun, and the harness's side of its tunnels.
+
+use std::{iter, os::unix::fs::PermissionsExt, path::Path, process::Command};
+
+use memtun::{
+    client::{Client, ClientError},
+    command::{
+        delete::Delete,
+        inject::Inject,
+        list::{List, Listing, TunnelView},
+        set::Set,
+        take::Take,
+    },
+};
+use nix::poll::{PollTimeout, poll};
+use serde_json::json;
+
+use super::{
+    kernel::{Seen, describe},
+    script::{Act, Change, bytes, shown},
+    subject::{Far, Program, Subject},
+};
+use crate::{
+    run::User,
+    support::{
+        DEADLINE,
+        daemon::{Backend, Daemon},
+    },
+};
+
+/// How the program's calls get to memtun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrontEnd {
+    /// A character device, served by a daemon.
+    Cuse,
+    /// `memtun run --front-end fuse`.
+    Fuse(User),
+}
+
+impl FrontEnd {
+    /// The program on memtun, with tunnels of its own.
+    pub fn subject(self, program: &Path) -> Subject {
+        match self {
+            Self::Cuse => {
+                let daemon = Daemon::start_with(Backend::Cuse, &[PERMITTED]);
+                let far = Memtun { client: daemon.client() };
+                let program = Program::start(Command::new(program).arg(&daemon.device));
+                Subject::new(program, far, daemon)
+            }
+            Self::Fuse(user) => {
+                let folder = tempfile::tempdir().expect("a folder for the socket");
+                let everybody = std::fs::Permissions::from_mode(0o777);
+                std::fs::set_permissions(folder.path(), everybody).expect("it is ours");
+                let control = folder.path().join("control");
+                let mut command = user.memtun_run(&control, &["--front-end", "fuse"]);
+                if user == User::Root {
+                    command.arg(PERMITTED);
+                }
+                command.arg("--");
+                let mut program = Program::start(command.arg(program).arg("/dev/net/tun"));
+                // It answers when everything is there.
+                program.ask("reset").expect("memtun run starts the program");
+                let client =
+                    Client::connect(&control).expect("the control socket takes connections");
+                Subject::new(program, Memtun { client }, folder)
+            }
+        }
+    }
+
+    /// What scripts may need, and this has not.
+    pub fn lacks(self, need: &str) -> bool {
+        match need {
+            "interfaces" => true,
+            "32" | "64" => false,
+            "root" => self == Self::Fuse(User::Ordinary),
+            _ => panic!("scripts cannot need {need}"),
+        }
+    }
+}
+
+/// The option that makes TUNSETIFF ask who may. An ordinary user could do nothing then.
+const PERMITTED: &str = "--require-net-admin";
+
+struct Memtun {
+    client: Client,
+}
+
+impl Memtun {
+    /// Waits until something is the case.
+    fn wait_until(&mut self, is_so: impl Fn(&Listing) -> bool) -> Listing {
+        for _ in 0..DEADLINE.as_millis() {
+            let listing = self.client.call(&List {}).expect("list");
+            if is_so(&listing) {
+                return listing;
+            }
+            let tick = poll(&mut [], PollTimeout::from(1_u16));
+            assert_eq!(tick, Ok(0));
+        }
+        let listing = self.client.call(&List {}).expect("list");
+        panic!("memtun does not come to rest: {listing:#?}")
+    }
+
+    fn find(&mut self, name: &str) -> Option<TunnelView> {
+        let listing = self.client.call(&List {}).expect("list");
+        listing.tunnels.into_iter().find(|tunnel| tunnel.name == name && tunnel.link != "gone")
+    }
+
+    fn change(&mut self, tunnel: &str, change: &Change) -> Result<(), ClientError> {
+        let (key, value) = match change {
+            Change::Up => ("link", json!("up")),
+            Change::Down => ("link", json!("down")),
+            Change::Rename(name) => ("name", json!(name)),
+            Change::Mtu(number) => ("mtu", json!(number)),
+            Change::QueueLength(number) => ("txqueuelen", json!(number)),
+            Change::Address(address) => {
+                let pairs: Vec<String> =
+                    bytes(address).iter().map(|byte| format!("{byte:02x}")).collect();
+                ("mac", json!(pairs.join(":")))
+            }
+            Change::Delete => {
+                let call = Delete { tunnel: tunnel.parse().expect("an address") };
+                return self.client.call(&call).map(drop);
+            }
+        };
+        let call = json!({ "tunnel": tunnel, key: value });
+        let call: Set = serde_json::from_value(call).expect("these are its parameters");
+        self.client.call(&call).map(drop)
+    }
+
+    fn inject(&mut self, tunnel: &str, datagram: &[u8]) -> Result<(), ClientError> {
+        let frame = self.find(tunnel).is_some_and(|tunnel| tunnel.mode == "tap");
+        let call = json!({ "tunnel": tunnel, "datagram": hex::encode(datagram), "frame": frame });
+        let call: Inject = serde_json::from_value(call).expect("these are its parameters");
+        self.client.call(&call).map(drop)
+    }
+
+    /// From a tunnel that is there: one that is gone keeps what the client wrote, but the kernel has no interface then.
+    fn take_from(&mut self, name: &str) -> Option<Vec<u8>> {
+        let tunnel = self.find(name)?;
+        self.take(&format!("#{}", tunnel.id))
+    }
+
+    /// The oldest that is not empty: the kernel's packet sockets show none that are.
+    fn take(&mut self, tunnel: &str) -> Option<Vec<u8>> {
+        let call = json!({ "tunnel": tunnel, "timeout_ms": 0 });
+        let call: Take = serde_json::from_value(call).expect("these are its parameters");
+        iter::from_fn(|| self.client.call(&call).ok())
+            .map(|taken| taken.datagrams[0].datagram.to_vec())
+            .find(|datagram| !datagram.is_empty())
+    }
+
+    fn show(&mut self, tunnel: &str) -> Option<String> {
+        let tunnel = self.find(tunnel)?;
+        let number = |id: Option<u32>| id.map_or("none".to_owned(), |id| id.to_string());
+        Some(describe(&Seen {
+            mode: tunnel.mode,
+            up: tunnel.link == "up",
+            mtu: tunnel.mtu.into(),
+            persistent: tunnel.persistent,
+            owner: number(tunnel.owner),
+            group: number(tunnel.group),
+        }))
+    }
+}
+
+impl Far for Memtun {
+    fn perform(&mut self, act: &Act) -> Option<String> {
+        match act {
+            Act::Link { tunnel, change } => {
+                let _refused = self.change(tunnel, change);
+                None
+            }
+            Act::Inject { tunnel, bytes: datagram, times } => {
+                for _ in 0..*times {
+                    let _refused = self.inject(tunnel, &bytes(datagram));
+                }
+                None
+            }
+            Act::Take { tunnel } => {
+                Some(self.take_from(tunnel).map_or("nothing".to_owned(), |taken| shown(&taken)))
+            }
+            Act::Show { tunnel } => Some(self.show(tunnel).unwrap_or("no such tunnel".to_owned())),
+        }
+    }
+
+    fn is_late(&self) -> bool {
+        true
+    }
+
+    fn is_waited_for(&mut self) -> bool {
+        let listing = self.client.call(&List {}).expect("list");
+        let mut files = listing.tunnels.iter().flat_map(|tunnel| &tunnel.files);
+        files.any(|file| file.parked_reads > 0 || file.poll_armed)
+    }
+
+    fn clear(&mut self, _: &[&str], program: &mut Program) {
+        // On FUSE a closed file is released some time after.
+        let listing = self.wait_until(|listing| {
+            listing.unattached_files.is_empty()
+                && listing.tunnels.iter().all(|tunnel| tunnel.files.is_empty())
+        });
+        for tunnel in listing.tunnels.iter().filter(|tunnel| tunnel.link != "gone") {
+            let mode = if tunnel.mode == "tun" { 1 } else { 2 };
+            let queues = tunnel.flags.iter().any(|flag| flag == "IFF_MULTI_QUEUE");
+            let flags = mode | if queues { 0x100 } else { 0 };
+            for step in [
+                "open z rdwr",
+                &format!("ioctl z TUNSETIFF ifreq:{}:{flags}", tunnel.name),
+                "ioctl z TUNSETPERSIST val:0",
+                "close z",
+            ] {
+                program.ask(step).expect("the program answers");
+            }
+        }
+        let listing =
+            self.wait_until(|listing| listing.tunnels.iter().all(|tunnel| tunnel.link == "gone"));
+        // So that they do not become many; the time that a take needs grows with the square of the bytes.
+        for tunnel in listing.tunnels.iter().filter(|tunnel| tunnel.write_buffer.bytes < 1 << 20) {
+            while self.take(&format!("#{}", tunnel.id)).is_some() {}
+        }
+    }
+}
