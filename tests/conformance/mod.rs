@@ -50,7 +50,7 @@ pub const OF_KERNEL: Tests<fn()> = Tests {
 pub const OF_CUSE: Tests<fn(Backend)> = Tests {
     native: &[
         ("conformance_of_scripts", |_| scripts_on(FrontEnd::Cuse, Width::Native)),
-        ("conformance_of_random_sequences", |_| random::agree(FrontEnd::Cuse, 100, 2)),
+        ("conformance_of_random_sequences", |_| random::agree(FrontEnd::Cuse, 50, 2)),
     ],
     compat: &[("conformance_of_scripts_of_32_bit_programs", |_| {
         scripts_on(FrontEnd::Cuse, Width::Compat);
