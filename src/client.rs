@@ -209,11 +209,15 @@ impl Client {
     }
 
     fn receive<T: DeserializeOwned>(&mut self) -> Result<T, ClientError> {
+        // A long line comes in many pieces; none is looked at twice.
+        let mut searched = 0;
         loop {
-            if let Some(end) = self.received.iter().position(|&byte| byte == b'\n') {
-                let line: Vec<u8> = self.received.drain(..=end).collect();
+            let end = self.received[searched..].iter().position(|&byte| byte == b'\n');
+            if let Some(end) = end {
+                let line: Vec<u8> = self.received.drain(..=searched + end).collect();
                 return Ok(serde_json::from_slice(&line)?);
             }
+            searched = self.received.len();
             if self.receive_more().map_err(closed_or_failed)? == 0 {
                 return Err(ClientError::Closed);
             }

@@ -75,7 +75,7 @@ impl Core {
             None if !is_admin => return Err(Errno::EPERM),
             None => (self.create(scope, name, flags, wanted_ifindex)?, true),
         };
-        self.bind(file, id, flags, created);
+        self.bind(file, id, flags, created)?;
         Ok(self.tunnels.get(&id).map_or(name, |tunnel| tunnel.name))
     }
 
@@ -185,10 +185,17 @@ impl Core {
     }
 
     /// `tun_attach`, and what `tun_set_iff` does after it.
-    fn bind(&mut self, file_id: FileId, id: TunnelId, flags: IfFlags, created: bool) {
+    /// Attached it is in any case: with an error only the filter fails.
+    fn bind(
+        &mut self,
+        file_id: FileId,
+        id: TunnelId,
+        flags: IfFlags,
+        created: bool,
+    ) -> Result<(), Errno> {
         let (Some(file), Some(tunnel)) = (self.files.get_mut(&file_id), self.tunnels.get_mut(&id))
         else {
-            return;
+            return Ok(());
         };
         // A further queue does not change what the first one set.
         if tunnel.file_count() == 0 {
@@ -199,18 +206,19 @@ impl Core {
         file.tunnel = Some(id);
         file.queue = tunnel.new_queue(&self.limits);
         // Here the bit of IFF_NO_PI means IFF_NOFILTER.
-        if !flags.contains(IfFlags::NO_PI) {
-            inherit_filter(file, tunnel);
-        }
+        let filtered =
+            if flags.contains(IfFlags::NO_PI) { Ok(()) } else { inherit_filter(file, tunnel) };
         let (name, mode) = (tunnel.name, tunnel.mode);
         self.event(|| Event::Attached { tunnel: id, name, mode, file: file_id, created });
+        filtered
     }
 
     /// TUNSETQUEUE, after `tun_set_queue`: detaches the queue of a file, or attaches it again.
     ///
     /// # Errors
     ///
-    /// `EINVAL`: neither was asked for; the queue is not detached, or is; the tunnel has one queue only, or there is none.
+    /// `EINVAL`: neither was asked for; the queue is not detached, or is; the tunnel has one queue only, or there is none; the
+    /// filter that it gets is bad, and the queue is attached.
     pub(super) fn set_queue(&mut self, file_id: FileId, flags: IfFlags) -> Result<(), Errno> {
         let file = self.files.get_mut(&file_id).ok_or(Errno::EBADF)?;
         let tunnel = file.tunnel.and_then(|id| self.tunnels.get_mut(&id)).ok_or(Errno::EINVAL)?;
@@ -221,7 +229,7 @@ impl Core {
             tunnel.detached.retain(|&other| other != file_id);
             tunnel.queues.push(file_id);
             file.detached = false;
-            inherit_filter(file, tunnel);
+            return inherit_filter(file, tunnel);
         } else if flags.contains(IfFlags::DETACH_QUEUE) {
             if file.detached || !tunnel.flags.contains(IfFlags::MULTI_QUEUE) {
                 return Err(Errno::EINVAL);
@@ -334,15 +342,17 @@ fn remove_queue(tunnel: &mut Tunnel, file: FileId) {
     tunnel.flows.forget_queue(tunnel.queues.len() + 1);
 }
 
-/// A queue gets the filter of those before it.
+/// A queue gets the filter of those before it. It is attached all the same if that is one that nobody has looked at yet, and
+/// bad: `EINVAL`.
 ///
 /// DIFFERS: a queue that is attached while TUNATTACHFILTER is in force gets the program, and is attached. The kernel reads it
 /// anew from the address in the caller, and if that succeeds leaves the queue unattached though TUNSETIFF or TUNSETQUEUE
 /// returns 0 (`tun_attach` goes to its end on success).
-fn inherit_filter(file: &mut File, tunnel: &Tunnel) {
+fn inherit_filter(file: &mut File, tunnel: &Tunnel) -> Result<(), Errno> {
     if let Some(program) = &tunnel.packet_filter.program {
-        file.packet_filter = Some(Arc::clone(program));
+        file.packet_filter = Some(Arc::clone(program.as_ref().map_err(|errno| *errno)?));
     }
+    Ok(())
 }
 
 /// `dev_valid_name`: not empty, not `.` or `..`, no `/`, no `:`, no white space as the kernel's `isspace` sees it.

@@ -4,7 +4,10 @@
 use std::sync::Arc;
 
 use super::{Datagram, File, MacAddress, Tunnel, bpf};
-use crate::abi::tun::{SockFprog, TunFilter};
+use crate::{
+    abi::tun::{SockFprog, TunFilter},
+    errno::Errno,
+};
 
 /// What reaches a file's queue of a datagram; `None`: nothing.
 pub(super) fn filtered(mut datagram: Datagram, tunnel: &Tunnel, file: &File) -> Option<Datagram> {
@@ -26,8 +29,8 @@ pub(super) fn filtered(mut datagram: Datagram, tunnel: &Tunnel, file: &File) -> 
 pub(super) struct PacketFilter {
     /// What the client passed last, good or bad (kernel: `fprog`).
     pub(super) passed: SockFprog,
-    /// What further queues get (kernel: `filter_attached`).
-    pub(super) program: Option<Arc<bpf::Program>>,
+    /// What further queues get (kernel: `filter_attached`), or what is wrong with it.
+    pub(super) program: Option<Result<Arc<bpf::Program>, Errno>>,
 }
 
 /// `FLT_EXACT_COUNT`: so many addresses are compared, those behind them are hashed.

@@ -299,7 +299,9 @@ impl Core {
         };
         let payload = self.observed.then(|| datagram.payload.clone());
 
-        let delivery = if let Some(read) = file.parked.pop_front() {
+        // A queue of nothing passes nothing, not even to a blocked reader: tun_net_xmit puts it there first.
+        let parked = if file.queue.capacity() > 0 { file.parked.pop_front() } else { None };
+        let delivery = if let Some(read) = parked {
             let outcome = file.deliver(&datagram, framing, read.limit);
             let was_read = outcome.is_ok();
             self.outputs.push(Output::Complete(read.id, outcome));

@@ -469,7 +469,10 @@ impl Model {
         let Some(file) = attached.into_iter().find(|file| Some(file.id) == selected) else {
             return Err(CommandError::NoQueue(known));
         };
-        if let Some(request) = file.parked.pop_front() {
+        // A queue of nothing passes nothing, not even to who waits.
+        if tunnel.capacity > 0
+            && let Some(request) = file.parked.pop_front()
+        {
             assert_eq!(rig.outcome(request).map(bytes_read), Some(Ok(bytes(number))));
             tunnel.injected.0 += 1;
             return Ok(Delivery::Read);

@@ -256,8 +256,7 @@ impl Generator<'_> {
         let change = match self.rng.u8(..8) {
             // A file that was not the first of a deleted tunnel can never be attached again: it keeps its queue's number.
             0..2 if self.attached[name] <= 1 => "delete".to_owned(),
-            // One of 0 takes nothing, not even for a read that waits, which memtun does not repeat.
-            0..5 => format!("queue {}", pick(self.rng, &["1", "2", "3", "20"])),
+            0..5 => format!("queue {}", pick(self.rng, &["0", "1", "2", "3", "20"])),
             5 => {
                 format!("mtu {}", pick(self.rng, &["67", "68", "1400", "65521", "65535", "65536"]))
             }

@@ -150,16 +150,18 @@ pub(super) fn set_tx_filter(core: &mut Core, file: FileId, argument: Argument<'_
 }
 
 /// `tun_attach_filter`: every attached queue gets the program. One that is refused leaves them those they have, but further
-/// queues get none. A tunnel without attached queues takes any.
+/// queues get none. Without attached queues nobody looks at the program before there is one.
 pub(super) fn attach_filter(core: &mut Core, file: FileId, argument: Argument<'_>) -> Outcome {
     let (passed, instructions) = argument.structure::<SockFprog>()?;
     let tunnel = attached(core, file)?;
-    tunnel.packet_filter = PacketFilter { passed, program: None };
+    let checked = bpf::Program::check(instructions).map(Arc::new);
     if tunnel.queues.is_empty() {
+        tunnel.packet_filter = PacketFilter { passed, program: Some(checked) };
         return done();
     }
-    let program = Arc::new(bpf::Program::check(instructions)?);
-    tunnel.packet_filter.program = Some(Arc::clone(&program));
+    tunnel.packet_filter = PacketFilter { passed, program: None };
+    let program = checked?;
+    tunnel.packet_filter.program = Some(Ok(Arc::clone(&program)));
     let queues = tunnel.queues.clone();
     for file in queues {
         if let Some(file) = core.files.get_mut(&file) {

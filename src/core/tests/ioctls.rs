@@ -275,6 +275,8 @@ fn packet_filter_goes_with_the_attached_queues() {
         rig.set_queue(file, 0x400).unwrap();
     }
     assert_eq!(attach(&mut rig, first, vec![0xff; 8]), STORED_NOTHING, "no queue, no check");
+    assert_eq!(rig.set_queue(first, 0x200), Err(Errno::EINVAL), "but now");
+    assert_eq!(flags_of(&mut rig, first), Ok(0x0102), "it is attached, and has its own");
     rig.delete(tunnel);
     rig.set_iff(first, "t", TUN).unwrap();
     assert_eq!(flags_of(&mut rig, first), Ok(0x0001), "the file's own, even on a tun");
