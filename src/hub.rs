@@ -24,9 +24,10 @@ use std::{
 };
 
 use crate::core::{
-    Answer, CommandError, Condition, Core, Event, Origin, Outcome, Output, PeerId, Request,
-    RequestId, TunnelId, WaitId, WakeHandle,
+    Answer, CommandError, Condition, Core, Event, Forward, Interface, LinkAnswer, LinkRequest,
+    Origin, Outcome, Output, PeerId, Request, RequestId, Scope, TunnelId, WaitId, WakeHandle,
 };
+use crate::errno::Errno;
 
 /// How clients' system calls reach the core, seen from the core: where their answers go.
 pub trait FrontEnd: Send + Sync {
@@ -63,6 +64,29 @@ pub struct Description {
     pub details: Vec<String>,
 }
 
+/// Whoever keeps kernel links beside tunnels. Must not block.
+pub trait LinkKeeper: Send + Sync {
+    /// Does what the core asks, and answers by [`Core::handle_link`]: later, by another thread.
+    fn perform(&self, request: LinkRequest);
+    /// Hands the kernel a datagram.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    fn forward(&self, forward: &Forward) -> Result<(), Errno>;
+    /// Sees to it that the core knows how a tunnel's link is.
+    fn refresh(&self, tunnel: TunnelId);
+    /// A thread is about to open a file, and is in this namespace.
+    fn enter(&self, scope: Scope, tid: u32);
+    /// A file of the namespace was closed, or not opened after all.
+    fn leave(&self, scope: Scope);
+    /// Gives a tunnel another interface, and calls `then` with why not, perhaps by another thread.
+    fn switch(&self, tunnel: TunnelId, to: Interface, then: Switched);
+}
+
+/// What is done when a tunnel has another interface, or cannot have it.
+pub type Switched = Box<dyn FnOnce(Result<(), String>) + Send>;
+
 /// Whoever waits: what it still waits for can be given up at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Waiter(u64);
@@ -81,6 +105,7 @@ pub struct Hub {
     state: Mutex<State>,
     timer: Condvar,
     front_ends: [OnceLock<Arc<dyn FrontEnd>>; MAX_FRONT_ENDS],
+    links: OnceLock<Arc<dyn LinkKeeper>>,
     observers: RwLock<Vec<Arc<dyn Observer>>>,
     /// Their number; read under the core's lock, so that the last to come or go decides whether there are events.
     observer_count: AtomicUsize,
@@ -113,7 +138,11 @@ impl State {
                 Output::Complete(..)
                 | Output::Wake(..)
                 | Output::Answer(..)
-                | Output::Notify(_) => None,
+                | Output::Notify(_)
+                | Output::Link(_)
+                | Output::Forward(_)
+                | Output::Refresh(..)
+                | Output::Left(_) => None,
             },
         ));
         self.events.len() > before
@@ -133,6 +162,7 @@ impl Hub {
             state: Mutex::new(State { core, events: Vec::new(), timer_due: None, stopping: false }),
             timer: Condvar::new(),
             front_ends: [const { OnceLock::new() }; MAX_FRONT_ENDS],
+            links: OnceLock::new(),
             observers: RwLock::default(),
             observer_count: AtomicUsize::new(0),
             telling: Mutex::default(),
@@ -267,6 +297,18 @@ impl Hub {
         self.peers.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
     }
 
+    /// Lets somebody keep links; once.
+    pub fn set_link_keeper(&self, keeper: Arc<dyn LinkKeeper>) {
+        // There is one daemon around a hub, which does it once.
+        let _first = self.links.set(keeper);
+    }
+
+    /// Whoever keeps links.
+    #[must_use]
+    pub fn link_keeper(&self) -> Option<&Arc<dyn LinkKeeper>> {
+        self.links.get()
+    }
+
     /// Takes a tunnel's peer away, whatever it is.
     ///
     /// # Errors
@@ -333,6 +375,25 @@ impl Hub {
                 }
                 Output::Wake(origin, handle) => self.front_end(origin, |end| end.wake(handle)),
                 Output::Notify(peer) => self.notify(peer),
+                Output::Link(request) => self.ask_link(request),
+                Output::Forward(forward) => {
+                    let taken = self
+                        .links
+                        .get()
+                        .map_or(Err(Errno::EBADFD), |links| links.forward(&forward));
+                    self.with(|core| core.handle_link(LinkAnswer::Forwarded(forward, taken)));
+                }
+                Output::Refresh(tunnel, request) => {
+                    if let Some(links) = self.links.get() {
+                        links.refresh(tunnel);
+                    }
+                    self.with(|core| core.handle_fresh_request(*request));
+                }
+                Output::Left(scope) => {
+                    if let Some(links) = self.links.get() {
+                        links.leave(scope);
+                    }
+                }
                 Output::Answer(..) | Output::Event(_) => {}
             }
         }
@@ -343,6 +404,13 @@ impl Hub {
         }
         if has_events {
             self.tell_events();
+        }
+    }
+
+    /// Without anybody who keeps links nothing asks for one.
+    fn ask_link(&self, request: LinkRequest) {
+        if let Some(links) = self.links.get() {
+            links.perform(request);
         }
     }
 

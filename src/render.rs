@@ -196,6 +196,7 @@ pub fn event(event: &WatchEvent) -> String {
         }
         What::ToClient(datagram) => passed("to client  ", datagram),
         What::FromClient(datagram) => passed("from client", datagram),
+        What::ToLink(datagram) => passed("to link    ", datagram),
         What::Dropped { name, reason, length, .. } => {
             format!("{name} dropped {length} bytes: {reason}")
         }
@@ -256,10 +257,7 @@ pub fn listing(listing: &Listing) -> String {
             format!("#{}", tunnel.id),
             name,
             tunnel.mode.clone(),
-            match tunnel.link.as_str() {
-                "up" if !tunnel.carrier => "no-carrier".to_owned(),
-                link => link.to_owned(),
-            },
+            link(tunnel),
             or_dash(flags.join(",")),
             counters.to_client.datagrams.to_string(),
             counters.from_client.datagrams.to_string(),
@@ -277,6 +275,17 @@ pub fn listing(listing: &Listing) -> String {
         let _written = writeln!(text, "open, attached to no tunnel: {}", client(file));
     }
     text
+}
+
+fn link(tunnel: &TunnelView) -> String {
+    let link = match tunnel.link.as_str() {
+        "up" if !tunnel.carrier => "no-carrier",
+        link => link,
+    };
+    match tunnel.interface.as_str() {
+        "none" => link.to_owned(),
+        interface => format!("{link}, {interface}"),
+    }
 }
 
 fn client(file: &FileView) -> String {

@@ -359,7 +359,7 @@ fn watch_shows_everything(backend: Backend) {
             What::FromClient(passed) => format!("from client {}", passed.datagram == datagram(2)),
             What::Detached { deleted, .. } => format!("detached {deleted}"),
             What::Closed { .. } => "closed".to_owned(),
-            What::Dropped { .. } | What::Deleted { .. } | What::Link { .. } => {
+            What::Dropped { .. } | What::Deleted { .. } | What::Link { .. } | What::ToLink(_) => {
                 "unexpected".to_owned()
             }
         });

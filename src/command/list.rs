@@ -65,6 +65,8 @@ pub struct TunnelView {
     pub txqueuelen: usize,
     /// `up`, `down`, or `gone`: deleted, and kept until its datagrams are taken.
     pub link: String,
+    /// The kernel link beside it: `none`, `shadow` or `bridge`.
+    pub interface: String,
     /// Since it was made.
     pub counters: CountersView,
     /// What clients wrote and nobody has taken.
@@ -95,6 +97,8 @@ pub struct CountersView {
     pub to_client_dropped: CountView,
     /// Written and lost.
     pub from_client_dropped: CountView,
+    /// Sent by the kernel into the link beside it, and given to nobody.
+    pub to_link: CountView,
 }
 
 /// Datagrams and their bytes, without headers.
@@ -211,11 +215,13 @@ impl TunnelView {
                 (false, false) => "down",
             }
             .to_owned(),
+            interface: tunnel.interface().word().to_owned(),
             counters: CountersView {
                 to_client: counters.to_client.into(),
                 from_client: counters.from_client.into(),
                 to_client_dropped: counters.to_client_dropped.into(),
                 from_client_dropped: counters.from_client_dropped.into(),
+                to_link: counters.to_link.into(),
             },
             write_buffer: tunnel.written().into(),
             peer: None,

@@ -70,6 +70,7 @@ pub enum What {
     Detached { id: u32, name: String, file: u64, deleted: bool },
     ToClient(Passed),
     FromClient(Passed),
+    ToLink(Passed),
     Dropped { id: u32, name: String, reason: String, length: usize },
     Deleted { id: u32, name: String },
     Link { id: u32, name: String, up: bool, carrier: bool },
@@ -120,6 +121,9 @@ impl From<&Event> for What {
             }
             Event::FromClient { tunnel, name, mode, payload } => {
                 Self::FromClient(passed(tunnel, name, mode, payload))
+            }
+            Event::ToLink { tunnel, name, mode, payload } => {
+                Self::ToLink(passed(tunnel, name, mode, payload))
             }
             Event::Dropped { tunnel, name, reason, length } => Self::Dropped {
                 id: tunnel.0,

@@ -8,8 +8,8 @@
 use std::sync::Arc;
 
 use super::{
-    CommandError, Core, Credentials, DropReason, Event, File, FileId, MacAddress, Mode, Output,
-    Scope, Tunnel, TunnelId, tunnel::Identity,
+    CommandError, Core, Credentials, DropReason, Event, File, FileId, LinkRequest, MacAddress,
+    Mode, Output, Scope, Tunnel, TunnelId, tunnel::Identity,
 };
 use crate::{
     abi::tun::{IFNAMSIZ, IfFlags, Name},
@@ -45,23 +45,7 @@ impl Core {
         flags: IfFlags,
         caller: Option<&Credentials>,
     ) -> Result<Name, Errno> {
-        let (scope, is_attached, wanted_ifindex) = {
-            let file = self.files.get(&file).ok_or(Errno::EBADF)?;
-            (file.opener.scope, file.tunnel.is_some(), file.wanted_ifindex)
-        };
-        if is_attached {
-            return Err(Errno::EEXIST);
-        }
-        let is_admin = caller.is_none_or(|caller| caller.net_admin);
-        if flags.contains(IfFlags::NAPI_FRAGS) {
-            if !is_admin {
-                return Err(Errno::EPERM);
-            }
-            let kind = flags & (IfFlags::TUN | IfFlags::TAP);
-            if !flags.contains(IfFlags::NAPI) || kind != IfFlags::TAP {
-                return Err(Errno::EINVAL);
-            }
-        }
+        let (scope, wanted_ifindex) = self.check_attach(file, flags, caller)?;
         let (id, created) = match self.names.get(&(scope, name)) {
             Some(&id) => (self.check_existing(id, flags, caller)?, false),
             // Every network namespace has a loopback interface, which is no tun.
@@ -72,14 +56,38 @@ impl Core {
                     Errno::EINVAL
                 });
             }
-            None if !is_admin => return Err(Errno::EPERM),
+            None if !is_admin(caller) => return Err(Errno::EPERM),
             None => (self.create(scope, name, flags, wanted_ifindex)?, true),
         };
         self.bind(file, id, flags, created)?;
         Ok(self.tunnels.get(&id).map_or(name, |tunnel| tunnel.name))
     }
 
-    fn check_existing(
+    /// What is checked before the name is looked at; returns the namespace that it is looked up in, and the number that
+    /// TUNSETIFINDEX asked for.
+    pub(super) fn check_attach(
+        &self,
+        file: FileId,
+        flags: IfFlags,
+        caller: Option<&Credentials>,
+    ) -> Result<(Scope, u32), Errno> {
+        let file = self.files.get(&file).ok_or(Errno::EBADF)?;
+        if file.tunnel.is_some() {
+            return Err(Errno::EEXIST);
+        }
+        if flags.contains(IfFlags::NAPI_FRAGS) {
+            if !is_admin(caller) {
+                return Err(Errno::EPERM);
+            }
+            let kind = flags & (IfFlags::TUN | IfFlags::TAP);
+            if !flags.contains(IfFlags::NAPI) || kind != IfFlags::TAP {
+                return Err(Errno::EINVAL);
+            }
+        }
+        Ok((file.opener.scope, file.wanted_ifindex))
+    }
+
+    pub(super) fn check_existing(
         &self,
         id: TunnelId,
         flags: IfFlags,
@@ -115,30 +123,33 @@ impl Core {
         flags: IfFlags,
         wanted_ifindex: u32,
     ) -> Result<TunnelId, Errno> {
-        let mode = if flags.contains(IfFlags::TUN) {
-            Mode::Tun
-        } else if flags.contains(IfFlags::TAP) {
-            Mode::Tap
-        } else {
-            return Err(Errno::EINVAL);
-        };
+        let mode = mode_of(flags)?;
         let template = match (requested_name.as_bytes(), mode) {
             (b"", Mode::Tun) => Name::new(b"tun%d"),
             (b"", Mode::Tap) => Name::new(b"tap%d"),
             _ => requested_name,
         };
         let name = self.resolve_name(scope, template)?;
+        let id = self.new_tunnel_id()?;
+        let ifindex = self.reserve_ifindex(scope, wanted_ifindex)?;
+        self.add_tunnel(Identity { id, name, requested_name, scope, ifindex }, mode);
+        Ok(id)
+    }
+
+    pub(super) fn new_tunnel_id(&mut self) -> Result<TunnelId, Errno> {
         if self.tunnels.len() >= self.limits.tunnels {
             return Err(Errno::ENFILE);
         }
-        let ifindex = self.reserve_ifindex(scope, wanted_ifindex)?;
         self.last_tunnel += 1;
-        let id = TunnelId(self.last_tunnel);
+        Ok(TunnelId(self.last_tunnel))
+    }
+
+    /// Adds a tunnel of a name that is free.
+    pub(super) fn add_tunnel(&mut self, identity: Identity, mode: Mode) {
+        let (id, name, scope) = (identity.id, identity.name, identity.scope);
         let hwaddr = MacAddress::random(&mut self.random);
-        let identity = Identity { id, name, requested_name, scope, ifindex };
         self.tunnels.insert(id, Tunnel::new(identity, mode, hwaddr, &self.limits));
         self.names.insert((scope, name), id);
-        Ok(id)
     }
 
     /// `dev_index_reserve`: the number that is wanted, or the next that is free.
@@ -186,7 +197,7 @@ impl Core {
 
     /// `tun_attach`, and what `tun_set_iff` does after it.
     /// Attached it is in any case: with an error only the filter fails.
-    fn bind(
+    pub(super) fn bind(
         &mut self,
         file_id: FileId,
         id: TunnelId,
@@ -241,6 +252,8 @@ impl Core {
         } else {
             return Err(Errno::EINVAL);
         }
+        let (tunnel, attached) = (tunnel.id, !file.detached);
+        self.tell_link(tunnel, |tunnel| LinkRequest::SetQueue { tunnel, file: file_id, attached });
         Ok(())
     }
 
@@ -261,6 +274,8 @@ impl Core {
         let name = tunnel.name;
         if deleted {
             self.bury(id);
+        } else {
+            self.tell_link(id, |tunnel| LinkRequest::Close { tunnel, file: file_id });
         }
         self.event(|| Event::Detached { tunnel: id, name, file: file_id, deleted });
     }
@@ -297,7 +312,8 @@ impl Core {
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
         self.names.remove(&(tunnel.scope, tunnel.name));
         tunnel.gone = true;
-        let is_empty = tunnel.written.is_empty();
+        self.tell_link(id, |tunnel| LinkRequest::Remove { tunnel });
+        let is_empty = self.tunnels.get(&id).is_none_or(|tunnel| tunnel.written.is_empty());
         self.tell_peer_of_end(id);
         if is_empty {
             self.tunnels.remove(&id);
@@ -324,6 +340,20 @@ impl Core {
                 length,
             });
         }
+    }
+}
+
+pub(super) fn is_admin(caller: Option<&Credentials>) -> bool {
+    caller.is_none_or(|caller| caller.net_admin)
+}
+
+pub(super) fn mode_of(flags: IfFlags) -> Result<Mode, Errno> {
+    if flags.contains(IfFlags::TUN) {
+        Ok(Mode::Tun)
+    } else if flags.contains(IfFlags::TAP) {
+        Ok(Mode::Tap)
+    } else {
+        Err(Errno::EINVAL)
     }
 }
 

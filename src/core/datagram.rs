@@ -169,6 +169,42 @@ pub fn read_reply(
     Ok((Reply::Read { head, body }, rest))
 }
 
+/// The headers before a datagram that is handed to the kernel: as the client wrote them, in the framing of the link.
+#[must_use]
+pub fn write_head(datagram: &Datagram, framing: Framing) -> Head {
+    let mut head = Head::default();
+    if framing.pi {
+        let protocol = datagram.protocol.unwrap_or_default();
+        let fits = head.push(TunPi { flags: 0.into(), proto: protocol.into() }.as_bytes());
+        debug_assert!(fits, "a PI header fits");
+    }
+    if let Some(size) = framing.vnet {
+        let vnet = datagram.vnet.unwrap_or_default();
+        let fits = head.push(&vnet.as_bytes()[..size.min(VnetHeader::SIZE)]);
+        debug_assert!(fits, "a vnet header fits");
+    }
+    head
+}
+
+/// The datagram in what the kernel sent into a link; `None` if it is cut short. It is not checked: the client gets it as it
+/// came.
+#[must_use]
+pub fn parse_sent(mut data: Bytes, framing: Framing) -> Option<Datagram> {
+    if framing.pi {
+        data.try_get_u32().ok()?;
+    }
+    let mut vnet = None;
+    if let Some(size) = framing.vnet {
+        let (header, _) = VnetHeader::read_from_prefix(&data).ok()?;
+        if data.len() < size {
+            return None;
+        }
+        data.advance(size);
+        vnet = Some(header);
+    }
+    Some(Datagram { payload: data, protocol: None, vnet })
+}
+
 /// The datagram in what a client wrote: headers taken off and checked, in the order of `tun_get_user`.
 ///
 /// # Errors

@@ -75,6 +75,17 @@ pub enum Event {
         /// The datagram.
         payload: Bytes,
     },
+    /// The kernel sent a datagram into the link beside a tunnel, and no client got it.
+    ToLink {
+        /// The tunnel.
+        tunnel: TunnelId,
+        /// Its name.
+        name: Name,
+        /// Its mode.
+        mode: Mode,
+        /// The datagram.
+        payload: Bytes,
+    },
     /// A datagram was lost.
     Dropped {
         /// The tunnel.
@@ -110,6 +121,7 @@ impl Event {
             | Self::Deleted { tunnel, .. }
             | Self::ToClient { tunnel, .. }
             | Self::FromClient { tunnel, .. }
+            | Self::ToLink { tunnel, .. }
             | Self::Dropped { tunnel, .. }
             | Self::Link { tunnel, .. } => Some(*tunnel),
         }

@@ -224,6 +224,19 @@ impl Queue {
         true
     }
 
+    /// Appends a datagram; the oldest make room for it, within tighter limits than the queue's own.
+    pub(super) fn push_over(&mut self, datagram: Datagram, datagrams: usize, bytes: usize) {
+        let length = datagram.payload.len();
+        let (datagrams, bytes) = (datagrams.min(self.max_datagrams), bytes.min(self.max_bytes));
+        while !self.datagrams.is_empty()
+            && (self.datagrams.len() >= datagrams || self.bytes + length > bytes)
+        {
+            self.pop();
+        }
+        // One that is longer than all may be is not kept.
+        let _kept = self.push(datagram);
+    }
+
     /// `tun_queue_purge`.
     pub(super) fn clear(&mut self) {
         self.datagrams.clear();
@@ -302,6 +315,16 @@ mod tests {
         assert!(queue.pop().is_some());
         assert!(queue.pop().is_none());
         assert_eq!(queue.bytes(), 0);
+    }
+
+    #[test]
+    fn queue_lets_the_oldest_go_if_it_must() {
+        let mut queue = Queue::new(2, 10);
+        for length in [3, 4, 5, 11, 6] {
+            queue.push_over(Datagram::from(Bytes::from(vec![0; length])), 3, 10);
+        }
+        let lengths: Vec<usize> = queue.iter().map(|datagram| datagram.payload.len()).collect();
+        assert_eq!((lengths, queue.bytes()), (vec![6], 6));
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! What the harness does: inject, take, set; and the two ways of a datagram.
 
 use super::{
-    Address, Core, Datagram, DropReason, Event, FileId, MacAddress, Mode, Output, Peer, PeerId,
-    Tunnel, TunnelId,
+    Address, Core, Datagram, DropReason, Event, FileId, Interface, MacAddress, Mode, Output, Peer,
+    PeerId, Tunnel, TunnelId,
     datagram::{self, ETHERNET_HEADER},
     filter::filtered,
     headers::low_u16,
@@ -211,7 +211,7 @@ impl Core {
         let Some(tunnel) = self.tunnels.get_mut(&of) else {
             return Err(CommandError::UnknownTunnel(Address::Id(of)));
         };
-        if tunnel.peer.is_some() {
+        if tunnel.peer.is_some() || tunnel.interface == Interface::Bridge {
             return Err(CommandError::HasPeer(tunnel.name));
         }
         tunnel.peer = Some(Peer::Outside(peer));
@@ -287,10 +287,20 @@ impl Core {
         to: TunnelId,
         datagram: Datagram,
     ) -> Result<Delivery, CommandError> {
+        let tunnel = self.tunnel_or_unknown(to)?;
+        let file = tunnel.select_queue(&datagram).ok_or(CommandError::NoQueue(tunnel.name))?;
+        self.send_to_file(to, file, datagram)
+    }
+
+    pub(super) fn send_to_file(
+        &mut self,
+        to: TunnelId,
+        file_id: FileId,
+        datagram: Datagram,
+    ) -> Result<Delivery, CommandError> {
         // Not the method, so that only this field is borrowed.
         let tunnel = self.tunnels.get(&to).ok_or(CommandError::UnknownTunnel(Address::Id(to)))?;
         let (name, mode, framing) = (tunnel.name, tunnel.mode, tunnel.framing());
-        let file_id = tunnel.select_queue(&datagram).ok_or(CommandError::NoQueue(name))?;
         let file = self.files.get_mut(&file_id).ok_or(CommandError::NoQueue(name))?;
         let length = datagram.payload.len();
         let Some(datagram) = filtered(datagram, tunnel, file) else {
@@ -331,6 +341,7 @@ impl Core {
     pub(super) fn send_to_harness(&mut self, file: FileId, datagram: Datagram) {
         let length = datagram.payload.len();
         let payload = self.observed.then(|| datagram.payload.clone());
+        let limits = self.limits;
         let Some(tunnel) = self.tunnel_of_mut(file) else { return };
         let (id, name, mode) = (tunnel.id, tunnel.name, tunnel.mode);
         tunnel.counters.from_client.add(length);
@@ -341,7 +352,10 @@ impl Core {
             }
             return self.send_across(other, datagram);
         }
-        if tunnel.written.push(datagram) {
+        if tunnel.interface == Interface::Bridge {
+            // The kernel has it. The harness may look at the latest.
+            tunnel.written.push_over(datagram, limits.copied_datagrams, limits.copied_bytes);
+        } else if tunnel.written.push(datagram) {
             tunnel.last_writer = Some(file);
             if let Some(Peer::Outside(peer)) = tunnel.peer {
                 self.outputs.push(Output::Notify(peer));

@@ -20,9 +20,12 @@ mod effects;
 use zerocopy::FromBytes;
 
 use self::effects::*;
-use super::{Core, Credentials, FileId, IoctlCall, Mode, Outcome, Reply, UserRange, bpf};
+use super::{
+    Core, Credentials, FileId, IoctlCall, LinkSetting, MacAddress, Mode, Outcome, Reply, Tunnel,
+    UserRange, bpf,
+};
 use crate::{
-    abi::tun::{self, IfReq, SockFprog, TunFilter, ioctl},
+    abi::tun::{self, IfReq, Offload, SockFprog, TunFilter, ioctl},
     errno::Errno,
 };
 
@@ -221,6 +224,37 @@ pub fn disguised_values() -> impl Iterator<Item = u32> {
         .iter()
         .filter(|row| row.shape == Shape::Value && ioctl::claims_input(row.command))
         .map(|row| row.command)
+}
+
+/// What a command sets on the link beside its tunnel; `None` if nothing, or if its argument is still to be fetched.
+pub(super) fn link_setting(call: &IoctlCall, tunnel: &Tunnel) -> Option<LinkSetting> {
+    let credentials = call.credentials.as_deref();
+    let argument =
+        Argument { value: call.argument, input: &call.input, compat: call.compat, credentials };
+    let setting = match call.command {
+        ioctl::TUNSETPERSIST => LinkSetting::Persistent(argument.value != 0),
+        ioctl::TUNSETOWNER => LinkSetting::Owner(argument.low()),
+        ioctl::TUNSETGROUP => LinkSetting::Group(argument.low()),
+        ioctl::TUNSETLINK => {
+            let [low, high, ..] = argument.value.to_le_bytes();
+            LinkSetting::LinkType(u16::from_le_bytes([low, high]))
+        }
+        ioctl::TUNSETOFFLOAD => {
+            // The link's vnet header has no room for what a UDP tunnel adds.
+            let tunnels = Offload::UDP_TUNNEL_GSO | Offload::UDP_TUNNEL_GSO_CSUM;
+            LinkSetting::Offload(argument.value & !tunnels.bits())
+        }
+        ioctl::TUNSETCARRIER => LinkSetting::Carrier(argument.int().ok()? != 0),
+        ioctl::SIOCSIFHWADDR => {
+            let (family, address) = argument.ifreq().ok()?.hwaddr();
+            if tunnel.mode == Mode::Tun || family != tunnel.link_type {
+                return None;
+            }
+            LinkSetting::Address(MacAddress(address))
+        }
+        _ => return None,
+    };
+    Some(setting)
 }
 
 /// One ioctl on an open file.

@@ -9,7 +9,7 @@
 //! Invariant: if a tunnel's peer is another, that one's peer is it, both are alive and of one mode, and neither keeps
 //! anything for the harness to take.
 
-use super::{CommandError, Core, Datagram, Mode, Output, PeerId, TunnelId};
+use super::{CommandError, Core, Datagram, Interface, Mode, Output, PeerId, TunnelId};
 
 /// What stands at the far side of a tunnel, if it is not the harness alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +38,7 @@ impl Core {
             return Err(CommandError::SameTunnel(first.name));
         }
         for tunnel in [first, second] {
-            if tunnel.peer.is_some() {
+            if tunnel.peer.is_some() || tunnel.interface == Interface::Bridge {
                 return Err(CommandError::HasPeer(tunnel.name));
             }
         }

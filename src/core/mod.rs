@@ -24,6 +24,7 @@ mod filter;
 mod flow;
 mod harness;
 mod headers;
+mod interface;
 pub mod ioctl;
 mod join;
 #[cfg(test)]
@@ -48,6 +49,7 @@ pub use self::{
     event::{DropReason, Event},
     file::{File, Queue},
     harness::{CommandError, Delivery, Wrap},
+    interface::{Forward, Interface, LinkAnswer, LinkRequest, LinkSetting, LinkState, MadeLink},
     join::Peer,
     request::{
         Credentials, FileId, Head, IoctlCall, IoctlOutput, Op, Opener, Origin, Outcome, Output,
@@ -77,6 +79,10 @@ pub struct Limits {
     pub written_datagrams: usize,
     /// Their bytes.
     pub written_bytes: usize,
+    /// Datagrams of a bridged tunnel that the harness can take copies of: the latest.
+    pub copied_datagrams: usize,
+    /// Their bytes.
+    pub copied_bytes: usize,
     /// Bytes of one injected datagram: the longest IP datagram with an Ethernet header and a VLAN tag.
     pub datagram: usize,
     /// Waits at one time.
@@ -93,6 +99,8 @@ impl Default for Limits {
             queue_bytes: 80 << 20,
             written_datagrams: 4_096,
             written_bytes: 64 << 20,
+            copied_datagrams: 1_024,
+            copied_bytes: 4 << 20,
             datagram: 65_535 + 18,
             waits: 1_024,
         }
@@ -113,6 +121,7 @@ pub struct Core {
     /// Tunnels that are not gone.
     names: BTreeMap<(Scope, tun::Name), TunnelId>,
     waits: Vec<Wait>,
+    links: interface::Links,
     outputs: Vec<Output>,
     observed: bool,
     random: fastrand::Rng,
@@ -131,6 +140,7 @@ impl Core {
             tunnels: BTreeMap::new(),
             names: BTreeMap::new(),
             waits: Vec::new(),
+            links: interface::Links::default(),
             outputs: Vec::new(),
             observed: false,
             random: fastrand::Rng::with_seed(seed),
@@ -198,28 +208,35 @@ impl Core {
 
     /// A client asks something. The answer is among the outputs, unless the request was parked.
     pub fn handle_request(&mut self, request: Request) {
+        match self.stale_tunnel(&request) {
+            Some(tunnel) => self.outputs.push(Output::Refresh(tunnel, Box::new(request))),
+            None => self.handle_fresh_request(request),
+        }
+    }
+
+    /// The same, of a client whose tunnel's link has been looked at ([`Output::Refresh`]).
+    pub fn handle_fresh_request(&mut self, request: Request) {
         let id = request.id;
         let outcome = match request.op {
-            Op::Read(file, call) => match self.read(id, file, call) {
-                Some(outcome) => outcome,
-                None => {
-                    self.settle_waits();
-                    return;
-                }
-            },
-            Op::Write(file, call) => self.write(file, call),
-            Op::Poll { file, arm } => self.poll(file, arm),
-            Op::Ioctl(file, call) => ioctl::perform(self, file, &call),
-            Op::Open { flags, opener } => self.open(id.origin, flags, opener),
-            Op::Close(file) => self.close(file),
+            Op::Read(file, call) => self.read(id, file, call),
+            Op::Write(file, call) => self.write(id, file, call),
+            Op::Poll { file, arm } => Some(self.poll(file, arm)),
+            Op::Ioctl(file, call) => self.ioctl(id, file, call),
+            Op::Open { flags, opener } => Some(self.open(id.origin, flags, opener)),
+            Op::Close(file) => self.close_linked(id, file),
         };
-        self.outputs.push(Output::Complete(id, outcome));
+        if let Some(outcome) = outcome {
+            self.outputs.push(Output::Complete(id, outcome));
+        }
         self.settle_waits();
     }
 
     /// The caller of a request got a signal: a parked read ends with `EINTR`. False if the request is not known here:
     /// it has been answered, or is still to come.
     pub fn handle_cancel(&mut self, id: RequestId) -> bool {
+        if self.is_waiting_for_link(id) {
+            return true;
+        }
         for file in self.files.values_mut().filter(|file| file.origin == id.origin) {
             if let Some(at) = file.parked.iter().position(|read| read.id == id) {
                 file.parked.remove(at);
@@ -263,6 +280,7 @@ impl Core {
 impl Core {
     fn open(&mut self, origin: Origin, flags: u32, opener: Opener) -> Outcome {
         if self.files.len() >= self.limits.files {
+            self.outputs.push(Output::Left(opener.scope));
             return Err(Errno::ENFILE);
         }
         self.last_file += 1;
@@ -281,6 +299,7 @@ impl Core {
         if let Some(tunnel) = file.tunnel {
             self.detach(id, tunnel);
         }
+        self.outputs.push(Output::Left(file.opener.scope));
         self.event(|| Event::Closed { file: id });
         Ok(Reply::Closed)
     }
@@ -318,8 +337,22 @@ impl Core {
         None
     }
 
-    /// `tun_chr_write_iter`.
-    fn write(&mut self, file_id: FileId, call: WriteCall) -> Outcome {
+    /// `tun_chr_write_iter`; `None` if the kernel is to take the datagram first.
+    fn write(&mut self, id: RequestId, file_id: FileId, call: WriteCall) -> Option<Outcome> {
+        let length = call.data.len();
+        match self.check_write(file_id, call) {
+            Err(errno) => Some(Err(errno)),
+            Ok(None) => Some(Ok(Reply::Written(length))),
+            Ok(Some((tunnel, datagram))) => self.forward(id, file_id, tunnel, datagram, length),
+        }
+    }
+
+    /// Takes a write, or returns what the kernel is to take, and for which tunnel.
+    fn check_write(
+        &mut self,
+        file_id: FileId,
+        call: WriteCall,
+    ) -> Result<Option<(TunnelId, Datagram)>, Errno> {
         let file = self.files.get_mut(&file_id).ok_or(Errno::EBADF)?;
         let tunnel =
             file.tunnel.and_then(|tunnel| self.tunnels.get_mut(&tunnel)).ok_or(Errno::EBADFD)?;
@@ -340,9 +373,12 @@ impl Core {
                     length,
                 });
             }
-            return Ok(Reply::Written(length));
+            return Ok(None);
         }
         let datagram = datagram::parse_write(call.data, tunnel.framing())?;
+        if tunnel.interface == Interface::Bridge {
+            return Ok(Some((tunnel.id, datagram)));
+        }
         if !tunnel.up {
             return Err(Errno::EIO);
         }
@@ -351,7 +387,7 @@ impl Core {
         }
         tunnel.learn_flow(file_id, &datagram);
         self.send_to_harness(file_id, datagram);
-        Ok(Reply::Written(length))
+        Ok(None)
     }
 
     /// `tun_chr_poll`.
@@ -379,11 +415,16 @@ const MAX_JOINED_WRITE: usize = 8 << 20;
 
 /// What the parts share.
 impl Core {
-    /// Tells the pollers of a file, whether or not it was ready before: an edge-triggered one counts every event.
+    /// Tells the pollers of a file, whether or not it was ready before: an edge-triggered one counts every event. Several
+    /// at once are one.
     fn wake(&mut self, file: FileId) {
-        if let Some((origin, handle)) =
-            self.files.get(&file).and_then(|file| Some((file.origin, file.waker?)))
-        {
+        let woken = self.files.get(&file).and_then(|file| Some((file.origin, file.waker?)));
+        let Some((origin, handle)) = woken else { return };
+        let is_told = matches!(
+            self.outputs.last(),
+            Some(Output::Wake(last, waker)) if (*last, *waker) == (origin, handle)
+        );
+        if !is_told {
             self.outputs.push(Output::Wake(origin, handle));
         }
     }

@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 
-use super::{Answer, Event, WaitId};
+use super::{Answer, Event, Forward, LinkRequest, TunnelId, WaitId};
 use zerocopy::IntoBytes;
 
 use crate::{
@@ -294,6 +294,15 @@ pub enum Output {
     Answer(WaitId, Answer),
     /// Tell a peer that its tunnel has something to take, or is gone.
     Notify(super::PeerId),
+    /// Ask whoever keeps links.
+    Link(LinkRequest),
+    /// Hand the kernel a datagram.
+    Forward(Box<Forward>),
+    /// Look how a tunnel's link is; then the request comes again, to
+    /// [`Core::handle_fresh_request`](super::Core::handle_fresh_request).
+    Refresh(TunnelId, Box<Request>),
+    /// A file of that namespace was closed, or could not be opened.
+    Left(Scope),
     /// Tell observers; only while there are any.
     Event(Event),
 }

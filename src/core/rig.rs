@@ -20,6 +20,9 @@ pub(super) struct Rig {
     answers: BTreeMap<WaitId, Answer>,
     pub(super) notified: usize,
     pub(super) events: Vec<Event>,
+    pub(super) link_requests: Vec<LinkRequest>,
+    pub(super) forwards: Vec<Forward>,
+    pub(super) refreshed: Vec<TunnelId>,
 }
 
 impl Rig {
@@ -41,6 +44,9 @@ impl Rig {
             answers: BTreeMap::new(),
             notified: 0,
             events: Vec::new(),
+            link_requests: Vec::new(),
+            forwards: Vec::new(),
+            refreshed: Vec::new(),
         }
     }
 
@@ -70,6 +76,14 @@ impl Rig {
                     );
                 }
                 Output::Notify(_) => self.notified += 1,
+                Output::Link(request) => self.link_requests.push(request),
+                Output::Forward(forward) => self.forwards.push(*forward),
+                Output::Refresh(tunnel, request) => {
+                    self.refreshed.push(tunnel);
+                    self.core.handle_fresh_request(*request);
+                    self.drain();
+                }
+                Output::Left(_) => {}
                 Output::Event(event) => self.events.push(event),
             }
         }
@@ -81,6 +95,11 @@ impl Rig {
         self.core.handle_request(Request { id: id(self.last_request), op });
         self.drain();
         self.last_request
+    }
+
+    /// How the core knows a request.
+    pub(super) fn request_id(&self, request: u64) -> RequestId {
+        id(request)
     }
 
     pub(super) fn outcome(&mut self, request: u64) -> Option<Outcome> {
@@ -321,6 +340,46 @@ impl Rig {
         let injected = self.core.inject_from_peer(to, Bytes::copy_from_slice(bytes).into());
         self.drain();
         injected
+    }
+
+    /// Whoever keeps links says something.
+    pub(super) fn tell_of_link(&mut self, answer: LinkAnswer) {
+        self.core.handle_link(answer);
+        self.drain();
+    }
+
+    pub(super) fn send_by_link(&mut self, tunnel: TunnelId, queue: FileId, bytes: &[u8]) {
+        self.core.handle_link_datagrams(tunnel, queue, [Bytes::copy_from_slice(bytes)]);
+        self.drain();
+    }
+
+    /// TUNSETIFF that is not answered at once: its number.
+    pub(super) fn set_iff_later(&mut self, file: FileId, name: &str, flags: u16) -> u64 {
+        let mut request = IfReq::zeroed(false);
+        request.copy_name(&Name::new(name.as_bytes()));
+        request.set_flags(IfFlags::from_bits_retain(flags));
+        self.ioctl_later(file, ioctl::TUNSETIFF, 0x1000, request.as_bytes(), IfReq::SIZE)
+    }
+
+    /// An ioctl whose memory has been fetched: its number.
+    pub(super) fn ioctl_later(
+        &mut self,
+        file: FileId,
+        command: u32,
+        argument: u64,
+        input: &[u8],
+        output_room: usize,
+    ) -> u64 {
+        let input = Bytes::copy_from_slice(input);
+        self.ask(Op::Ioctl(
+            file,
+            IoctlCall { command, argument, compat: false, input, output_room, credentials: None },
+        ))
+    }
+
+    pub(super) fn write_later(&mut self, file: FileId, data: &[u8]) -> u64 {
+        let data = Bytes::copy_from_slice(data);
+        self.ask(Op::Write(file, WriteCall { data, offset: 0, nonblock: false }))
     }
 
     pub(super) fn join(&mut self, left: TunnelId, right: TunnelId) -> Result<(), CommandError> {

@@ -84,17 +84,23 @@ impl Core {
         let length = settings.tx_queue_length.and_then(|length| usize::try_from(length).ok());
         if let Some(length) = length {
             tunnel.tx_queue_length = length;
-            let files: Vec<FileId> = tunnel.files().collect();
-            for file in files {
-                if let Some(file) = self.files.get_mut(&file) {
-                    file.queue.resize(length);
-                }
-            }
+            self.resize_queues(of, length);
         }
+        self.tell_link_settings(of, settings, name);
         self.change_link(of, settings.up, settings.carrier);
         // A wait may be for the name.
         self.settle_waits();
         Ok(())
+    }
+
+    pub(super) fn resize_queues(&mut self, of: TunnelId, length: usize) {
+        let files: Vec<FileId> =
+            self.tunnels.get(&of).map(|tunnel| tunnel.files().collect()).unwrap_or_default();
+        for file in files {
+            if let Some(file) = self.files.get_mut(&file) {
+                file.queue.resize(length);
+            }
+        }
     }
 
     /// Brings a tunnel up or down.

@@ -774,6 +774,7 @@ fn events_are_built_only_while_somebody_observes() {
             Event::ToClient { .. } => "to client",
             Event::FromClient { .. } => "from client",
             Event::Dropped { .. } => "dropped",
+            Event::ToLink { .. } => "to link",
             Event::Link { .. } => "link",
         })
         .collect();

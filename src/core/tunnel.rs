@@ -1,7 +1,7 @@
 //! One emulated interface (kernel: `struct tun_struct` and its `net_device`).
 
 use super::{
-    Address, FileId, Limits, MacAddress, Peer, Scope,
+    Address, FileId, Interface, Limits, MacAddress, Peer, Scope,
     datagram::Framing,
     file::Queue,
     filter::{PacketFilter, TxFilter},
@@ -72,6 +72,8 @@ pub struct Counters {
     pub to_client_dropped: Count,
     /// Written and lost: the harness did not take what was written before.
     pub from_client_dropped: Count,
+    /// Sent by the kernel into the link beside the tunnel, and not given to a client.
+    pub to_link: Count,
 }
 
 /// Datagrams and their bytes.
@@ -135,6 +137,7 @@ pub struct Tunnel {
     /// The file whose write is the newest in `written`.
     pub(super) last_writer: Option<FileId>,
     pub(super) peer: Option<Peer>,
+    pub(super) interface: Interface,
     pub(super) counters: Counters,
     /// Deleted; kept only until the harness has taken what was written.
     pub(super) gone: bool,
@@ -143,7 +146,7 @@ pub struct Tunnel {
 impl Tunnel {
     /// A tunnel as TUNSETIFF makes it, except that it is up.
     ///
-    /// DIFFERS: a tunnel starts up, the kernel's starts down. Nobody else could bring it up: there is no interface.
+    /// DIFFERS: a tunnel without an interface starts up, the kernel's starts down. Nobody else could bring it up.
     pub(super) fn new(identity: Identity, mode: Mode, hwaddr: MacAddress, limits: &Limits) -> Self {
         let Identity { id, name, requested_name, scope, ifindex } = identity;
         Self {
@@ -177,6 +180,7 @@ impl Tunnel {
             written: Queue::new(limits.written_datagrams, limits.written_bytes),
             last_writer: None,
             peer: None,
+            interface: Interface::None,
             counters: Counters::default(),
             gone: false,
         }
