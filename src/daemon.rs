@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | main | waits for a signal | by it |
 //! | `device` (one for each device, or as many as asked for; on a file a few more, which stand by) | reads messages and answers them | when the device is taken away |
+//! | `links`, `links-data` | serve the kernel links beside tunnels, from the first one on | when the daemon stops |
 //! | `timer` | ends waits at their deadlines | when the hub stops |
 //! | `control` | accepts harnesses | with the process |
 //! | `harness`, `outbox` | one pair for each connection | with it |
@@ -36,6 +37,7 @@ use crate::{
         device::{Admission, DeviceFrontEnd},
     },
     hub::Hub,
+    peer::interface::{self, Interfaces},
     sys,
 };
 
@@ -72,7 +74,7 @@ pub enum DaemonError {
 pub const DEVICE_LOST: Signal = Signal::SIGUSR1;
 
 /// How a daemon serves its devices.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Options {
     /// Threads that read each device.
     pub threads: NonZero<u8>,
@@ -80,11 +82,14 @@ pub struct Options {
     pub spin: bool,
     /// Whether TUNSETIFF asks who calls.
     pub admission: Admission,
+    /// The kernel links beside tunnels.
+    pub interfaces: interface::Options,
 }
 
 /// Threads that serve devices and a control socket.
 pub struct Daemon {
     hub: Arc<Hub>,
+    interfaces: Arc<Interfaces>,
     server: Arc<Server>,
     served: Vec<Served>,
     timer: JoinHandle<()>,
@@ -117,6 +122,7 @@ impl Daemon {
     ) -> Result<Self, DaemonError> {
         sys::keep_freed_memory();
         let hub = Hub::new(Core::new(Limits::default(), fastrand::u64(..)));
+        let interfaces = Interfaces::start(&hub, options.interfaces);
         let stopping = Arc::new(AtomicBool::new(false));
         let lost = Arc::new(OnceLock::new());
         let mut served = Vec::new();
@@ -154,7 +160,7 @@ impl Daemon {
             let (server, hub) = (Arc::clone(&server), Arc::clone(&hub));
             move || server.run(&hub)
         })?;
-        Ok(Self { hub, server, served, timer, stopping, lost })
+        Ok(Self { hub, interfaces, server, served, timer, stopping, lost })
     }
 
     /// The hub.
@@ -173,6 +179,7 @@ impl Daemon {
     /// and what covers a path goes on to cover it.
     pub fn abandon(self) {
         self.server.remove();
+        self.interfaces.stop();
         std::mem::forget(self.served);
     }
 
@@ -192,6 +199,7 @@ impl Daemon {
             }
             threads.into_iter().for_each(join);
         }
+        self.interfaces.stop();
         self.hub.stop();
         join(self.timer);
         self.server.remove();

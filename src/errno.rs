@@ -19,6 +19,12 @@ impl Errno {
         self.0
     }
 
+    /// An error that the kernel gave to memtun itself, passed on.
+    #[must_use]
+    pub(crate) const fn from_number(number: i32) -> Self {
+        Self(number)
+    }
+
     /// The symbolic name, such as `"EAGAIN"`; `"E?"` for a number memtun never answers with.
     #[must_use]
     pub fn name(self) -> &'static str {

@@ -21,7 +21,9 @@ mod conformance;
 mod control;
 mod device;
 mod differences;
+mod interface;
 mod layering;
+mod links;
 mod native;
 mod offload;
 mod peers;
@@ -59,6 +61,10 @@ fn main() -> ExitCode {
     .collect();
     let compat = Gate::new("32-bit programs", clients::WORD, conformance::compat_obstacle());
     trials.extend(Backend::ALL.iter().flat_map(|backend| device_trials(*backend, &compat)));
+    let gate = Gate::new("links", "links", links::obstacle());
+    trials.extend(
+        links::TESTS.iter().map(|(name, test)| gate.trial_of(format!("links::{name}"), test)),
+    );
     for user in run::User::ALL {
         let gate = Gate::new(user.word(), "run", user.obstacle());
         let conformance::Tests { native, compat: of_compat } = conformance::OF_RUN;
@@ -109,8 +115,19 @@ fn device_trials(backend: Backend, compat: &Gate) -> Vec<Trial> {
         };
         gate.trial(backend, client.name, client.run)
     });
+    let of_this_kind = match backend {
+        Backend::Cuse => interface::OF_CHARACTER_DEVICES,
+        Backend::Fuse => &[],
+    };
+    let of_interfaces = interface::TESTS.iter().chain(of_this_kind).map(|(name, test)| {
+        let gate = match &kind {
+            Gate::Open => Gate::new("interface", "links", links::obstacle()),
+            Gate::Skipped | Gate::Failing(_) => kind.clone(),
+        };
+        gate.trial(backend, name, *test)
+    });
     let tests = tests.map(|(name, test)| kind.trial(backend, name, *test));
-    tests.chain(of_compat).chain(of_clients).collect()
+    tests.chain(of_compat).chain(of_interfaces).chain(of_clients).collect()
 }
 
 /// Whether tests can run here, and what to make of it if they cannot.

@@ -1,4 +1,5 @@
 //! What the kernel's headers define: numbers and layouts, nothing that acts.
 
+pub mod rtnetlink;
 pub mod tun;
 pub mod virtio_net;

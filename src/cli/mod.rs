@@ -1,5 +1,6 @@
 //! The command line: options, and which verb they go to.
 
+mod interface;
 mod run;
 mod serve;
 
@@ -13,7 +14,9 @@ use clap::{Parser, Subcommand};
 
 use crate::{
     client::Client,
-    command::{delete, host, inject, join, list, part, set, take, wait, watch},
+    command::{
+        delete, host, inject, interface as interface_verb, join, list, part, set, take, wait, watch,
+    },
     frontend::device,
 };
 
@@ -41,6 +44,7 @@ enum Verb {
     Wait(wait::Args),
     Watch(watch::Args),
     Set(set::Args),
+    Interface(interface_verb::Args),
     Delete(delete::Args),
     Join(join::Args),
     Host(host::Args),
@@ -76,6 +80,7 @@ impl Cli {
             | Verb::Wait(_)
             | Verb::Watch(_)
             | Verb::Set(_)
+            | Verb::Interface(_)
             | Verb::Delete(_)
             | Verb::Join(_)
             | Verb::Host(_)
@@ -100,6 +105,7 @@ impl Cli {
             Verb::Wait(args) => args.run(control, out)?,
             Verb::Watch(args) => args.run(&mut connect()?, out)?,
             Verb::Set(args) => args.run(&mut connect()?)?,
+            Verb::Interface(args) => args.run(&mut connect()?)?,
             Verb::Delete(args) => args.run(&mut connect()?)?,
             Verb::Join(args) => args.run(&mut connect()?)?,
             Verb::Host(args) => args.run(&mut connect()?, out)?,

@@ -37,7 +37,9 @@ use nix::{
 };
 use tracing::{info, warn};
 
+use super::interface;
 use crate::{
+    command::interface::Kind as Links,
     control::server::{BindError, Server, SocketOptions},
     core::Event,
     daemon::{DEVICE_LOST, Daemon, Options},
@@ -66,7 +68,7 @@ const NOT_FOUND: u8 = 127;
 )]
 pub(super) struct Args {
     /// The device of a running daemon, such as /dev/memtun; else the daemon runs as long as the program.
-    #[arg(long = "use", value_name = "DEVICE", conflicts_with_all = ["front_end", "ready_fd", "wait_attached", "require_net_admin"])]
+    #[arg(long = "use", value_name = "DEVICE", conflicts_with_all = ["front_end", "ready_fd", "wait_attached", "require_net_admin", "interface", "interface_optional"])]
     device: Option<PathBuf>,
     /// The path at which the program finds the device.
     #[arg(long, value_name = "PATH", default_value = "/dev/net/tun")]
@@ -80,6 +82,8 @@ pub(super) struct Args {
     /// Give the program an empty network namespace.
     #[arg(long)]
     net: bool,
+    #[command(flatten)]
+    interface: interface::Args,
     #[command(flatten)]
     admission: super::Admission,
     /// Keep the program and what serves it on one CPU, by its number: a call is cheapest when nobody has to be woken on another.
@@ -152,6 +156,8 @@ impl Args {
 
         self.stay_on_cpu()?;
         let socket = Socket::bind(control)?;
+        let links = if self.net { Links::Shadow } else { Links::None };
+        let interfaces = self.interface.options(links);
         let device = self.register(&socket.path)?;
         socket.guard.watch_namespace();
         let file_system = match device.identity {
@@ -163,6 +169,7 @@ impl Args {
             threads: NonZero::<u8>::MIN,
             spin: !self.no_spin,
             admission: self.admission.into(),
+            interfaces,
         };
         let daemon = Daemon::start(vec![device], socket.server, options)?;
         self.announce(&daemon)?;

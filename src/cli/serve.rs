@@ -19,7 +19,9 @@ use nix::{
 use sd_notify::NotifyState;
 use tracing::{info, warn};
 
+use super::interface;
 use crate::{
+    command::interface::Kind,
     control::server::{Server, SocketOptions},
     daemon::{DEVICE_LOST, Daemon, DaemonError, Options, system},
     frontend::{Registered, cuse, fuse},
@@ -58,6 +60,8 @@ pub(super) struct Args {
     /// Group of the control socket, by name or number.
     #[arg(long, value_name = "GROUP")]
     control_group: Option<String>,
+    #[command(flatten)]
+    interface: interface::Args,
 }
 
 type Owner = (Option<u32>, Option<u32>);
@@ -83,6 +87,7 @@ impl Args {
             threads: self.threads,
             spin: !self.no_spin,
             admission: self.admission.into(),
+            interfaces: self.interface.options(Kind::None),
         };
         let daemon = Daemon::start(self.devices()?, server, options)?;
         info!(control = %socket.path.display(), "ready");

@@ -5,6 +5,7 @@ pub mod attach;
 pub mod delete;
 pub mod host;
 pub mod inject;
+pub mod interface;
 pub mod join;
 pub mod list;
 pub mod part;
@@ -56,13 +57,14 @@ pub(crate) fn dispatch(method: &str, params: Value, session: &Arc<Session>, repl
         watch::Watch::NAME => perform::<watch::Watch>(params, session, reply),
         set::Set::NAME => perform::<set::Set>(params, session, reply),
         delete::Delete::NAME => perform::<delete::Delete>(params, session, reply),
+        interface::Interface::NAME => perform::<interface::Interface>(params, session, reply),
         attach::Attach::NAME => perform::<attach::Attach>(params, session, reply),
         join::Join::NAME => perform::<join::Join>(params, session, reply),
         host::Host::NAME => perform::<host::Host>(params, session, reply),
         part::Part::NAME => perform::<part::Part>(params, session, reply),
         _ => {
             let message = format!(
-                "no method {method:?}; there are list, inject, take, wait, watch, set, delete, attach, join, host and part"
+                "no method {method:?}; there are list, inject, take, wait, watch, set, delete, interface, attach, join, host and part"
             );
             reply.fail(Failure::new("unknown-method", message));
         }

@@ -128,6 +128,9 @@ impl Form {
 impl Device for DeviceFrontEnd {
     fn open(&self, caller: Caller, open: Open, reply: ReplyOpen<'_>) {
         let opener = opener::look_up(caller.tid, caller.uid, caller.gid);
+        if let Some(links) = self.hub.link_keeper() {
+            links.enter(opener.scope, caller.tid);
+        }
         self.submit(reply.defer(), Op::Open { flags: open.flags, opener });
     }
 

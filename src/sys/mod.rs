@@ -3,6 +3,7 @@
 
 mod guard;
 pub(crate) mod seccomp;
+pub(crate) mod tun;
 
 use std::{
     io,

@@ -13,7 +13,10 @@ use nix::{
     fcntl::{FcntlArg, OFlag, fcntl, open},
     libc,
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::stat::Mode,
+    sys::{
+        socket::{AddressFamily, SockFlag, SockType, socket},
+        stat::Mode,
+    },
 };
 
 pub const TUN: u16 = 0x0001;
@@ -127,4 +130,17 @@ impl AsFd for TunFile {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
+}
+
+/// Brings an interface of the calling thread's network namespace up or down, as programs do: SIOCSIFFLAGS.
+pub fn set_up(name: &str, up: bool) {
+    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
+        .expect("a socket");
+    let mut request = [0; IfReq::SIZE];
+    request[..name.len()].copy_from_slice(name.as_bytes());
+    request[16] = up.into();
+    // SAFETY: the kernel reads a `struct ifreq`, and the buffer is as long as one.
+    let result =
+        unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, request.as_mut_ptr()) };
+    Errno::result(result).expect("SIOCSIFFLAGS");
 }

@@ -9,7 +9,7 @@ use std::{
 
 use nix::{
     poll::{PollTimeout, poll},
-    sched::{CloneFlags, unshare},
+    sched::{CloneFlags, setns, unshare},
 };
 
 use super::within_deadline;
@@ -57,6 +57,30 @@ impl Network {
         self.0.metadata().expect("an open file has metadata").st_ino()
     }
 
+    /// A descriptor of it.
+    pub fn file(&self) -> File {
+        self.0.try_clone().expect("a descriptor can be had again")
+    }
+
+    /// Runs something there, in a thread of its own.
+    pub fn inside<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
+        thread::scope(|scope| {
+            let moved = scope.spawn(|| {
+                setns(&self.0, CloneFlags::CLONE_NEWNET).expect("root may enter its namespace");
+                act()
+            });
+            moved.join().expect("it does not panic")
+        })
+    }
+
+    /// Runs `ip` there, which must succeed, and returns what it printed.
+    #[track_caller]
+    pub fn ip(&self, arguments: &[&str]) -> String {
+        let output = self.command().arg("ip").args(arguments).output().expect("nsenter runs");
+        assert!(output.status.success(), "ip {arguments:?}: {output:?}");
+        String::from_utf8(output.stdout).expect("ip prints text")
+    }
+
     /// Waits until somebody takes TCP connections to a port, and does not make one: for a server that does not say so.
     #[track_caller]
     pub fn wait_until_listening(&self, port: u16) {
@@ -69,14 +93,8 @@ impl Network {
         });
     }
 
-    fn path(&self) -> String {
+    pub fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
-    }
-
-    #[track_caller]
-    fn ip(&self, arguments: &[&str]) {
-        let output = self.command().arg("ip").args(arguments).output().expect("nsenter runs");
-        assert!(output.status.success(), "ip {arguments:?}: {output:?}");
     }
 }
 

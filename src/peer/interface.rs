@@ -1,0 +1,414 @@
+//! The core's links: what it asks for is asked of [`Links`], what happens to them is told to it.
+//!
+//! A link's number is that of its tunnel, a queue's that of its file. Whatever the core asks goes to one thread of
+//! [`Links`] in the order it was asked, so a link is removed before another of its name is made, and the core needs no
+//! answer to a queue's closing.
+//!
+//! The namespace of a link is that of the thread which opened the device, at that time. It is held from then on, as
+//! the kernel's own device holds it, until the last file from there is closed: the opener may long be elsewhere.
+
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    io::IoSlice,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak},
+};
+
+use bytes::Bytes;
+use tracing::{debug, info, warn};
+
+use super::link::{
+    Kind, Link, LinkId, Links, Listener, Made, MakeError, Network, QueueId, Setting, Spec, State,
+    TunNode,
+};
+use crate::{
+    abi::tun::{IfFlags, Name},
+    core::{
+        CommandError, FileId, Forward, Interface, LinkAnswer, LinkRequest, LinkSetting, MadeLink,
+        Mode, Scope, TunnelId,
+    },
+    errno::Errno,
+    hub::{Hub, LinkKeeper, Switched},
+};
+
+/// How it is done; see [`Interfaces::start`].
+#[derive(Debug)]
+pub struct Options {
+    /// The kernel's tun driver, as it was before anything covered it.
+    pub node: TunNode,
+    /// What every tunnel gets.
+    pub policy: Interface,
+    /// A tunnel does without a link if none can be made, and nobody is told but the operator.
+    pub optional: bool,
+}
+
+/// Keeps a hub's links.
+pub struct Interfaces {
+    hub: Weak<Hub>,
+    optional: bool,
+    /// Until the first link is wanted.
+    node: Mutex<Option<TunNode>>,
+    links: OnceLock<Links>,
+    made: RwLock<BTreeMap<TunnelId, Arc<Link>>>,
+    networks: Mutex<BTreeMap<Scope, Held>>,
+    this: Weak<Self>,
+}
+
+/// A namespace from which files are open.
+struct Held {
+    /// `None`: it could not be looked at.
+    network: Option<Arc<Network>>,
+    files: usize,
+}
+
+impl Interfaces {
+    /// Keeps the links of a hub from now on.
+    pub fn start(hub: &Arc<Hub>, options: Options) -> Arc<Self> {
+        let interfaces = Arc::new_cyclic(|this| Self {
+            hub: Arc::downgrade(hub),
+            optional: options.optional,
+            node: Mutex::new(Some(options.node)),
+            links: OnceLock::new(),
+            made: RwLock::default(),
+            networks: Mutex::default(),
+            this: Weak::clone(this),
+        });
+        hub.set_link_keeper(Arc::clone(&interfaces) as Arc<dyn LinkKeeper>);
+        hub.with(|core| core.set_interface_policy(options.policy));
+        interfaces
+    }
+
+    /// Removes all links that are not persistent.
+    pub fn stop(&self) {
+        if let Some(links) = self.links.get() {
+            links.stop();
+        }
+    }
+
+    /// The threads start with the first link.
+    fn links(&self) -> Option<&Links> {
+        if let Some(links) = self.links.get() {
+            return Some(links);
+        }
+        let node = lock(&self.node).take();
+        if let Some(node) = node {
+            let listener = self.this.upgrade()? as Arc<dyn Listener>;
+            match Links::start(node, listener) {
+                // It is set here alone, by whoever took the node.
+                Ok(links) => drop(self.links.set(links)),
+                Err(error) => warn!(%error, "starting threads for interfaces failed"),
+            }
+        }
+        self.links.get()
+    }
+
+    fn answer(&self, answer: LinkAnswer) {
+        if let Some(hub) = self.hub.upgrade() {
+            hub.with(|core| core.handle_link(answer));
+        }
+    }
+
+    /// Has a link made, and calls `then` with it, by the thread that made it.
+    fn make(
+        &self,
+        tunnel: TunnelId,
+        file: FileId,
+        scope: Scope,
+        spec: Spec,
+        then: impl FnOnce(&Self, Result<Made, MakeError>) + Send + 'static,
+    ) {
+        let network = lock(&self.networks).get(&scope).and_then(|held| held.network.clone());
+        let name = spec.name;
+        let refuse = |errno| MakeError::Network { name, errno };
+        let (links, network) = match (self.links(), network) {
+            (Some(links), Some(network)) => (links, network),
+            (None, _) => return then(self, Err(refuse(nix::errno::Errno::EAGAIN))),
+            (_, None) => return then(self, Err(refuse(nix::errno::Errno::ESRCH))),
+        };
+        let this = Weak::clone(&self.this);
+        links.make(LinkId(tunnel.0.into()), queue_of(file), network, spec, move |made| {
+            let Some(this) = this.upgrade() else { return };
+            if let Ok(made) = &made {
+                let kind = made.link.kind();
+                if kind != Kind::Tun {
+                    info!(name = %made.state.name, kind = kind.word(), "a substitute stands in for a tun link");
+                }
+                this.write_made().insert(tunnel, Arc::clone(&made.link));
+            }
+            then(&this, made);
+        });
+    }
+
+    /// What TUNSETIFF of the client gets.
+    fn report_made(&self, tunnel: TunnelId, made: Result<Made, MakeError>) {
+        let answer = match made {
+            Ok(Made { state, persistent, .. }) => Ok(Some(MadeLink { state, persistent })),
+            Err(error) if self.optional => {
+                warn!("{error}; going on without");
+                Ok(None)
+            }
+            Err(error) => {
+                warn!("{error}");
+                Err(errno_of(error.errno()))
+            }
+        };
+        self.answer(LinkAnswer::Made(tunnel, answer));
+    }
+
+    fn link(&self, tunnel: TunnelId) -> Option<Arc<Link>> {
+        self.made.read().unwrap_or_else(PoisonError::into_inner).get(&tunnel).cloned()
+    }
+
+    fn write_made(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<TunnelId, Arc<Link>>> {
+        self.made.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remove(&self, tunnel: TunnelId, then: impl FnOnce(&Self) + Send + 'static) {
+        self.write_made().remove(&tunnel);
+        let this = Weak::clone(&self.this);
+        let then = move || {
+            if let Some(this) = this.upgrade() {
+                then(&this);
+            }
+        };
+        match self.links.get() {
+            Some(links) => links.remove(LinkId(tunnel.0.into()), then),
+            None => then(),
+        }
+    }
+
+    /// A link for a tunnel that has none: as the tunnel is by now.
+    fn add(&self, tunnel: TunnelId, to: Interface, then: Switched) {
+        let Some(hub) = self.hub.upgrade() else { return };
+        let found = hub.with(|core| {
+            let tunnel = core.tunnel(tunnel).filter(|tunnel| !tunnel.is_gone())?;
+            let mode = match tunnel.mode() {
+                Mode::Tun => IfFlags::TUN,
+                Mode::Tap => IfFlags::TAP,
+            };
+            let flags = tunnel.flags() | mode | IfFlags::TUN_EXCL;
+            Some((*tunnel.name(), tunnel.scope(), flags, Wanted::of(tunnel)))
+        });
+        let Some((name, scope, flags, wanted)) = found else {
+            return then(Err("the tunnel is gone".to_owned()));
+        };
+        let Some(&first) = wanted.files.first() else {
+            return then(Err(format!("no client has tunnel {name} open")));
+        };
+        let spec = Spec { name, flags, index: None, passes_datagrams: to == Interface::Bridge };
+        self.make(tunnel, first, scope, spec, move |this, made| {
+            let made = match made {
+                Ok(made) => made,
+                Err(error) => return then(Err(error.to_string())),
+            };
+            let (Some(hub), Some(links)) = (this.hub.upgrade(), this.links.get()) else { return };
+            let id = LinkId(tunnel.0.into());
+            for file in &wanted.files[1..] {
+                let name = made.state.name;
+                links.add_queue(id, queue_of(*file), flags, move |added| {
+                    log_failure(name, "adding a queue", added);
+                });
+            }
+            let last = wanted.settings.len().saturating_sub(1);
+            let mut then = Some(then);
+            for (at, setting) in wanted.settings.into_iter().enumerate() {
+                let (hub, name) = (Arc::clone(&hub), made.state.name);
+                let then = if at == last { then.take() } else { None };
+                links.set(id, setting, move |set| {
+                    log_failure(name, "setting what the tunnel has", set.map(drop));
+                    if let Some(then) = then {
+                        // From now on the link's state counts: it is as the tunnel is.
+                        hub.with(|core| core.set_interface(tunnel, to));
+                        then(Ok(()));
+                    }
+                });
+            }
+        });
+    }
+}
+
+/// What a link must have to stand beside a tunnel that was without.
+struct Wanted {
+    files: Vec<FileId>,
+    settings: Vec<LinkSetting>,
+}
+
+impl Wanted {
+    fn of(tunnel: &crate::core::Tunnel) -> Self {
+        let (owner, group) = tunnel.owner();
+        let settings = [
+            tunnel.is_persistent().then_some(Setting::Persistent(true)),
+            owner.map(Setting::Owner),
+            group.map(Setting::Group),
+            tunnel.hwaddr().map(Setting::Address),
+            Some(Setting::Mtu(tunnel.mtu())),
+            // The last, for there is always one.
+            Some(Setting::Up(tunnel.is_up())),
+        ];
+        Self { files: tunnel.files().collect(), settings: settings.into_iter().flatten().collect() }
+    }
+}
+
+impl LinkKeeper for Interfaces {
+    fn perform(&self, request: LinkRequest) {
+        let id = |tunnel: TunnelId| LinkId(tunnel.0.into());
+        match request {
+            LinkRequest::Make { tunnel, file, scope, name, flags, index, interface } => {
+                let passes_datagrams = interface == Interface::Bridge;
+                let index = i32::try_from(index).ok().filter(|index| *index > 0);
+                let spec = Spec { name, flags, index, passes_datagrams };
+                self.make(tunnel, file, scope, spec, move |this, made| {
+                    this.report_made(tunnel, made);
+                });
+            }
+            LinkRequest::Open { tunnel, file, flags, asker } => {
+                let this = Weak::clone(&self.this);
+                let Some(links) = self.links.get() else { return };
+                links.add_queue(id(tunnel), queue_of(file), flags, move |added| {
+                    let Some(this) = this.upgrade() else { return };
+                    this.answer(LinkAnswer::Done(asker, added.map_err(errno_of)));
+                });
+            }
+            LinkRequest::Close { tunnel, file } => {
+                if let Some(links) = self.links.get() {
+                    links.remove_queue(id(tunnel), queue_of(file));
+                }
+            }
+            LinkRequest::SetQueue { tunnel, file, attached } => {
+                if let Some(links) = self.links.get() {
+                    links.set_queue(id(tunnel), queue_of(file), attached);
+                }
+            }
+            LinkRequest::Set { tunnel, setting, asker } => {
+                let this = Weak::clone(&self.this);
+                let Some(links) = self.links.get() else { return };
+                links.set(id(tunnel), setting, move |set| {
+                    let Some(this) = this.upgrade() else { return };
+                    match (asker, set) {
+                        (Some(asker), set) => {
+                            let done = set.map(drop).map_err(errno_of);
+                            this.answer(LinkAnswer::Done(asker, done));
+                        }
+                        (None, Ok(_)) => {}
+                        (None, Err(errno)) => {
+                            warn!(tunnel = tunnel.0, ?setting, %errno, "setting an interface failed, ignoring");
+                            // What the harness was told is not so.
+                            if let Some(link) = this.link(tunnel) {
+                                this.answer(LinkAnswer::Changed(tunnel, link.state()));
+                            }
+                        }
+                    }
+                });
+            }
+            LinkRequest::Remove { tunnel } => {
+                self.remove(tunnel, move |this| this.answer(LinkAnswer::Removed(tunnel)));
+            }
+        }
+    }
+
+    fn forward(&self, forward: &Forward) -> Result<(), Errno> {
+        let link = self.link(forward.tunnel).ok_or(Errno::EBADFD)?;
+        let parts =
+            [IoSlice::new(forward.head.as_bytes()), IoSlice::new(&forward.datagram.payload)];
+        link.write(queue_of(forward.file), &parts).map(drop).map_err(errno_of)
+    }
+
+    fn refresh(&self, tunnel: TunnelId) {
+        if let Some(links) = self.links.get() {
+            links.refresh(LinkId(tunnel.0.into()));
+        }
+    }
+
+    fn enter(&self, scope: Scope, tid: u32) {
+        match lock(&self.networks).entry(scope) {
+            Entry::Occupied(mut held) => held.get_mut().files += 1,
+            Entry::Vacant(place) => {
+                let network = Network::of_thread(tid).ok();
+                // The thread waits for its open, so it has not moved since its scope was looked up.
+                let network = network.filter(|network| network.inode() == scope.0).map(Arc::new);
+                place.insert(Held { network, files: 1 });
+            }
+        }
+    }
+
+    fn leave(&self, scope: Scope) {
+        let mut networks = lock(&self.networks);
+        if let Entry::Occupied(mut held) = networks.entry(scope) {
+            held.get_mut().files -= 1;
+            if held.get().files == 0 {
+                held.remove();
+            }
+        }
+    }
+
+    fn switch(&self, tunnel: TunnelId, to: Interface, then: Switched) {
+        let Some(hub) = self.hub.upgrade() else { return };
+        let found = hub.with(|core| {
+            let tunnel = core.tunnel(tunnel)?;
+            Some((tunnel.interface(), tunnel.peer().is_some(), *tunnel.name()))
+        });
+        let Some((now, has_peer, name)) = found else {
+            return then(Err("the tunnel is gone".to_owned()));
+        };
+        if to == Interface::Bridge && has_peer {
+            return then(Err(CommandError::HasPeer(name).to_string()));
+        }
+        match (now, to) {
+            _ if now == to => then(Ok(())),
+            (Interface::None, _) => self.add(tunnel, to, then),
+            (_, Interface::None) => {
+                hub.with(|core| core.set_interface(tunnel, to));
+                self.remove(tunnel, move |_| then(Ok(())));
+            }
+            (_, Interface::Bridge)
+                if self.link(tunnel).is_none_or(|link| link.kind() != Kind::Tun) =>
+            {
+                then(Err("the link is a substitute, which passes no datagrams".to_owned()));
+            }
+            (_, Interface::Bridge | Interface::Shadow) => {
+                hub.with(|core| core.set_interface(tunnel, to));
+                then(Ok(()));
+            }
+        }
+    }
+}
+
+impl Listener for Interfaces {
+    fn received(&self, link: LinkId, queue: QueueId, datagrams: &mut Vec<Bytes>) {
+        let Some(hub) = self.hub.upgrade() else { return };
+        let (tunnel, file) = (tunnel_of(link), FileId(queue.0));
+        hub.with(|core| core.handle_link_datagrams(tunnel, file, datagrams.drain(..)));
+    }
+
+    fn changed(&self, link: LinkId, state: &State) {
+        self.answer(LinkAnswer::Changed(tunnel_of(link), *state));
+    }
+
+    fn gone(&self, link: LinkId) {
+        let tunnel = tunnel_of(link);
+        self.write_made().remove(&tunnel);
+        self.answer(LinkAnswer::Gone(tunnel));
+    }
+}
+
+fn queue_of(file: FileId) -> QueueId {
+    QueueId(file.0)
+}
+
+/// Links are numbered by tunnels, whose numbers have 32 bits.
+fn tunnel_of(link: LinkId) -> TunnelId {
+    TunnelId(u32::try_from(link.0).unwrap_or(u32::MAX))
+}
+
+fn errno_of(errno: nix::errno::Errno) -> Errno {
+    Errno::from_number(errno as i32)
+}
+
+fn log_failure(name: Name, what: &str, done: Result<(), nix::errno::Errno>) {
+    if let Err(errno) = done {
+        debug!(%name, %errno, "{what} failed, ignoring");
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,282 @@
+//! Making a link: the kernel's own tun or tap, else a substitute.
+//!
+//! What the tun driver refuses is the client's answer, for the driver knows best: a name that is taken, a missing right. A
+//! substitute is tried only where the driver cannot be asked at all.
+
+use std::{
+    fs::File,
+    io,
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
+    },
+    path::Path,
+    sync::Arc,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, open},
+    sys::stat::Mode as Permissions,
+};
+
+use super::{Kind, Spec, namespace::Namespace};
+use crate::{
+    abi::{
+        rtnetlink::{self, Request, attribute},
+        tun::{IfFlags, IfReq, Name},
+        virtio_net::VnetHeader,
+    },
+    sys::tun::{self, IfReqCommand, IntCommand},
+};
+
+/// The node of the kernel's tun driver, held so that it can still be opened when something else covers its path.
+#[derive(Debug)]
+pub struct TunNode(Result<OwnedFd, Arc<str>>);
+
+impl TunNode {
+    /// The node at `/dev/net/tun`; to be called before that is covered.
+    #[must_use]
+    pub fn find() -> Self {
+        Self::at(Path::new("/dev/net/tun"))
+    }
+
+    /// The node at a path. If it is not one of the tun driver's, links are substitutes, and their making says why.
+    #[must_use]
+    pub fn at(path: &Path) -> Self {
+        /// The misc driver's number, and tun's among them.
+        const TUN: u64 = nix::sys::stat::makedev(10, 200);
+        let handle = File::options().read(true).custom_flags(OFlag::O_PATH.bits()).open(path);
+        let node = handle.and_then(|handle| {
+            let metadata = handle.metadata()?;
+            let is_tun = metadata.file_type().is_char_device() && metadata.rdev() == TUN;
+            if is_tun {
+                Ok(handle.into())
+            } else {
+                Err(io::Error::other("it is not the tun driver's node"))
+            }
+        });
+        Self(node.map_err(|error| format!("{}: {error}", path.display()).into()))
+    }
+
+    /// Opens it, for the network namespace of the thread which calls.
+    fn open(&self) -> Result<OwnedFd, NoDriver> {
+        let handle = self.0.as_ref().map_err(|reason| NoDriver(Arc::clone(reason)))?;
+        let path = format!("/proc/self/fd/{}", handle.as_raw_fd());
+        let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        open(path.as_str(), flags, Permissions::empty())
+            .map_err(|errno| NoDriver(format!("opening /dev/net/tun: {}", errno.desc()).into()))
+    }
+}
+
+/// Why the kernel's tun driver cannot be asked.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("the kernel's tun driver cannot be used ({0})")]
+pub struct NoDriver(Arc<str>);
+
+/// Why there is no link.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MakeError {
+    /// The tun driver refused.
+    #[error("making interface {name}: {}{}", .errno.desc(), hint(*.errno))]
+    Refused {
+        /// The name that was wanted.
+        name: Name,
+        /// What it said.
+        errno: Errno,
+    },
+    /// The tun driver cannot be asked, and a substitute does not do, or was refused too.
+    #[error("making interface {name}: {driver}, and a substitute for it failed: {}{}", .errno.desc(), hint(*.errno))]
+    NoSubstitute {
+        /// The name that was wanted.
+        name: Name,
+        /// Why not the driver.
+        driver: NoDriver,
+        /// What became of the substitute.
+        errno: Errno,
+    },
+    /// Datagrams are to pass, and no substitute can do that.
+    #[error("making interface {name}: {driver}, and nothing else passes datagrams")]
+    NoTraffic {
+        /// The name that was wanted.
+        name: Name,
+        /// Why not the driver.
+        driver: NoDriver,
+    },
+    /// The network namespace cannot be entered, or rtnetlink does not work in it.
+    #[error("entering the network namespace of interface {name}: {}{}", .errno.desc(), hint(*.errno))]
+    Network {
+        /// The name that was wanted.
+        name: Name,
+        /// What the kernel said.
+        errno: Errno,
+    },
+    /// There are as many links as there may be.
+    #[error("making interface {name}: there are {limit} already, the limit")]
+    TooMany {
+        /// The name that was wanted.
+        name: Name,
+        /// How many.
+        limit: usize,
+    },
+}
+
+impl MakeError {
+    /// What TUNSETIFF answers.
+    #[must_use]
+    pub fn errno(&self) -> Errno {
+        match self {
+            Self::Refused { errno, .. }
+            | Self::NoSubstitute { errno, .. }
+            | Self::Network { errno, .. } => *errno,
+            Self::NoTraffic { .. } => Errno::ENODEV,
+            Self::TooMany { .. } => Errno::ENFILE,
+        }
+    }
+}
+
+fn hint(errno: Errno) -> &'static str {
+    if errno == Errno::EPERM {
+        "; it takes CAP_NET_ADMIN there: run as root, or 'memtun run --net'"
+    } else if errno == Errno::EBUSY || errno == Errno::EINVAL {
+        "; another program may have the name"
+    } else {
+        ""
+    }
+}
+
+/// A link as it was made.
+#[derive(Debug)]
+pub(super) struct Made {
+    pub(super) kind: Kind,
+    pub(super) queue: Option<OwnedFd>,
+    pub(super) state: rtnetlink::Link,
+    /// It was there before, and stays when it is not used any more.
+    pub(super) persistent: bool,
+}
+
+/// Makes a link in a namespace.
+pub(super) fn make(node: &TunNode, namespace: &Namespace, spec: &Spec) -> Result<Made, MakeError> {
+    let name = spec.name;
+    let in_network = |error: &io::Error| MakeError::Network { name, errno: errno_of(error) };
+    let opened = namespace.network.run(|| Ok(node.open())).map_err(|error| in_network(&error))?;
+    let driver = match opened {
+        Ok(queue) => {
+            return attach(queue, namespace, spec)
+                .map_err(|errno| MakeError::Refused { name, errno });
+        }
+        Err(driver) => driver,
+    };
+    if spec.passes_datagrams {
+        return Err(MakeError::NoTraffic { name, driver });
+    }
+    substitute(namespace, spec).map_err(|errno| MakeError::NoSubstitute { name, driver, errno })
+}
+
+/// Opens a further queue of a link.
+pub(super) fn add_queue(
+    node: &TunNode,
+    namespace: &Namespace,
+    index: u32,
+    spec: &Spec,
+) -> Result<OwnedFd, MakeError> {
+    let name = spec.name;
+    let opened = namespace.network.run(|| Ok(node.open()));
+    let queue = opened
+        .map_err(|error| MakeError::Network { name, errno: errno_of(&error) })?
+        .map_err(|driver| MakeError::NoTraffic { name, driver })?;
+    let made = attach(queue, namespace, spec).and_then(|made| {
+        // Between the look at the name and its use the link may have got another, and another link this one.
+        if made.state.index == index { made.queue.ok_or(Errno::EBADFD) } else { Err(Errno::EBUSY) }
+    });
+    made.map_err(|errno| MakeError::Refused { name, errno })
+}
+
+/// TUNSETIFF, as the client asked for it.
+fn attach(queue: OwnedFd, namespace: &Namespace, spec: &Spec) -> Result<Made, Errno> {
+    if let Some(index) = spec.index {
+        tun::with_int(queue.as_fd(), IntCommand::Index, index)?;
+    }
+    let mut request = IfReq::zeroed(false);
+    request.copy_name(&spec.name);
+    request.set_flags(spec.flags);
+    let name = tun::with_ifreq(queue.as_fd(), IfReqCommand::Attach, &request)?.name();
+    if spec.flags.contains(IfFlags::VNET_HDR) {
+        // A persistent link keeps the size that somebody else set.
+        let size = i32::try_from(VnetHeader::SIZE).unwrap_or(i32::MAX);
+        tun::with_int(queue.as_fd(), IntCommand::VnetHeaderSize, size)?;
+    }
+    let attached = tun::with_ifreq(queue.as_fd(), IfReqCommand::Attached, &IfReq::zeroed(false))?;
+    let persistent = attached.flags().contains(IfFlags::PERSIST);
+    let state = namespace.requests.link_named(name.as_bytes())?;
+    Ok(Made { kind: Kind::Tun, queue: Some(queue), state, persistent })
+}
+
+/// How many numbers the kernel tries for a template (`__dev_alloc_name`).
+const MAX_TEMPLATE_NUMBER: u32 = 8 * 4096;
+
+fn substitute(namespace: &Namespace, spec: &Spec) -> Result<Made, Errno> {
+    let raw = spec.name.as_bytes();
+    let is_tap = !spec.flags.contains(IfFlags::TUN);
+    let template: &[u8] = match (raw, is_tap) {
+        (b"", false) => b"tun%d",
+        (b"", true) => b"tap%d",
+        _ => raw,
+    };
+    let Some(at) = template.windows(2).position(|pair| pair == b"%d") else {
+        return substitute_named(namespace, spec, template);
+    };
+    for number in 0..MAX_TEMPLATE_NUMBER {
+        let number = number.to_string();
+        let name = [&template[..at], number.as_bytes(), &template[at + 2..]].concat();
+        match substitute_named(namespace, spec, &name) {
+            // The kernel's way to say that the name is taken.
+            Err(Errno::EBUSY | Errno::EINVAL) if namespace.requests.link_named(&name).is_ok() => {}
+            made => return made,
+        }
+    }
+    Err(Errno::ENFILE)
+}
+
+fn substitute_named(namespace: &Namespace, spec: &Spec, name: &[u8]) -> Result<Made, Errno> {
+    let mut made = Err(Errno::EOPNOTSUPP);
+    for (kind, word) in [(Kind::Dummy, "dummy"), (Kind::Ifb, "ifb")] {
+        made = add(namespace, spec, name, word).map(|()| kind);
+        // A kind that the kernel does not know.
+        if made != Err(Errno::EOPNOTSUPP) {
+            break;
+        }
+    }
+    let kind = made.map_err(|errno| {
+        if errno == Errno::EOPNOTSUPP {
+            Errno::ENODEV
+        } else if errno != Errno::EEXIST {
+            errno
+        } else if spec.flags.contains(IfFlags::TUN_EXCL) {
+            // As TUNSETIFF says of a name that something else than a tun has.
+            Errno::EBUSY
+        } else {
+            Errno::EINVAL
+        }
+    })?;
+    let state = namespace.requests.link_named(name)?;
+    Ok(Made { kind, queue: None, state, persistent: false })
+}
+
+fn add(namespace: &Namespace, spec: &Spec, name: &[u8], kind: &str) -> Result<(), Errno> {
+    let is_tap = !spec.flags.contains(IfFlags::TUN);
+    let queue_length: u32 = if is_tap { 1000 } else { 500 };
+    let index = spec.index.and_then(|index| u32::try_from(index).ok()).unwrap_or(0);
+    let request = Request::new(rtnetlink::NEWLINK, rtnetlink::ACK | rtnetlink::CREATE, index)
+        .flags(rtnetlink::IFF_NOARP, !is_tap)
+        .attribute(attribute::NAME, &[name, b"\0"].concat())
+        .attribute(attribute::QUEUE_LENGTH, &queue_length.to_ne_bytes())
+        .attribute(attribute::ALIAS, b"memtun\0")
+        .kind(kind);
+    namespace.requests.change(request)
+}
+
+pub(super) fn errno_of(error: &io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}

@@ -1,0 +1,90 @@
+//! Setting something on a link: by the tun driver's ioctls where it has one for it, else by rtnetlink.
+
+use std::os::fd::AsFd;
+
+use nix::errno::Errno;
+
+use super::{Kind, Link, Setting};
+use crate::{
+    abi::{
+        rtnetlink::{self, Request, attribute},
+        tun::{ARPHRD_ETHER, IfReq},
+    },
+    sys::tun::{self, IfReqCommand, IntCommand, ValueCommand},
+};
+
+/// Sets something on a link.
+pub(super) fn set(link: &Link, setting: Setting) -> Result<(), Errno> {
+    match link.kind {
+        Kind::Tun => set_tun(link, setting),
+        Kind::Dummy | Kind::Ifb => set_substitute(link, setting),
+    }
+}
+
+fn set_tun(link: &Link, setting: Setting) -> Result<(), Errno> {
+    let Some(file) = link.queue(None) else { return set_any(link, setting) };
+    let file = file.as_fd();
+    let value = |command, value: u64| tun::with_value(file, command, value);
+    match setting {
+        Setting::Persistent(on) => value(ValueCommand::Persist, on.into()),
+        Setting::Owner(uid) => value(ValueCommand::Owner, uid.into()),
+        Setting::Group(gid) => value(ValueCommand::Group, gid.into()),
+        Setting::LinkType(number) => value(ValueCommand::LinkType, number.into()),
+        Setting::Offload(bits) => value(ValueCommand::Offload, bits),
+        Setting::Carrier(on) => tun::with_int(file, IntCommand::Carrier, on.into()),
+        Setting::Address(address) => {
+            let mut request = IfReq::zeroed(false);
+            request.set_hwaddr(ARPHRD_ETHER, address.0);
+            tun::with_ifreq(file, IfReqCommand::SetAddress, &request).map(drop)
+        }
+        Setting::Up(_) | Setting::Mtu(_) | Setting::QueueLength(_) | Setting::Name(_) => {
+            set_any(link, setting)
+        }
+    }
+}
+
+fn set_substitute(link: &Link, setting: Setting) -> Result<(), Errno> {
+    match setting {
+        // These show on a tun only. A substitute stays as long as the tunnel anyway.
+        Setting::Persistent(_)
+        | Setting::Owner(_)
+        | Setting::Group(_)
+        | Setting::LinkType(_)
+        | Setting::Offload(_) => Ok(()),
+        // An ifb has none that could be set.
+        Setting::Carrier(_) => match set_any(link, setting) {
+            Err(Errno::EOPNOTSUPP) => Ok(()),
+            set => set,
+        },
+        Setting::Up(_)
+        | Setting::Mtu(_)
+        | Setting::Address(_)
+        | Setting::QueueLength(_)
+        | Setting::Name(_) => set_any(link, setting),
+    }
+}
+
+/// By rtnetlink, as on any link.
+fn set_any(link: &Link, setting: Setting) -> Result<(), Errno> {
+    let place = link.place();
+    let request = Request::new(rtnetlink::NEWLINK, rtnetlink::ACK, place.index);
+    let request = match setting {
+        Setting::Up(up) => request.flags(rtnetlink::IFF_UP, up),
+        Setting::Mtu(mtu) => request.attribute(attribute::MTU, &mtu.to_ne_bytes()),
+        Setting::Address(address) => request.attribute(attribute::ADDRESS, &address.0),
+        Setting::QueueLength(length) => {
+            request.attribute(attribute::QUEUE_LENGTH, &length.to_ne_bytes())
+        }
+        Setting::Name(name) => {
+            request.attribute(attribute::NAME, &[name.as_bytes(), b"\0"].concat())
+        }
+        Setting::Carrier(on) => request.attribute(attribute::CARRIER, &[on.into()]),
+        Setting::Persistent(_)
+        | Setting::Owner(_)
+        | Setting::Group(_)
+        | Setting::LinkType(_)
+        // A tun's, by a queue; there is none.
+        | Setting::Offload(_) => return Err(Errno::EBADFD),
+    };
+    place.namespace.requests.change(request)
+}

@@ -1,0 +1,488 @@
+//! The two threads that serve all links.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io,
+    os::fd::{AsFd, OwnedFd},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock, Weak,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
+    thread::{self, JoinHandle},
+};
+
+use bytes::Bytes;
+use nix::{
+    errno::Errno,
+    sys::{
+        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+        eventfd::{EfdFlags, EventFd},
+    },
+    unistd::read,
+};
+use tracing::{debug, warn};
+
+use super::{
+    Kind, Link, LinkId, Listener, Made, MakeError, Network, Place, QueueId, Setting, Spec, State,
+    TunNode, lock,
+    make::{self, errno_of},
+    namespace::{Change, Namespace},
+    setting,
+};
+use crate::{
+    abi::{
+        rtnetlink::{self, Request},
+        tun::{IfFlags, IfReq, Name},
+    },
+    sys::tun::{self, IfReqCommand},
+};
+
+/// Links at one time, as many as tunnels.
+const LINKS: usize = 4_096;
+/// Room for the longest that the tun driver gives: a GSO datagram of 64 KiB with its headers.
+const RECEIVE: usize = 128 << 10;
+/// Datagrams that are read from one link before others get their turn.
+const DATAGRAMS_AT_ONCE: usize = 64;
+const EVENTS_AT_ONCE: usize = 64;
+
+/// All links, and the threads that serve them; see the [module](super).
+pub struct Links {
+    shared: Arc<Shared>,
+    /// As many jobs wait as callers wait for theirs, plus removals, so this is bounded by those.
+    jobs: Mutex<Option<mpsc::Sender<Job>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+type Job = Box<dyn FnOnce(&Shared) + Send>;
+
+struct Shared {
+    node: TunNode,
+    listener: Arc<dyn Listener>,
+    links: Mutex<BTreeMap<LinkId, Arc<Link>>>,
+    namespaces: Mutex<BTreeMap<u64, Weak<Namespace>>>,
+    epoll: Epoll,
+    /// What epoll's numbers mean.
+    sources: RwLock<BTreeMap<u64, Source>>,
+    last_source: AtomicU64,
+    stop: EventFd,
+}
+
+/// Something that can be read.
+#[derive(Clone)]
+enum Source {
+    Queue { link: Arc<Link>, queue: QueueId, file: Arc<OwnedFd> },
+    Monitor(Weak<Namespace>),
+    Stop,
+}
+
+impl Links {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    ///
+    /// The kernel has no descriptors or threads for it.
+    pub fn start(node: TunNode, listener: Arc<dyn Listener>) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            node,
+            listener,
+            links: Mutex::default(),
+            namespaces: Mutex::default(),
+            epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
+            sources: RwLock::default(),
+            last_source: AtomicU64::new(0),
+            stop: EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?,
+        });
+        shared.watch(&shared.stop, Source::Stop)?;
+        let (jobs, queue) = mpsc::channel::<Job>();
+        let spawn = |name: &str, body: Box<dyn FnOnce(&Shared) + Send>| {
+            let shared = Arc::clone(&shared);
+            thread::Builder::new().name(name.to_owned()).spawn(move || body(&shared))
+        };
+        let work =
+            spawn("links", Box::new(move |shared| queue.iter().for_each(|job| job(shared))))?;
+        let data = spawn("links-data", Box::new(Shared::serve))?;
+        Ok(Self { shared, jobs: Mutex::new(Some(jobs)), threads: Mutex::new(vec![work, data]) })
+    }
+
+    /// Makes a link with one queue in a namespace, and calls `then` with it, by another thread.
+    pub fn make(
+        &self,
+        id: LinkId,
+        queue: QueueId,
+        network: Arc<Network>,
+        spec: Spec,
+        then: impl FnOnce(Result<Made, MakeError>) + Send + 'static,
+    ) {
+        self.submit(move |shared| then(shared.make(id, queue, network, &spec)));
+    }
+
+    /// Opens a further queue of a link, or again the first one of a persistent link, as TUNSETIFF does with these flags.
+    pub fn add_queue(
+        &self,
+        id: LinkId,
+        queue: QueueId,
+        flags: IfFlags,
+        then: impl FnOnce(Result<(), Errno>) + Send + 'static,
+    ) {
+        self.submit(move |shared| then(shared.add_queue(id, queue, flags)));
+    }
+
+    /// Lets a queue get datagrams, or not (TUNSETQUEUE).
+    pub fn set_queue(&self, id: LinkId, queue: QueueId, attached: bool) {
+        self.submit(move |shared| shared.set_queue(id, queue, attached));
+    }
+
+    /// Closes a queue. A persistent link may have none.
+    pub fn remove_queue(&self, id: LinkId, queue: QueueId) {
+        self.submit(move |shared| shared.remove_queue(id, queue));
+    }
+
+    /// Sets something, and calls `then` with how the link is, by another thread. A substitute takes what it does not have.
+    pub fn set(
+        &self,
+        id: LinkId,
+        setting: Setting,
+        then: impl FnOnce(Result<State, Errno>) + Send + 'static,
+    ) {
+        self.submit(move |shared| then(shared.set(id, setting)));
+    }
+
+    /// Removes a link, or leaves it behind if it is persistent, and calls `then`, by another thread. The listener hears no
+    /// more of it.
+    pub fn remove(&self, id: LinkId, then: impl FnOnce() + Send + 'static) {
+        self.submit(move |shared| {
+            shared.remove(id);
+            then();
+        });
+    }
+
+    /// Tells the listener what has happened to a link and is not known yet, before it returns.
+    pub fn refresh(&self, id: LinkId) {
+        if let Some(link) = self.shared.link(id) {
+            self.shared.read_news(&link.place().namespace);
+        }
+    }
+
+    /// Removes all links that are not persistent, and ends the threads. Nothing is done any more for whoever asks later.
+    pub fn stop(&self) {
+        let shared = &self.shared;
+        drop(lock(&self.jobs).take());
+        // It has room for one more.
+        let _told = shared.stop.write(1);
+        let threads = std::mem::take(&mut *lock(&self.threads));
+        for thread in threads {
+            if thread.join().is_err() {
+                warn!("a thread of the links had panicked, ignoring");
+            }
+        }
+        let links: Vec<LinkId> = lock(&shared.links).keys().copied().collect();
+        links.into_iter().for_each(|id| shared.remove(id));
+    }
+
+    fn submit(&self, job: impl FnOnce(&Shared) + Send + 'static) {
+        if let Some(jobs) = &*lock(&self.jobs) {
+            // The thread ends when there is no sender.
+            let _queued = jobs.send(Box::new(job));
+        }
+    }
+}
+
+/// The work thread's side.
+impl Shared {
+    fn make(
+        &self,
+        id: LinkId,
+        queue: QueueId,
+        network: Arc<Network>,
+        spec: &Spec,
+    ) -> Result<Made, MakeError> {
+        let name = spec.name;
+        if lock(&self.links).len() >= LINKS {
+            return Err(MakeError::TooMany { name, limit: LINKS });
+        }
+        let failed = |error: io::Error| MakeError::Network { name, errno: errno_of(&error) };
+        let namespace = self.namespace(network).map_err(failed)?;
+        let made = make::make(&self.node, &namespace, spec)?;
+        let index = made.state.index;
+        let link = Arc::new(Link {
+            id,
+            kind: made.kind,
+            state: Mutex::new(State::from(&made.state)),
+            place: Mutex::new(Place { namespace: Arc::clone(&namespace), index }),
+            queues: RwLock::default(),
+            persistent: Mutex::new(made.persistent),
+        });
+        lock(&self.links).insert(id, Arc::clone(&link));
+        let opened = match made.queue {
+            Some(file) => self.open_queue(&link, queue, file),
+            None => Ok(()),
+        };
+        namespace.enter(index, id);
+        // What happened before there was news about it.
+        let state = opened.map_err(|error| errno_of(&error)).and_then(|()| self.look_at(&link));
+        match state {
+            Ok(state) => Ok(Made { link, state, persistent: made.persistent }),
+            Err(errno) => {
+                self.remove(id);
+                Err(MakeError::Refused { name, errno })
+            }
+        }
+    }
+
+    fn add_queue(&self, id: LinkId, queue: QueueId, flags: IfFlags) -> Result<(), Errno> {
+        let link = self.link(id).ok_or(Errno::EBADFD)?;
+        let place = link.place();
+        let state = self.look_at(&link)?;
+        if link.kind != Kind::Tun {
+            return Ok(());
+        }
+        let flags = flags - IfFlags::TUN_EXCL;
+        let spec = Spec { name: state.name, flags, index: None, passes_datagrams: true };
+        let file = make::add_queue(&self.node, &place.namespace, place.index, &spec)
+            .map_err(|error| error.errno())?;
+        self.open_queue(&link, queue, file).map_err(|error| errno_of(&error))?;
+        // The first queue of a persistent link brings its carrier back; news of that takes the kernel up to a second.
+        self.look_at(&link).map(drop)
+    }
+
+    fn open_queue(&self, link: &Arc<Link>, queue: QueueId, file: OwnedFd) -> io::Result<()> {
+        let file = Arc::new(file);
+        link.queues
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(queue, Arc::clone(&file));
+        self.watch(&*file, Source::Queue { link: Arc::clone(link), queue, file: Arc::clone(&file) })
+    }
+
+    fn set_queue(&self, id: LinkId, queue: QueueId, attached: bool) {
+        let Some(file) = self.link(id).and_then(|link| link.queue(Some(queue))) else { return };
+        let mut request = IfReq::zeroed(false);
+        request.set_flags(if attached { IfFlags::ATTACH_QUEUE } else { IfFlags::DETACH_QUEUE });
+        if let Err(errno) = tun::with_ifreq(file.as_fd(), IfReqCommand::SetQueue, &request) {
+            debug!(%errno, attached, "detaching or attaching a queue of a link failed, ignoring");
+        }
+    }
+
+    fn remove_queue(&self, id: LinkId, queue: QueueId) {
+        if let Some(link) = self.link(id) {
+            self.close_queues(&link, |other| other == queue);
+        }
+    }
+
+    fn close_queues(&self, link: &Link, which: impl Fn(QueueId) -> bool) {
+        let mut sources = self.sources.write().unwrap_or_else(PoisonError::into_inner);
+        sources.retain(|_, source| match source {
+            Source::Queue { link: of, queue, file } if of.id == link.id && which(*queue) => {
+                // It fails only where it is not watched.
+                let _unwatched = self.epoll.delete(&**file);
+                false
+            }
+            Source::Queue { .. } | Source::Monitor(_) | Source::Stop => true,
+        });
+        drop(sources);
+        link.queues
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|queue, _| !which(*queue));
+    }
+
+    fn set(&self, id: LinkId, setting: Setting) -> Result<State, Errno> {
+        let link = self.link(id).ok_or(Errno::EBADFD)?;
+        setting::set(&link, setting)?;
+        if let Setting::Persistent(persistent) = setting {
+            *lock(&link.persistent) = persistent;
+        }
+        self.look_at(&link)
+    }
+
+    fn remove(&self, id: LinkId) {
+        let Some(link) = self.forget(id) else { return };
+        let place = link.place();
+        if !*lock(&link.persistent) {
+            // Said to the kernel, and not left to the closing of the last queue, which the data thread may be reading.
+            let request = Request::new(rtnetlink::DELLINK, rtnetlink::ACK, place.index);
+            match place.namespace.requests.change(request) {
+                // Somebody was faster.
+                Ok(()) | Err(Errno::ENODEV) => {}
+                Err(errno) => {
+                    let name = link.state().name;
+                    debug!(%name, %errno, "deleting a link failed: it goes with its last queue");
+                }
+            }
+        }
+        self.close_queues(&link, |_| true);
+    }
+
+    /// The listener hears no more of a link.
+    fn forget(&self, id: LinkId) -> Option<Arc<Link>> {
+        let link = lock(&self.links).remove(&id)?;
+        let place = link.place();
+        place.namespace.leave(place.index, id);
+        Some(link)
+    }
+
+    fn namespace(&self, network: Arc<Network>) -> io::Result<Arc<Namespace>> {
+        let inode = network.inode();
+        let mut namespaces = lock(&self.namespaces);
+        if let Some(namespace) = namespaces.get(&inode).and_then(Weak::upgrade) {
+            return Ok(namespace);
+        }
+        namespaces.retain(|_, namespace| namespace.strong_count() > 0);
+        let namespace = Arc::new(Namespace::open(network)?);
+        self.watch(namespace.monitor(), Source::Monitor(Arc::downgrade(&namespace)))?;
+        namespaces.insert(inode, Arc::downgrade(&namespace));
+        Ok(namespace)
+    }
+
+    fn watch(&self, file: impl AsFd, source: Source) -> io::Result<()> {
+        let number = self.last_source.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut sources = self.sources.write().unwrap_or_else(PoisonError::into_inner);
+        sources.retain(|_, source| match source {
+            Source::Monitor(namespace) => namespace.strong_count() > 0,
+            Source::Queue { .. } | Source::Stop => true,
+        });
+        sources.insert(number, source);
+        drop(sources);
+        Ok(self.epoll.add(file, EpollEvent::new(EpollFlags::EPOLLIN, number))?)
+    }
+
+    fn link(&self, id: LinkId) -> Option<Arc<Link>> {
+        lock(&self.links).get(&id).cloned()
+    }
+
+    /// Asks the kernel how a link is, and tells the listener if it has changed.
+    fn look_at(&self, link: &Link) -> Result<State, Errno> {
+        let place = link.place();
+        let state = State::from(&place.namespace.requests.link(place.index)?);
+        self.is_now(link, state);
+        Ok(state)
+    }
+}
+
+/// The data thread's side.
+impl Shared {
+    fn serve(&self) {
+        let mut buffer = vec![0; RECEIVE];
+        let mut datagrams = Vec::with_capacity(DATAGRAMS_AT_ONCE);
+        let mut events = [EpollEvent::empty(); EVENTS_AT_ONCE];
+        loop {
+            let count = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
+                Ok(count) => count,
+                Err(Errno::EINTR) => 0,
+                Err(errno) => {
+                    warn!(%errno, "waiting for links failed: what the kernel sends into them is lost");
+                    return;
+                }
+            };
+            for event in &events[..count] {
+                let source = self
+                    .sources
+                    .read()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .get(&event.data())
+                    .cloned();
+                match source {
+                    Some(Source::Queue { link, queue, file }) => {
+                        self.read_queue(&link, queue, &file, &mut buffer, &mut datagrams);
+                        self.hand_on(&link, queue, &mut datagrams);
+                    }
+                    Some(Source::Monitor(namespace)) => {
+                        if let Some(namespace) = namespace.upgrade() {
+                            self.read_news(&namespace);
+                        }
+                    }
+                    Some(Source::Stop) => return,
+                    // It was closed meanwhile.
+                    None => {}
+                }
+            }
+        }
+    }
+
+    /// Reads what a queue has: together they cost one turn of the listener, and one waking of the client.
+    fn read_queue(
+        &self,
+        link: &Arc<Link>,
+        queue: QueueId,
+        file: &OwnedFd,
+        buffer: &mut [u8],
+        datagrams: &mut Vec<Bytes>,
+    ) {
+        for _ in 0..DATAGRAMS_AT_ONCE {
+            match read(file, buffer) {
+                Ok(length) => datagrams.push(Bytes::copy_from_slice(&buffer[..length])),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return,
+                // EBADFD: the link was deleted.
+                Err(_) => {
+                    self.hand_on(link, queue, datagrams);
+                    self.close_queues(link, |other| other == queue);
+                    self.has_left(link.id);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn hand_on(&self, link: &Link, queue: QueueId, datagrams: &mut Vec<Bytes>) {
+        if !datagrams.is_empty() {
+            self.listener.received(link.id, queue, datagrams);
+            datagrams.clear();
+        }
+    }
+
+    fn read_news(&self, namespace: &Namespace) {
+        namespace.read_news(|id, change| match change {
+            Change::Is(link) => {
+                let state = State::from(&link);
+                if let Some(link) = self.link(id) {
+                    self.is_now(&link, state);
+                }
+            }
+            Change::Left => self.has_left(id),
+        });
+    }
+
+    fn is_now(&self, link: &Link, state: State) {
+        let before = std::mem::replace(&mut *lock(&link.state), state);
+        if before != state {
+            self.listener.changed(link.id, &state);
+        }
+    }
+
+    /// A link is not where it was: deleted, or moved to another namespace, where it is followed.
+    fn has_left(&self, id: LinkId) {
+        let Some(link) = self.link(id) else { return };
+        match self.follow(&link) {
+            Ok(state) => {
+                debug!(name = %state.name, "a link was moved to another network namespace");
+                self.is_now(&link, state);
+            }
+            Err(_) => {
+                if self.forget(id).is_some() {
+                    self.close_queues(&link, |_| true);
+                    self.listener.gone(id);
+                }
+            }
+        }
+    }
+
+    fn follow(&self, link: &Link) -> io::Result<State> {
+        let file = link.queue(None).ok_or(Errno::ENODEV)?;
+        let name = name_of(&file)?;
+        let network = Network::try_from(File::from(tun::network_of(file.as_fd())?))?;
+        let namespace = self.namespace(Arc::new(network))?;
+        let index = namespace.requests.link_named(name.as_bytes())?.index;
+        namespace.enter(index, link.id);
+        let state = State::from(&namespace.requests.link(index)?);
+        *lock(&link.place) = Place { namespace, index };
+        Ok(state)
+    }
+}
+
+fn name_of(file: &OwnedFd) -> Result<Name, Errno> {
+    let attached = tun::with_ifreq(file.as_fd(), IfReqCommand::Attached, &IfReq::zeroed(false))?;
+    Ok(attached.name())
+}

@@ -1,0 +1,545 @@
+//! Real links beside tunnels: `memtun::peer::link` against this kernel, in network namespaces that each test makes.
+
+use std::{
+    io::IoSlice,
+    net::UdpSocket,
+    path::Path,
+    sync::{Arc, Mutex, mpsc},
+};
+
+use bytes::Bytes;
+use memtun::{
+    abi::tun::{IfFlags, Name},
+    core::MacAddress,
+    peer::link::{
+        Kind, Link, LinkId, Links, Listener, Made, MakeError, Network as LinkNetwork, QueueId,
+        Setting, Spec, State, TunNode,
+    },
+};
+use nix::errno::Errno;
+
+use crate::support::{DEADLINE, network::Network};
+
+pub const TESTS: &[(&str, fn())] = &[
+    ("looks_as_one_that_the_client_made", looks_as_one_that_the_client_made),
+    ("kernel_chooses_the_name", kernel_chooses_the_name),
+    ("what_others_change_is_told", what_others_change_is_told),
+    ("change_is_known_before_refresh_returns", change_is_known_before_refresh_returns),
+    ("burst_of_changes_ends_in_the_last_one", burst_of_changes_ends_in_the_last_one),
+    ("what_is_set_shows", what_is_set_shows),
+    ("datagrams_pass_both_ways", datagrams_pass_both_ways),
+    ("write_gets_the_kernels_error", write_gets_the_kernels_error),
+    ("deleted_link_is_gone", deleted_link_is_gone),
+    ("moved_link_is_followed", moved_link_is_followed),
+    ("removed_link_is_gone_before_it_is_said", removed_link_is_gone_before_it_is_said),
+    ("persistent_link_stays_and_is_found_again", persistent_link_stays_and_is_found_again),
+    ("taken_name_is_the_kernels_error", taken_name_is_the_kernels_error),
+    ("substitute_can_be_configured", substitute_can_be_configured),
+    ("substitute_passes_no_datagrams", substitute_passes_no_datagrams),
+    ("two_threads_serve_all", two_threads_serve_all),
+];
+
+/// Why they cannot run here.
+pub fn obstacle() -> Option<String> {
+    if !nix::unistd::geteuid().is_root() {
+        return Some("only root can make network namespaces".to_owned());
+    }
+    let open = std::fs::File::options().read(true).write(true).open("/dev/net/tun");
+    open.err().map(|error| format!("/dev/net/tun: {error}"))
+}
+
+/// What a listener heard.
+#[derive(Debug, PartialEq)]
+enum Heard {
+    Received(QueueId, Bytes),
+    Changed(State),
+    Gone,
+}
+
+struct Ear(Mutex<mpsc::Sender<Heard>>);
+
+impl Ear {
+    fn tell(&self, heard: Heard) {
+        // Nobody listens once the test is over.
+        let _over = self.0.lock().unwrap().send(heard);
+    }
+}
+
+impl Listener for Ear {
+    fn received(&self, _: LinkId, queue: QueueId, datagrams: &mut Vec<Bytes>) {
+        datagrams.drain(..).for_each(|datagram| self.tell(Heard::Received(queue, datagram)));
+    }
+    fn changed(&self, _: LinkId, state: &State) {
+        self.tell(Heard::Changed(*state));
+    }
+    fn gone(&self, _: LinkId) {
+        self.tell(Heard::Gone);
+    }
+}
+
+const LINK: LinkId = LinkId(1);
+const QUEUE: QueueId = QueueId(10);
+const TUN: IfFlags = IfFlags::TUN.union(IfFlags::NO_PI);
+const TAP: IfFlags = IfFlags::TAP.union(IfFlags::NO_PI);
+
+struct Rig {
+    network: Network,
+    links: Links,
+    heard: mpsc::Receiver<Heard>,
+}
+
+impl Rig {
+    fn new() -> Self {
+        Self::with(TunNode::find())
+    }
+
+    fn with(node: TunNode) -> Self {
+        let (tell, heard) = mpsc::channel();
+        let links = Links::start(node, Arc::new(Ear(Mutex::new(tell)))).unwrap();
+        Self { network: Network::new(), links, heard }
+    }
+
+    fn try_make(&self, id: LinkId, spec: Spec) -> Result<Made, MakeError> {
+        let network = Arc::new(LinkNetwork::try_from(self.network.file()).unwrap());
+        let (tell, told) = mpsc::channel();
+        self.links.make(id, QUEUE, network, spec, move |made| tell.send(made).unwrap());
+        told.recv_timeout(DEADLINE).expect("it is made or not")
+    }
+
+    fn make(&self, name: &str, flags: IfFlags) -> Made {
+        self.try_make(LINK, spec(name, flags)).unwrap()
+    }
+
+    fn set(&self, setting: Setting) -> Result<State, Errno> {
+        let (tell, told) = mpsc::channel();
+        self.links.set(LINK, setting, move |set| tell.send(set).unwrap());
+        told.recv_timeout(DEADLINE).expect("it is set or not")
+    }
+
+    fn remove(&self) {
+        let (tell, told) = mpsc::channel();
+        self.links.remove(LINK, move || tell.send(()).unwrap());
+        told.recv_timeout(DEADLINE).expect("it is removed");
+    }
+
+    /// Waits until something was heard.
+    #[track_caller]
+    fn hear<T>(&self, what: &str, mut wanted: impl FnMut(&Heard) -> Option<T>) -> T {
+        loop {
+            match self.heard.recv_timeout(DEADLINE) {
+                Ok(heard) => {
+                    if let Some(found) = wanted(&heard) {
+                        return found;
+                    }
+                }
+                Err(error) => panic!("{what}: {error}"),
+            }
+        }
+    }
+
+    #[track_caller]
+    fn hear_state(&self, what: &str, is: impl Fn(&State) -> bool) -> State {
+        self.hear(what, |heard| match heard {
+            Heard::Changed(state) if is(state) => Some(*state),
+            Heard::Changed(_) | Heard::Received(..) | Heard::Gone => None,
+        })
+    }
+
+    /// What `ip` shows of a link.
+    #[track_caller]
+    fn shown(&self, name: &str) -> serde_json::Value {
+        show(&self.network, name)
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.links.stop();
+    }
+}
+
+#[track_caller]
+fn show(network: &Network, name: &str) -> serde_json::Value {
+    let text = network.ip(&["-json", "-details", "link", "show", "dev", name]);
+    let mut all: serde_json::Value = serde_json::from_str(&text).expect("ip prints JSON");
+    all[0].take()
+}
+
+fn spec(name: &str, flags: IfFlags) -> Spec {
+    Spec { name: Name::new(name.as_bytes()), flags, index: None, passes_datagrams: false }
+}
+
+fn exists(network: &Network, name: &str) -> bool {
+    network.command().args(["ip", "link", "show", "dev", name]).output().unwrap().status.success()
+}
+
+fn looks_as_one_that_the_client_made() {
+    let rig = Rig::new();
+    let sys = |name: &str| {
+        let file = format!("/sys/class/net/{name}/tun_flags");
+        let script = format!("mount -t sysfs sysfs /sys && cat {file}");
+        let mut command = rig.network.command();
+        let output = command.args(["unshare", "-m", "sh", "-c", &script]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        output.stdout
+    };
+    for (number, (flags, options)) in [
+        (TUN, "mode tun"),
+        (IfFlags::TUN, "mode tun pi"),
+        (TAP | IfFlags::VNET_HDR | IfFlags::MULTI_QUEUE, "mode tap vnet_hdr multi_queue"),
+        (TAP | IfFlags::ONE_QUEUE, "mode tap one_queue"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let id = LinkId(number as u64);
+        let made = rig.try_make(id, spec("ours", flags)).unwrap();
+        assert_eq!(made.link.kind(), Kind::Tun);
+        assert!(!made.persistent && !made.state.up);
+        let (tell, told) = mpsc::channel();
+        rig.links.set(id, Setting::Persistent(true), move |set| tell.send(set).unwrap());
+        told.recv_timeout(DEADLINE).unwrap().unwrap();
+        let mut add = vec!["tuntap", "add", "dev", "theirs"];
+        add.extend(options.split(' '));
+        rig.network.ip(&add);
+        assert_eq!(sys("ours"), sys("theirs"), "{options}");
+        let compared = |name: &str| {
+            let mut shown = rig.shown(name);
+            for differs in ["ifindex", "ifname", "address"] {
+                shown.as_object_mut().unwrap().remove(differs);
+            }
+            // `ip tuntap` has closed its queue.
+            shown["linkinfo"]["info_data"].as_object_mut().unwrap().remove("numqueues");
+            shown
+        };
+        assert_eq!(compared("ours"), compared("theirs"), "{options}");
+        rig.network.ip(&["link", "delete", "theirs"]);
+        rig.network.ip(&["link", "delete", "ours"]);
+        rig.hear("its end", |heard| (*heard == Heard::Gone).then_some(()));
+    }
+}
+
+fn kernel_chooses_the_name() {
+    let rig = Rig::new();
+    rig.network.ip(&["tuntap", "add", "dev", "tun0", "mode", "tun"]);
+    rig.network.ip(&["tuntap", "add", "dev", "of0it", "mode", "tun"]);
+    let names: Vec<String> = ["", "", "of%dit"]
+        .iter()
+        .enumerate()
+        .map(|(number, name)| {
+            let made = rig.try_make(LinkId(number as u64), spec(name, TUN)).unwrap();
+            made.state.name.to_string()
+        })
+        .collect();
+    assert_eq!(names, ["tun1", "tun2", "of1it"]);
+}
+
+fn what_others_change_is_told() {
+    let rig = Rig::new();
+    let made = rig.make("tap0", TAP);
+    assert_eq!((made.state.mtu, made.state.queue_length), (1500, 1000));
+    assert!(made.state.address.is_some_and(|address| address.0[0] & 3 == 2));
+    rig.network.ip(&["link", "set", "tap0", "up"]);
+    rig.hear_state("up", |state| state.up);
+    rig.network.ip(&["link", "set", "tap0", "mtu", "1400", "txqueuelen", "7"]);
+    rig.hear_state("MTU", |state| state.mtu == 1400 && state.queue_length == 7);
+    rig.network.ip(&["link", "set", "tap0", "address", "02:00:00:00:00:09"]);
+    rig.hear_state("address", |state| state.address == Some(MacAddress([2, 0, 0, 0, 0, 9])));
+    rig.network.ip(&["link", "set", "tap0", "down"]);
+    rig.hear_state("down", |state| !state.up);
+    rig.network.ip(&["link", "set", "tap0", "name", "else"]);
+    let state = rig.hear_state("name", |state| state.name == Name::new(b"else"));
+    assert_eq!(made.link.state(), state);
+    assert_eq!(state.index, made.state.index);
+    assert!(!state.up && state.mtu == 1400);
+}
+
+fn change_is_known_before_refresh_returns() {
+    let rig = Rig::new();
+    let made = rig.make("tun0", TUN);
+    for number in 0..20 {
+        let up = number % 2 == 0;
+        rig.network.ip(&["link", "set", "tun0", if up { "up" } else { "down" }]);
+        rig.links.refresh(LINK);
+        assert_eq!(made.link.state().up, up, "{number}");
+    }
+}
+
+/// The listener is kept busy while more happens than a socket's buffer holds.
+fn burst_of_changes_ends_in_the_last_one() {
+    struct Busy(Mutex<mpsc::Receiver<()>>, Ear);
+    impl Listener for Busy {
+        fn received(&self, _: LinkId, _: QueueId, _: &mut Vec<Bytes>) {}
+        fn changed(&self, link: LinkId, state: &State) {
+            // An end of it means that all may go on.
+            let _until = self.0.lock().unwrap().recv();
+            self.1.changed(link, state);
+        }
+        fn gone(&self, link: LinkId) {
+            self.1.gone(link);
+        }
+    }
+    let (tell, heard) = mpsc::channel();
+    let (go_on, wait) = mpsc::channel();
+    let busy = Busy(Mutex::new(wait), Ear(Mutex::new(tell)));
+    let links = Links::start(TunNode::find(), Arc::new(busy)).unwrap();
+    let rig = Rig { network: Network::new(), links, heard };
+    let made = rig.make("tun0", TUN);
+    let lines: String = (0..3000)
+        .map(|number| format!("link set tun0 mtu {}\n", 1000 + number % 2 + number / 2))
+        .collect();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("batch");
+    std::fs::write(&path, lines).unwrap();
+    rig.network.ip(&["-batch", path.to_str().unwrap()]);
+    drop(go_on);
+    rig.hear_state("the last MTU", |state| state.mtu == 2500);
+    rig.network.ip(&["link", "set", "tun0", "up"]);
+    let state = rig.hear_state("what comes after", |state| state.up);
+    assert_eq!(state.mtu, 2500);
+    drop(made);
+}
+
+fn what_is_set_shows() {
+    let rig = Rig::new();
+    let made = rig.make("tap0", TAP);
+    for setting in [
+        Setting::Mtu(1300),
+        Setting::Address(MacAddress([2, 0, 0, 0, 0, 7])),
+        Setting::QueueLength(9),
+        Setting::Owner(1234),
+        Setting::Group(5678),
+        Setting::Persistent(true),
+        Setting::Offload(0),
+        Setting::Up(true),
+        Setting::Carrier(false),
+    ] {
+        rig.set(setting).unwrap_or_else(|errno| panic!("{setting:?}: {errno}"));
+    }
+    let shown = rig.shown("tap0");
+    assert_eq!(shown["mtu"], 1300);
+    assert_eq!(shown["address"], "02:00:00:00:00:07");
+    assert_eq!(shown["txqlen"], 9);
+    assert_eq!(shown["linkinfo"]["info_data"]["user"], 1234);
+    assert_eq!(shown["linkinfo"]["info_data"]["group"], 5678);
+    assert_eq!(shown["linkinfo"]["info_data"]["persist"], true);
+    let flags = shown["flags"].as_array().unwrap();
+    assert!(flags.contains(&"UP".into()) && flags.contains(&"NO-CARRIER".into()), "{flags:?}");
+    assert_eq!(rig.set(Setting::LinkType(1)), Err(Errno::EBUSY));
+    assert_eq!(
+        rig.set(Setting::Address(MacAddress([1, 0, 0, 0, 0, 7]))),
+        Err(Errno::EADDRNOTAVAIL)
+    );
+    assert_eq!(rig.set(Setting::Mtu(20)), Err(Errno::EINVAL));
+    rig.set(Setting::Carrier(true)).unwrap();
+    rig.set(Setting::Persistent(false)).unwrap();
+    let state = rig.set(Setting::Name(Name::new(b"other"))).unwrap();
+    assert_eq!((state.name, state.mtu), (Name::new(b"other"), 1300));
+    assert_eq!(made.link.state(), state);
+}
+
+/// An answer to a UDP datagram: addresses and ports changed over, which leaves the checksums as they are.
+pub fn echo(request: &[u8]) -> Vec<u8> {
+    let mut reply = request.to_vec();
+    for (a, b, length) in [(12, 16, 4), (20, 22, 2)] {
+        reply[a..a + length].copy_from_slice(&request[b..b + length]);
+        reply[b..b + length].copy_from_slice(&request[a..a + length]);
+    }
+    reply
+}
+
+fn datagrams_pass_both_ways() {
+    // With all the headers that there are, before an IP datagram: 4 and 10 bytes.
+    for (flags, headers) in [(TUN, 0), (IfFlags::TUN | IfFlags::VNET_HDR, 14)] {
+        let rig = Rig::new();
+        let link = rig.make("tun0", flags).link;
+        rig.network.ip(&["address", "add", "10.9.0.1", "peer", "10.9.0.2", "dev", "tun0"]);
+        rig.network.ip(&["link", "set", "tun0", "up"]);
+        let socket = rig.network.inside(|| UdpSocket::bind("10.9.0.1:0").unwrap());
+        socket.connect("10.9.0.2:7").unwrap();
+        socket.set_read_timeout(Some(DEADLINE)).unwrap();
+        socket.send(b"hello").unwrap();
+        let request = rig.hear("a datagram of UDP", |heard| match heard {
+            Heard::Received(QUEUE, bytes) if bytes.get(headers + 9) == Some(&17) => {
+                Some(bytes.clone())
+            }
+            Heard::Received(..) | Heard::Changed(_) | Heard::Gone => None,
+        });
+        let (head, body) = request.split_at(headers);
+        assert_eq!(body.len(), 20 + 8 + 5);
+        let written = link.write(QUEUE, &[IoSlice::new(head), IoSlice::new(&echo(body))]);
+        assert_eq!(written, Ok(request.len()));
+        let mut answer = [0; 9];
+        assert_eq!(socket.recv(&mut answer).unwrap(), 5);
+        assert_eq!(&answer[..5], b"hello");
+    }
+}
+
+#[track_caller]
+fn written(link: &Link, bytes: &[u8]) -> Result<usize, Errno> {
+    link.write(QUEUE, &[IoSlice::new(bytes)])
+}
+
+fn write_gets_the_kernels_error() {
+    let rig = Rig::new();
+    let link = rig.make("tun0", TUN | IfFlags::VNET_HDR).link;
+    let datagram = crate::support::datagram(1);
+    let with_head = |head: [u8; 10]| [&head[..], &datagram].concat();
+    assert_eq!(written(&link, &with_head([0; 10])), Err(Errno::EIO));
+    rig.set(Setting::Up(true)).unwrap();
+    assert_eq!(written(&link, &with_head([0; 10])), Ok(38));
+    // A GSO type that there is not.
+    assert_eq!(written(&link, &with_head([0, 2, 0, 0, 0, 0, 0, 0, 0, 0])), Err(Errno::EINVAL));
+    assert_eq!(link.write(QueueId(999), &[]), Err(Errno::EBADFD));
+}
+
+fn deleted_link_is_gone() {
+    let rig = Rig::new();
+    let link = rig.make("tun0", TUN).link;
+    rig.network.ip(&["link", "delete", "tun0"]);
+    rig.hear("its end", |heard| (*heard == Heard::Gone).then_some(()));
+    assert_eq!(written(&link, &crate::support::datagram(1)), Err(Errno::EBADFD));
+    assert_eq!(rig.set(Setting::Up(true)), Err(Errno::EBADFD));
+    // A number is not used again, the name may be.
+    rig.try_make(LinkId(2), spec("tun0", TUN)).unwrap();
+    assert!(rig.heard.try_recv().is_err(), "nothing more is heard");
+}
+
+fn moved_link_is_followed() {
+    let rig = Rig::new();
+    let link = rig.make("tun0", TUN).link;
+    let other = Network::new();
+    rig.network.ip(&["link", "set", "tun0", "netns", &other.path()]);
+    other.ip(&["link", "set", "tun0", "mtu", "1234"]);
+    other.ip(&["link", "set", "tun0", "up"]);
+    rig.hear_state("MTU and up in the other namespace", |state| state.mtu == 1234 && state.up);
+    assert_eq!(written(&link, &crate::support::datagram(1)), Ok(28));
+    let state = rig.set(Setting::Mtu(1300)).unwrap();
+    assert_eq!(show(&other, "tun0")["mtu"], 1300);
+    assert_eq!(state.mtu, 1300);
+    rig.remove();
+    assert!(!exists(&other, "tun0"));
+}
+
+fn removed_link_is_gone_before_it_is_said() {
+    let rig = Rig::new();
+    for (number, flags) in [(1, TUN), (1, TAP | IfFlags::MULTI_QUEUE)] {
+        let made = rig.try_make(LinkId(number), spec("tun0", flags)).unwrap();
+        if flags.contains(IfFlags::MULTI_QUEUE) {
+            let (tell, told) = mpsc::channel();
+            rig.links.add_queue(LINK, QueueId(11), flags, move |added| tell.send(added).unwrap());
+            assert_eq!(told.recv_timeout(DEADLINE), Ok(Ok(())));
+            assert_eq!(rig.shown("tun0")["linkinfo"]["info_data"]["numqueues"], 2);
+        }
+        rig.remove();
+        assert!(!exists(&rig.network, "tun0"));
+        assert_eq!(written(&made.link, &[]), Err(Errno::EBADFD));
+    }
+    assert!(!rig.heard.try_iter().any(|heard| heard == Heard::Gone), "its remover knows");
+}
+
+fn persistent_link_stays_and_is_found_again() {
+    let rig = Rig::new();
+    rig.make("tun0", TUN);
+    rig.set(Setting::Persistent(true)).unwrap();
+    rig.set(Setting::Mtu(1300)).unwrap();
+    rig.remove();
+    assert!(exists(&rig.network, "tun0"));
+    let made = rig.try_make(LinkId(2), spec("tun0", TUN)).unwrap();
+    assert!(made.persistent);
+    assert_eq!(made.state.mtu, 1300);
+}
+
+fn taken_name_is_the_kernels_error() {
+    let rig = Rig::new();
+    rig.network.ip(&["link", "add", "taken", "type", "veth", "peer", "other"]);
+    rig.network.ip(&["tuntap", "add", "dev", "tap0", "mode", "tap"]);
+    let refused = |name: &str, flags| {
+        let error = rig.try_make(LINK, spec(name, flags)).unwrap_err();
+        (error.errno(), error.to_string())
+    };
+    let (errno, text) = refused("taken", TUN);
+    assert_eq!(errno, Errno::EINVAL);
+    assert_eq!(text, "making interface taken: Invalid argument; another program may have the name");
+    assert_eq!(refused("taken", TUN | IfFlags::TUN_EXCL).0, Errno::EBUSY);
+    assert_eq!(refused("tap0", TUN).0, Errno::EINVAL);
+    assert_eq!(refused("a/b", TUN).0, Errno::EINVAL);
+    let used = rig.make("tun0", TUN);
+    let error = rig.try_make(LinkId(2), spec("tun0", TUN)).unwrap_err();
+    assert_eq!(error.errno(), Errno::EBUSY);
+    drop(used);
+}
+
+fn no_driver() -> Rig {
+    Rig::with(TunNode::at(Path::new("/dev/null")))
+}
+
+/// Whether the kernel has a kind that can stand in.
+fn has_substitute(network: &Network) -> bool {
+    ["dummy", "ifb"].iter().any(|kind| {
+        let add = ["ip", "link", "add", "probe", "type", kind];
+        network.command().args(add).output().unwrap().status.success()
+    })
+}
+
+fn substitute_can_be_configured() {
+    if !has_substitute(&Network::new()) {
+        println!("SKIP substitute_can_be_configured: the kernel has neither dummy nor ifb");
+        return;
+    }
+    let rig = no_driver();
+    let made = rig.make("", TUN);
+    assert_ne!(made.link.kind(), Kind::Tun);
+    assert_eq!(made.state.name, Name::new(b"tun0"));
+    let second = rig.try_make(LinkId(2), spec("", TUN)).unwrap();
+    assert_eq!(second.state.name, Name::new(b"tun1"));
+    assert_eq!(made.state.queue_length, 500);
+    assert_eq!(rig.shown("tun0")["linkinfo"]["info_kind"], made.link.kind().word());
+    rig.network.ip(&["address", "add", "10.9.0.1", "peer", "10.9.0.2", "dev", "tun0"]);
+    rig.network.ip(&["link", "set", "tun0", "mtu", "1400", "up"]);
+    rig.hear_state("up", |state| state.up && state.mtu == 1400);
+    for setting in [
+        Setting::Owner(1),
+        Setting::Carrier(true),
+        Setting::LinkType(1),
+        Setting::Name(Name::new(b"other")),
+    ] {
+        rig.set(setting).unwrap_or_else(|errno| panic!("{setting:?}: {errno}"));
+    }
+    assert_eq!(rig.try_make(LinkId(3), spec("other", TUN)).unwrap_err().errno(), Errno::EINVAL);
+    let taken = rig.try_make(LinkId(3), spec("other", TUN | IfFlags::TUN_EXCL)).unwrap_err();
+    assert_eq!(taken.errno(), Errno::EBUSY);
+    assert_eq!(
+        taken.to_string(),
+        "making interface other: the kernel's tun driver cannot be used (/dev/null: it is not the tun driver's node), and \
+         a substitute for it failed: Device or resource busy; another program may have the name"
+    );
+    rig.remove();
+    assert!(!exists(&rig.network, "other"));
+}
+
+fn substitute_passes_no_datagrams() {
+    let rig = no_driver();
+    let error = rig
+        .try_make(LINK, Spec { passes_datagrams: true, ..spec("tun0", TUN) })
+        .expect_err("there is nothing that could");
+    assert_eq!(error.errno(), Errno::ENODEV);
+    assert!(!exists(&rig.network, "tun0"));
+}
+
+fn two_threads_serve_all() {
+    let threads = || {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+        let names = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+        names.filter(|name| name.starts_with("links")).count()
+    };
+    let rig = Rig::new();
+    // Other tests of this program have theirs at the same time, and no test ends before this one has been counted twice.
+    let others = threads();
+    for number in 0..40 {
+        rig.try_make(LinkId(number), spec("", TUN)).unwrap();
+    }
+    assert!(threads() <= others + 2 * TESTS.len(), "{} threads", threads());
+    let listed = rig.network.ip(&["-brief", "link"]).lines().count();
+    assert_eq!(listed, 41, "with the loopback interface");
+}
