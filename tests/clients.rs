@@ -6,6 +6,7 @@
 //! with a line that says so; `MEMTUN_TEST_REQUIRE=clients` makes that a failure.
 
 mod admin;
+pub mod configured;
 mod others;
 mod stacks;
 mod tunnels;
@@ -78,6 +79,7 @@ struct Installed {
 
 const BUSYBOX: Installed = Installed { path: "/bin/busybox", package: "busybox-static" };
 const BWRAP: Installed = Installed { path: "/usr/bin/bwrap", package: "bubblewrap" };
+const IFCONFIG: Installed = Installed { path: "/sbin/ifconfig", package: "net-tools" };
 const CRUN: Installed = Installed { path: "/usr/bin/crun", package: "crun" };
 const IP: Installed = Installed { path: "/sbin/ip", package: "iproute2" };
 const OPENVPN: Installed = Installed { path: "/usr/sbin/openvpn", package: "openvpn" };
@@ -91,12 +93,15 @@ const SCAPY: Installed = Installed {
     path: "/usr/lib/python3/dist-packages/scapy/layers/tuntap.py",
     package: "python3-scapy",
 };
+const SLIRP4NETNS: Installed = Installed { path: "/usr/bin/slirp4netns", package: "slirp4netns" };
+const SOCAT: Installed = Installed { path: "/usr/bin/socat", package: "socat" };
 const SSH: Installed = Installed { path: "/usr/bin/ssh", package: "openssh-client" };
 const SSH_KEYGEN: Installed = Installed { path: "/usr/bin/ssh-keygen", package: "openssh-client" };
 const SSHD: Installed = Installed { path: "/usr/sbin/sshd", package: "openssh-server" };
 const TINC: Installed = Installed { path: "/usr/sbin/tincd", package: "tinc" };
 const TUNCTL: Installed = Installed { path: "/usr/bin/tunctl", package: "uml-utilities" };
 const VDE_TUNCTL: Installed = Installed { path: "/usr/sbin/vde_tunctl", package: "vde2" };
+const WG: Installed = Installed { path: "/usr/bin/wg", package: "wireguard-tools" };
 const WIREGUARD_GO: Installed =
     Installed { path: "/usr/bin/wireguard-go", package: "wireguard-go" };
 const VTUN: Installed = Installed { path: "/usr/sbin/vtund", package: "vtun" };
@@ -121,15 +126,20 @@ impl ClientTest {
 
     /// What is not installed that it needs.
     pub fn obstacle(&self) -> Option<String> {
-        let listed = |package: &str| PACKAGES.lines().any(|line| line == package);
-        for Installed { package, .. } in self.needs {
-            assert!(listed(package), "{package} is missing in tests/clients/packages");
-        }
-        let missing = self.needs.iter().find(|needed| !Path::new(needed.path).exists());
-        missing.map(|Installed { path, package }| {
-            format!("{path} is not installed (apt-get install {package})")
-        })
+        missing(self.needs)
     }
+}
+
+/// What is not installed of what a test needs.
+fn missing(needs: &[Installed]) -> Option<String> {
+    let listed = |package: &str| PACKAGES.lines().any(|line| line == package);
+    for Installed { package, .. } in needs {
+        assert!(listed(package), "{package} is missing in tests/clients/packages");
+    }
+    let missing = needs.iter().find(|needed| !Path::new(needed.path).exists());
+    missing.map(|Installed { path, package }| {
+        format!("{path} is not installed (apt-get install {package})")
+    })
 }
 
 /// Where programs find the daemon's device, and nobody of another test in their network.

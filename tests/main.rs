@@ -76,6 +76,17 @@ fn main() -> ExitCode {
             gate.trial_of(format!("run::{}::{name}", user.word()), move || test(*user))
         }));
     }
+    for user in run::User::ALL {
+        trials.extend(clients::configured::TESTS.iter().map(|test| {
+            let obstacle = || test.obstacle().map(|obstacle| (clients::WORD, obstacle));
+            let user_obstacle = user.obstacle().map(|obstacle| ("run", obstacle));
+            let name = format!("configured::{}::{}", user.word(), test.name);
+            let (word, obstacle) = user_obstacle.or_else(obstacle).unzip();
+            let gate = Gate::new(&name, word.unwrap_or_default(), obstacle);
+            let (run, user) = (test.run, *user);
+            gate.trial_of(name, move || run(user))
+        }));
+    }
     let kernel = Gate::new("native", native::WORD, support::kernel::obstacle());
     trials.extend(native::TESTS.iter().map(|(name, test)| {
         let test = *test;

@@ -148,6 +148,10 @@ impl Program {
         assert_eq!(self.line(), wanted, "{}", self.name);
     }
 
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
     pub fn signal(&self, signal: Signal) {
         kill(self.pid, signal).expect("the program is running");
     }
