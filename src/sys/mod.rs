@@ -39,14 +39,15 @@ pub(crate) fn own_received(descriptor: RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(descriptor) }
 }
 
-/// Makes the allocator keep what is freed, up to 16 MiB, and take memory in larger pieces. Datagrams come and go by the
-/// thousand, and returning their pages to the kernel only to have them filled with zeros again costs more than a call.
+/// Makes the allocator keep what is freed, up to the 64 MiB that a tunnel keeps for the harness, and take memory in larger
+/// pieces. Datagrams come and go by the thousand, and returning their pages to the kernel only to have them filled with
+/// zeros again costs more than a call.
 pub(crate) fn keep_freed_memory() {
     #[cfg(target_env = "gnu")]
     for (parameter, value) in [
         // A thread's own arena grows by a system call for each page (grow_heap of glibc's arena.c).
         (libc::M_ARENA_MAX, 1),
-        (libc::M_TRIM_THRESHOLD, 16 << 20),
+        (libc::M_TRIM_THRESHOLD, 64 << 20),
         (libc::M_TOP_PAD, 1 << 20),
         // What is larger, as the buffer of each device thread, takes only the pages that are used.
         (libc::M_MMAP_THRESHOLD, 256 << 10),
