@@ -333,6 +333,8 @@ fn what_is_set_shows() {
     assert_eq!(rig.set(Setting::Mtu(20)), Err(Errno::EINVAL));
     rig.set(Setting::Carrier(true)).unwrap();
     rig.set(Setting::Persistent(false)).unwrap();
+    // Before Linux 6.2 a link that is up cannot be renamed.
+    rig.set(Setting::Up(false)).unwrap();
     let state = rig.set(Setting::Name(Name::new(b"other"))).unwrap();
     assert_eq!((state.name, state.mtu), (Name::new(b"other"), 1300));
     assert_eq!(made.link.state(), state);
@@ -502,6 +504,7 @@ fn substitute_can_be_configured() {
         Setting::Owner(1),
         Setting::Carrier(true),
         Setting::LinkType(1),
+        Setting::Up(false),
         Setting::Name(Name::new(b"other")),
     ] {
         rig.set(setting).unwrap_or_else(|errno| panic!("{setting:?}: {errno}"));
