@@ -9,7 +9,7 @@ static void do_open(char *rest, struct text *out)
 static void do_close(char *rest, struct text *out)
 {
     int *file = slot(&rest);
-    say_done(out, close(*file));
+    say_done(out, close_heard(*file));
     *file = -1;
 }
 

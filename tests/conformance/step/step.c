@@ -324,7 +324,7 @@ static void do_reset(char *rest, struct text *out)
     }
     for (int i = 0; i < SLOTS; i++) {
         if (files[i] >= 0)
-            close(files[i]);
+            close_heard(files[i]);
         files[i] = -1;
     }
     while (crowd_count > 0)

@@ -85,11 +85,25 @@ static int *slot(char **rest)
     return &files[*name - 'a'];
 }
 
+/* Like close(2), and waits until a FUSE server, too, has heard of it: of an open it hears later than of a close before. */
+static int close_heard(int file)
+{
+    int result = close(file), error = errno;
+    struct stat status;
+    if (stat(device, &status) == 0 && S_ISREG(status.st_mode)) {
+        int later = open(device, O_RDONLY | O_CLOEXEC);
+        if (later >= 0)
+            close(later);
+    }
+    errno = error;
+    return result;
+}
+
 static void put(int *slot, int file, struct text *out)
 {
     int error = errno;
     if (file >= 0 && *slot >= 0)
-        close(*slot);
+        close_heard(*slot);
     if (file >= 0)
         *slot = file;
     errno = error;
