@@ -61,12 +61,16 @@ fn a_mapping_of_the_file_itself_is_a_bad_address() {
     });
 }
 
-/// Does not answer anybody while it holds up a write.
-struct Stalling(Mutex<mpsc::Receiver<()>>);
+/// Does not answer anybody while it holds up a write, of which it tells.
+struct Stalling {
+    holding: mpsc::Sender<()>,
+    go_on: Mutex<mpsc::Receiver<()>>,
+}
 
 impl Device for Stalling {
     fn write(&self, _: Caller, write: Write<'_>, reply: ReplyWrite<'_>) {
-        self.0.lock().unwrap().recv().unwrap();
+        self.holding.send(()).unwrap();
+        self.go_on.lock().unwrap().recv().unwrap();
         reply.written(u32::try_from(write.data.len()).unwrap());
     }
 }
@@ -78,8 +82,8 @@ fn a_caller_whose_memory_does_not_come_holds_up_nobody() {
     let Some(mount) = mount(file_options("others-memory").mode(0o666)) else { return };
     let stalled = super::mount(file_options("stalled").mode(0o666)).expect("a second file");
     let queue = Queue::new(mount.channel());
-    let (go_on, stall) = mpsc::channel();
-    let stalling = Stalling(Mutex::new(stall));
+    let ((go_on, stall), (holding, held)) = (mpsc::channel(), mpsc::channel());
+    let stalling = Stalling { holding, go_on: Mutex::new(stall) };
     let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::empty(), SigSet::empty());
     // SAFETY: the handler does nothing.
     unsafe { sigaction(Signal::SIGUSR2, &action) }.unwrap();
@@ -97,6 +101,7 @@ fn a_caller_whose_memory_does_not_come_holds_up_nobody() {
         // Its server is busy from now on, and what the kernel asks it for stays in its channel.
         let mut writing = content.try_clone().unwrap();
         let writer = scope.spawn(move || writing.write_all(b"message"));
+        held.recv_timeout(DEADLINE).expect("the write arrives");
         let asked_for_content = || {
             let mut fds = [PollFd::new(channels[1].as_fd(), PollFlags::POLLIN)];
             assert_eq!(poll(&mut fds, PollTimeout::from(10_000_u16)), Ok(1));
