@@ -216,6 +216,8 @@ pub struct Forward {
 pub(super) struct Links {
     /// What a tunnel gets that is made by TUNSETIFF.
     policy: Interface,
+    /// A tunnel may have a link, or have had one. Until then no call pays for looking.
+    in_use: bool,
     parked: BTreeMap<RequestId, Parked>,
     /// TUNSETIFF, in the order they came, of namespaces in which one is parked.
     deferred: Vec<Request>,
@@ -242,6 +244,7 @@ impl Core {
     /// Which interface tunnels get from now on.
     pub fn set_interface_policy(&mut self, policy: Interface) {
         self.links.policy = policy;
+        self.links.in_use |= policy != Interface::None;
     }
 
     /// Gives a tunnel another interface. The link itself is the caller's matter; [`LinkAnswer::Changed`] tells how it is.
@@ -249,6 +252,7 @@ impl Core {
         if let Some(tunnel) = self.tunnels.get_mut(&of) {
             tunnel.interface = interface;
             tunnel.last_writer = None;
+            self.links.in_use |= interface != Interface::None;
         }
         self.settle_waits();
     }
@@ -302,6 +306,9 @@ impl Core {
 
     /// A request that must not be answered before it is known how its tunnel's link is.
     pub(super) fn stale_tunnel(&self, request: &Request) -> Option<TunnelId> {
+        if !self.links.in_use {
+            return None;
+        }
         let (Op::Write(file, _) | Op::Poll { file, .. } | Op::Ioctl(file, _)) = &request.op else {
             return None;
         };
