@@ -44,6 +44,9 @@ pub const MAX_DATA: u32 = 131072;
 /// `enum fuse_notify_code`: FUSE_NOTIFY_POLL.
 pub const NOTIFY_POLL: i32 = 1;
 
+/// `enum fuse_notify_code`: FUSE_NOTIFY_RETRIEVE.
+pub const NOTIFY_RETRIEVE: i32 = 5;
+
 /// `enum fuse_opcode`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Opcode(pub u32);

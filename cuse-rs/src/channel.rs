@@ -22,7 +22,7 @@ use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -151,6 +151,21 @@ impl Channel {
         }
     }
 
+    /// Waits until a [`Device`] has been given all that clients had done before this call, also what they do not wait for
+    /// themselves: the `close` of a file of a FUSE mount. Not for a thread that serves the channel.
+    ///
+    /// False if that takes longer than `patience`, or the channel has ended.
+    pub fn catch_up(&self, patience: Duration) -> bool {
+        // The kernel's close of a character device waits for its RELEASE.
+        self.node.as_ref().is_none_or(|node| {
+            node.barrier().pass(patience, |id| {
+                codec::notify_retrieve(id, |pieces| {
+                    retry_interrupted(|| writev(&self.fd, pieces)).map(drop)
+                })
+            })
+        })
+    }
+
     /// For a handshake that agrees on less than was hoped for.
     pub(crate) fn set_max_write(&mut self, max_write: u32) {
         self.max_write = max_write;
@@ -263,6 +278,11 @@ impl Channel {
             }
             Request::Destroy => {
                 self.answer(id, &Reply::Done);
+            }
+            Request::Retrieved => {
+                if let Some(node) = &self.node {
+                    node.barrier().reached(id);
+                }
             }
             Request::Silent => {}
             Request::File(request) => match &self.node {

@@ -63,6 +63,8 @@ pub enum Request<'a> {
     Init(Init),
     /// What only the file of a FUSE mount is asked.
     File(FileRequest),
+    /// NOTIFY_REPLY, to the [`notify_retrieve`] with the id of the message.
+    Retrieved,
     /// FORGET and the others without a reply: nothing to do.
     Silent,
     /// Anything else; to be answered with ENOSYS.
@@ -261,6 +263,7 @@ fn decode_body(body: Body<'_>) -> Result<Request<'_>, DecodeError> {
             let flags = InitFlags::from_bits_retain(init.flags);
             Request::Init(Init { major: init.major, minor: init.minor, flags })
         }
+        Opcode::NOTIFY_REPLY => Request::Retrieved,
         Opcode::GETATTR => Request::File(FileRequest::Getattr),
         Opcode::SETATTR => {
             let (setattr, _): (abi::SetattrIn, _) = body.split()?;
@@ -386,6 +389,13 @@ impl Reply<'_> {
 pub fn notify_poll<R>(handle: PollHandle, send: impl FnOnce(&[IoSlice<'_>]) -> R) -> R {
     let wakeup = abi::NotifyPollWakeupOut { kh: handle.0 };
     frame(RequestId(0), abi::NOTIFY_POLL, &[IoSlice::new(wakeup.as_bytes())], send)
+}
+
+/// Calls `send` with the bytes of a FUSE_NOTIFY_RETRIEVE of nothing, in pieces. The kernel queues a NOTIFY_REPLY with this id.
+pub fn notify_retrieve<R>(id: RequestId, send: impl FnOnce(&[IoSlice<'_>]) -> R) -> R {
+    let retrieve =
+        abi::NotifyRetrieveOut { notify_unique: id.0, nodeid: abi::ROOT_ID, ..Default::default() };
+    frame(RequestId(0), abi::NOTIFY_RETRIEVE, &[IoSlice::new(retrieve.as_bytes())], send)
 }
 
 fn retry<R>(

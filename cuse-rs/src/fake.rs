@@ -338,6 +338,12 @@ impl FakeKernel {
                 let bytes = message(id, Opcode::DESTROY, caller, &(), &[]);
                 (Opcode::DESTROY, Expected::Empty, bytes)
             }
+            // As the kernel sends it, with the arguments of a retrieval of nothing.
+            Request::Retrieved => (
+                Opcode::NOTIFY_REPLY,
+                Expected::Empty,
+                message(id, Opcode::NOTIFY_REPLY, caller, &[0_u64; 5], &[]),
+            ),
             Request::Silent => {
                 let bytes = message(id, Opcode::FORGET, caller, &1_u64, &[]);
                 (Opcode::FORGET, Expected::Empty, bytes)

@@ -23,10 +23,12 @@
 //!
 //! * `close` does not wait for [`Device::release`](crate::Device::release) (`fuse_file_put`). The message is queued before
 //!   `close` returns, hence before that of a later `open`; with several threads in [`Channel::serve`] the two may overlap.
+//!   [`Channel::catch_up`] waits for it.
 //! * MNT_FORCE in a user namespace needs a kernel that asks for privilege in the mount's namespace (measured: 6.18, and 6.1
 //!   as of Debian). On others [`Mount::stop`] only detaches, and says so.
 //! * A server must not use its own file: it would wait for itself.
 
+mod barrier;
 mod error;
 mod ioctl;
 mod node;

@@ -72,6 +72,20 @@ bitflags! {
 }
 
 layouts! {
+    /// `struct fuse_notify_retrieve_out`.
+    NotifyRetrieveOut[32] {
+        /// The id of the NOTIFY_REPLY that it will bring.
+        notify_unique: u64,
+        /// Whose page cache is wanted.
+        nodeid: u64,
+        /// From where on.
+        offset: u64,
+        /// How many bytes; none are answered too.
+        size: u32,
+        /// Reserved.
+        padding: u32,
+    }
+
     /// The part of `struct fuse_init_in` that all kernels send.
     InitIn[16] {
         /// Major version of the kernel's protocol.

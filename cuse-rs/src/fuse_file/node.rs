@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 
+use super::barrier::Barrier;
 use super::ioctl::Calls;
 use crate::abi::{self, OpenFlags, SetattrFlags};
 use crate::channel::Channel;
@@ -30,6 +31,7 @@ const SIZE: u64 = 0x7fff_f000;
 pub(crate) struct Node {
     attr: Mutex<abi::Attr>,
     calls: Calls,
+    barrier: Barrier,
 }
 
 impl Node {
@@ -59,7 +61,7 @@ impl Node {
             blksize: 4096,
             ..Default::default()
         };
-        Self { attr: Mutex::new(attr), calls: Calls::default() }
+        Self { attr: Mutex::new(attr), calls: Calls::default(), barrier: Barrier::default() }
     }
 
     /// A write of an O_APPEND file begins at the end of the file, wherever the kernel has moved that by earlier ones.
@@ -105,6 +107,10 @@ impl Node {
 
     pub(crate) fn answer_ioctl(&self, channel: &Channel, id: RequestId, reply: &Reply<'_>) -> bool {
         self.calls.answer(channel, id, reply)
+    }
+
+    pub(crate) fn barrier(&self) -> &Barrier {
+        &self.barrier
     }
 
     /// Remembers what `chmod`, `chown` and `utimensat` set. The size stays: `truncate` and O_TRUNC succeed, as on a

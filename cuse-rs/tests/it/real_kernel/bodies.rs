@@ -9,6 +9,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
+use std::time::Duration;
 
 use cuse_rs::{Caller, Device, Errno, Read, ReplyRead};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -41,6 +42,7 @@ macro_rules! on {
             threads_share_an_open_file
             a_forked_child_shares_an_open_file
             readers_and_writers_lose_nothing
+            closes_are_known_to_one_who_has_caught_up
             pieces_of_a_call_are_one_message
             ioctls_at_the_edge_of_memory
         }
@@ -278,6 +280,19 @@ pub(super) fn readers_and_writers_lose_nothing(backend: Backend) {
         sent.sort();
         got.sort();
         assert_eq!(got, sent);
+    });
+}
+
+/// A thousand at once, as when a program ends.
+pub(super) fn closes_are_known_to_one_who_has_caught_up(backend: Backend) {
+    backend.with_queue("catch-up", |queue, server, node| {
+        for count in [1, 1, 1, 1000, 1] {
+            let files: Vec<File> = (0..count).map(|_| open(node, BLOCKING)).collect();
+            assert_eq!(queue.files().len(), count);
+            drop(files);
+            assert!(server.channel().catch_up(Duration::from_secs(10)));
+            assert_eq!(queue.files().len(), 0);
+        }
     });
 }
 
