@@ -37,6 +37,8 @@ pub trait FrontEnd: Send + Sync {
     fn wake(&self, handle: WakeHandle);
     /// Whether an open file, described by its metadata, is one of this front end's.
     fn owns(&self, file: &Metadata) -> bool;
+    /// Waits until what clients have done is known here, also what they do not wait for themselves; false if that does not come.
+    fn catch_up(&self) -> bool;
 }
 
 /// Somebody who wants to know what happens. Must not block: it is called by whoever made it happen.
@@ -334,6 +336,14 @@ impl Hub {
     #[must_use]
     pub fn owns(&self, file: &Metadata) -> bool {
         self.front_ends.iter().filter_map(OnceLock::get).any(|front_end| front_end.owns(file))
+    }
+
+    /// Waits until the core knows of every file that a client has closed by now. Not for a thread that serves a front end.
+    pub fn catch_up(&self) {
+        for front_end in self.front_ends.iter().filter_map(OnceLock::get) {
+            // One that has ended has no news.
+            let _known = front_end.catch_up();
+        }
     }
 
     /// Ends waits at their deadlines, until [`stop`](Self::stop); the body of the timer thread.

@@ -42,6 +42,7 @@ pub const TESTS: &[DeviceTest] = &[
     ),
     ("watch_shows_everything", watch_shows_everything),
     ("list_shows_tunnels_and_files", list_shows_tunnels_and_files),
+    ("list_knows_of_every_close", list_knows_of_every_close),
     ("run_covers_the_path_for_its_program_alone", run_covers_the_path_for_its_program_alone),
     ("ping_is_answered_by_an_unmodified_program", ping_is_answered_by_an_unmodified_program),
     ("inject_takes_every_source", inject_takes_every_source),
@@ -467,6 +468,18 @@ fn list_shows_tunnels_and_files(backend: Backend) {
     assert!(lines[0].starts_with("ID  TUNNEL  MODE  LINK"), "{table}");
     assert!(lines[1].starts_with("#1  tap0    tap   up"), "{table}");
     assert!(lines[2].starts_with("open, attached to no tunnel: "), "{table}");
+}
+
+/// Though the close of a FUSE file does not wait for the daemon.
+fn list_knows_of_every_close(backend: Backend) {
+    let daemon = Daemon::start(backend);
+    let mut client = daemon.client();
+    for round in 0..100 {
+        let file = TunFile::attached(&daemon.device, "tun0", TUN | NO_PI);
+        drop(file);
+        let left = client.call(&List {}).expect("list").tunnels;
+        assert!(left.is_empty(), "round {round}: {left:?}");
+    }
 }
 
 fn run_covers_the_path_for_its_program_alone(backend: Backend) {

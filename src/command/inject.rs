@@ -85,6 +85,7 @@ mod mac {
 impl Method for Inject {
     const NAME: &'static str = "inject";
     type Result = Injected;
+    const KNOWS_CLOSES: bool = false;
 
     fn perform(self, session: &Arc<Session>, reply: Reply<Injected>) {
         let Self { tunnel, datagram, frame, source, destination, vnet } = self;

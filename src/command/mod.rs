@@ -35,6 +35,9 @@ pub trait Method: Serialize + DeserializeOwned {
     const NAME: &'static str;
     /// What it gives.
     type Result: Serialize + DeserializeOwned + Send + 'static;
+    /// It is about tunnels and who has them open, so all that clients have closed must be known first. That takes a message
+    /// through the kernel, and is spared where only datagrams matter.
+    const KNOWS_CLOSES: bool = true;
 
     /// Does it, in the daemon, and answers now or later. Must not block.
     fn perform(self, session: &Arc<Session>, reply: Reply<Self::Result>);
@@ -81,7 +84,12 @@ fn perform<M: Method>(params: Value, session: &Arc<Session>, reply: AnyReply) {
         }
     };
     match parsed {
-        Ok(method) => method.perform(session, reply.typed()),
+        Ok(method) => {
+            if M::KNOWS_CLOSES {
+                session.hub().catch_up();
+            }
+            method.perform(session, reply.typed());
+        }
         Err(error) => reply.fail(Failure::new("bad-params", format_args!("{}: {error}", M::NAME))),
     }
 }

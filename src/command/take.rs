@@ -83,6 +83,7 @@ impl From<Datagram> for TakenDatagram {
 impl Method for Take {
     const NAME: &'static str = "take";
     type Result = Taken;
+    const KNOWS_CLOSES: bool = false;
 
     fn perform(self, session: &Arc<Session>, reply: Reply<Taken>) {
         let Self { tunnel: address, count, timeout_ms, segment } = self;

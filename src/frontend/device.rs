@@ -6,6 +6,7 @@ use std::{
     io::IoSlice,
     os::unix::fs::{FileTypeExt, MetadataExt},
     sync::Arc,
+    time::Duration,
 };
 
 use super::{intercept::Carried, opener};
@@ -24,6 +25,9 @@ use cuse_rs::{
     ReplyIoctl, ReplyOpen, ReplyPoll, ReplyRead, ReplyRelease, ReplyWrite, ServeError, UserRange,
     Write,
 };
+
+/// How long the harness waits for a channel that is not served: a client keeps it busy, or it has ended.
+const CATCH_UP: Duration = Duration::from_secs(1);
 
 /// One device: what a client opens.
 pub struct DeviceFrontEnd {
@@ -236,6 +240,10 @@ impl FrontEnd for DeviceFrontEnd {
             Identity::Number(number) => file.file_type().is_char_device() && file.rdev() == number,
             Identity::FileSystem(number) => file.dev() == number,
         }
+    }
+
+    fn catch_up(&self) -> bool {
+        self.channel.catch_up(CATCH_UP)
     }
 }
 

@@ -131,8 +131,8 @@ pub const EXPECTED: &[Expected] = {
         row(Fuse, "*", "ioctl ? * null", "-1 E*", "-1 EFAULT", "on a FUSE file an ioctl whose number"),
         row(Fuse, "*", "ioctl ? * bad", "-1 E*", "-1 EFAULT", "on a FUSE file an ioctl whose number"),
 
-        // DIFFERS: on a FUSE file close returns before the tunnel is gone: of RELEASE nobody waits for the answer. Whoever opens the
-        // device next finds it gone (the step program does after each close), the control socket may be a moment early.
+        // DIFFERS: on a FUSE file close returns before the tunnel is gone, and its link: of RELEASE nobody waits for the answer. Whoever
+        // opens the device next finds it gone (the step program does after each close), as do the verbs, which wait for it.
 
         // DIFFERS: on a FUSE file pread and pwrite get ESPIPE, O_DIRECT is allowed, and truncation has no effect: it is a
         // regular file that behaves as a stream.
