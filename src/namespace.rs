@@ -2,6 +2,8 @@
 //!
 //! All of it must happen while the process has one thread: the kernel refuses a user namespace to others.
 
+mod sysfs;
+
 use std::{
     fs, io,
     os::{fd::AsRawFd, unix::fs::symlink},
@@ -14,13 +16,14 @@ use nix::{
     sched::{CloneFlags, unshare},
     unistd::{getegid, geteuid},
 };
+use tracing::info;
 
 /// Which namespaces a program gets, beside the one for mounts.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
     /// Look like root inside, if a user namespace is needed.
     pub map_root: bool,
-    /// An empty network namespace.
+    /// An empty network namespace, and a `/sys` that shows it if the kernel allows that.
     pub net: bool,
 }
 
@@ -112,6 +115,9 @@ pub fn enter(options: Options) -> Result<(), NamespaceError> {
     if options.net {
         unshare(CloneFlags::CLONE_NEWNET)
             .map_err(|errno| NamespaceError::Unshare { what: "network", errno })?;
+        if let Err(error) = sysfs::renew() {
+            info!(%error, "/sys goes on to show the interfaces of the network namespace before, ignoring");
+        }
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! `memtun run` with a daemon of its own: as root, and as an ordinary user.
 
 mod intercept;
+mod network;
 
 use std::{
     fs,
@@ -22,7 +23,7 @@ use crate::support::{
 type RunTest = (&'static str, fn(User));
 
 /// Of each part.
-pub const TESTS: [&[RunTest]; 2] = [OF_PROGRAMS, intercept::TESTS];
+pub const TESTS: [&[RunTest]; 3] = [OF_PROGRAMS, intercept::TESTS, network::TESTS];
 
 const OF_PROGRAMS: &[RunTest] = &[
     ("exit_status_is_the_programs", exit_status_is_the_programs),
@@ -36,7 +37,6 @@ const OF_PROGRAMS: &[RunTest] = &[
     ),
     ("program_stays_on_the_cpu_it_is_given", program_stays_on_the_cpu_it_is_given),
     ("nested_runs_have_sockets_of_their_own", nested_runs_have_sockets_of_their_own),
-    ("network_is_empty_if_wanted", network_is_empty_if_wanted),
     ("net_admin_is_asked_for_if_wanted", net_admin_is_asked_for_if_wanted),
     ("signals_are_passed_on", signals_are_passed_on),
     ("nothing_is_left_behind_when_memtun_is_killed", nothing_is_left_behind_when_memtun_is_killed),
@@ -199,17 +199,6 @@ fn nested_runs_have_sockets_of_their_own(user: User) {
     let run = run(&mut user.memtun_run(&control, &[&["--"][..], &inner].concat()), b"");
     assert_eq!(run.status, 0, "{run:?}");
     assert_ne!(run.stdout.trim_end(), control.to_str().unwrap());
-}
-
-fn network_is_empty_if_wanted(user: User) {
-    let count = |options: &[&str]| {
-        let run =
-            memtun_run(user, &[options, &["--", "sh", "-c", "grep -c : /proc/net/dev"]].concat());
-        run.stdout.trim().parse::<u32>().unwrap_or_else(|_| panic!("{run:?}"))
-    };
-    assert_eq!(count(&["--net"]), 1, "the loopback interface alone");
-    let here = fs::read_to_string("/proc/net/dev").unwrap().matches(':').count();
-    assert_eq!(usize::try_from(count(&[])).ok(), Some(here), "else it is untouched");
 }
 
 fn net_admin_is_asked_for_if_wanted(user: User) {

@@ -1,0 +1,84 @@
+//! `memtun run --net`: a network namespace of the program's own, and what shows it.
+
+use std::{fs, process::Command};
+
+use super::{RunTest, User, folder, memtun_run};
+use crate::{
+    links,
+    support::{
+        daemon::{Run, run},
+        program::compiled,
+    },
+};
+
+pub(super) const TESTS: &[RunTest] = &[
+    ("network_is_empty_if_wanted", network_is_empty_if_wanted),
+    ("sysfs_shows_the_programs_interfaces", sysfs_shows_the_programs_interfaces),
+    ("what_is_mounted_on_sysfs_comes_along", what_is_mounted_on_sysfs_comes_along),
+    ("what_sysfs_may_not_show_stays_covered", what_sysfs_may_not_show_stays_covered),
+];
+
+fn network_is_empty_if_wanted(user: User) {
+    let count = |options: &[&str]| {
+        let run =
+            memtun_run(user, &[options, &["--", "sh", "-c", "grep -c : /proc/net/dev"]].concat());
+        run.stdout.trim().parse::<u32>().unwrap_or_else(|_| panic!("{run:?}"))
+    };
+    assert_eq!(count(&["--net"]), 1, "the loopback interface alone");
+    let here = fs::read_to_string("/proc/net/dev").unwrap().matches(':').count();
+    assert_eq!(usize::try_from(count(&[])).ok(), Some(here), "else it is untouched");
+}
+
+fn sysfs_shows_the_programs_interfaces(user: User) {
+    if let Some(obstacle) = links::obstacle() {
+        println!("SKIP sysfs of an interface: {obstacle}");
+        return;
+    }
+    let program = compiled("calls");
+    // TUNSETPERSIST, so that the tunnel is there when its program has ended.
+    let script = "\"$0\" /dev/net/tun attach=tun0 ioctl=400454cb,1; ls /sys/class/net
+        cat /sys/class/net/tun0/tun_flags; ip tuntap show";
+    let run = memtun_run(user, &["--net", "--", "sh", "-c", script, program.to_str().unwrap()]);
+    let calls = "attach=tun0: 0\nioctl=400454cb,1: 0\n";
+    let shown = "lo\ntun0\n0x1801\ntun0: tun persist\n";
+    assert_eq!((run.status, run.stdout), (0, [calls, shown].concat()), "{}", run.stderr);
+}
+
+/// Runs a shell's script within `memtun run --net`, on a machine on whose `/sys` another script has worked.
+#[track_caller]
+fn on_prepared_sysfs(user: User, prepare: &str, script: &str) -> Run {
+    let (_folder, control) = folder();
+    let inner = user.memtun_run(&control, &["--net", "--", "sh", "-c", script]);
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh", "-c", &format!("set -e; {prepare}; exec \"$0\" \"$@\"")]);
+    command.arg(inner.get_program()).args(inner.get_args()).env("MEMTUN_LOG", "info");
+    let run = run(&mut command, b"");
+    assert_eq!(run.status, 0, "{run:?}");
+    run
+}
+
+fn what_is_mounted_on_sysfs_comes_along(user: User) {
+    let prepare = "mount -t tmpfs tmpfs /sys/fs/cgroup; mkdir /sys/fs/cgroup/below
+        mount -t tmpfs tmpfs /sys/fs/cgroup/below; touch /sys/fs/cgroup/below/marker
+        mount -o remount,bind,ro,nosuid /sys";
+    let script =
+        "ls /sys/class/net /sys/fs/cgroup/below; grep ' /sys ' /proc/self/mountinfo | tail -n 1";
+    let run = on_prepared_sysfs(user, prepare, script);
+    let (listed, mount) = run.stdout.split_at(run.stdout.find("marker\n").expect("it is there"));
+    assert_eq!(listed, "/sys/class/net:\nlo\n\n/sys/fs/cgroup/below:\n", "{run:?}");
+    assert!(mount.contains(" /sys ro,nosuid"), "no more may be written than before: {run:?}");
+}
+
+/// A container covers parts of its sysfs; the kernel then gives an ordinary user no other.
+fn what_sysfs_may_not_show_stays_covered(user: User) {
+    let prepare = "mount -t tmpfs tmpfs /sys/module";
+    let run = on_prepared_sysfs(user, prepare, "ls /sys/module; ls /sys/class/net");
+    let outside = Command::new("ls").arg("/sys/class/net").output().expect("ls can be run").stdout;
+    let outside = String::from_utf8(outside).expect("names are text");
+    let (interfaces, notes) = match user {
+        User::Root => ("lo\n", 0),
+        User::Ordinary => (outside.as_str(), 1),
+    };
+    assert_eq!(run.stdout, interfaces, "{run:?}");
+    assert_eq!(run.stderr.matches("/sys goes on to show").count(), notes, "{run:?}");
+}
