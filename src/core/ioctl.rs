@@ -164,6 +164,14 @@ impl Argument<'_> {
     }
 }
 
+/// The type byte of ioctls that memtun serves beside the driver's. Anybody may make them, and learns or changes nothing that is not
+/// theirs to know or change.
+pub const OWN_TYPE: u32 = 0xf5;
+/// Whether what TUNGETDEVNETNS is about is a network namespace, given by its inode number: 0, or `EPERM`.
+pub const IS_DEVNETNS: u32 = OWN_TYPE << 8 | ioctl::number_of(ioctl::TUNGETDEVNETNS);
+/// The same of SIOCGSKNS.
+pub const IS_SKNS: u32 = OWN_TYPE << 8 | ioctl::number_of(ioctl::SIOCGSKNS);
+
 #[rustfmt::skip]
 const TABLE: &[Row] = {
     use {Shape::*, When::*, ioctl::*};
@@ -201,10 +209,13 @@ const TABLE: &[Row] = {
         row(TUNSETCARRIER,      "TUNSETCARRIER",      IntIn,       Attached,   set_carrier),
         row(SIOCGIFHWADDR,      "SIOCGIFHWADDR",      IfReqInOut,  Attached,   get_hwaddr),
         row(SIOCSIFHWADDR,      "SIOCSIFHWADDR",      IfReqIn,     Attached,   set_hwaddr),
-        // DIFFERS: SIOCGSKNS and TUNGETDEVNETNS never return a descriptor: a server cannot put one into its caller's
-        // table. EPERM is what the kernel answers to a caller without CAP_NET_ADMIN.
+        // DIFFERS: SIOCGSKNS and TUNGETDEVNETNS return a descriptor only on a file of a program that is run by `memtun run`, on
+        // Linux 5.14 or later: a server cannot put one into its caller's table. Else they get EPERM, as from the kernel
+        // without CAP_NET_ADMIN.
         row(TUNGETDEVNETNS,     "TUNGETDEVNETNS",     Value,       Attached,   |_, _, _| Err(Errno::EPERM)),
         row(SIOCGSKNS,          "SIOCGSKNS",          Value,       Always,     |_, _, _| Err(Errno::EPERM)),
+        row(IS_DEVNETNS,        "IS_DEVNETNS",        Value,       Attached,   is_network_of_tunnel),
+        row(IS_SKNS,            "IS_SKNS",            Value,       Always,     is_network_of_file),
     ]
 };
 

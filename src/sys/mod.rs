@@ -173,3 +173,19 @@ pub(crate) fn ioctl_value(file: BorrowedFd<'_>, command: u32, value: u64) -> Res
     let result = unsafe { libc::ioctl(file.as_raw_fd(), command.into(), value) };
     Errno::result(result)
 }
+
+/// The user namespace that another namespace belongs to. `EPERM`: one that is not this process's, nor below it.
+pub(crate) fn users_of_namespace(namespace: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    related_namespace(namespace, libc::NS_GET_USERNS)
+}
+
+/// The user namespace above another. `EPERM`, likewise.
+pub(crate) fn parent_of_namespace(users: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    related_namespace(users, libc::NS_GET_PARENT)
+}
+
+fn related_namespace(namespace: BorrowedFd<'_>, command: libc::Ioctl) -> Result<OwnedFd, Errno> {
+    // SAFETY: the command takes no argument.
+    let result = unsafe { libc::ioctl(namespace.as_raw_fd(), command) };
+    received(result.into())
+}

@@ -1,10 +1,10 @@
 //! A seccomp filter with a listener, after `seccomp(2)` and `seccomp_unotify(2)`.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::{
     errno::Errno,
-    libc::{self, seccomp_notif, seccomp_notif_resp, sock_filter, sock_fprog},
+    libc::{self, seccomp_notif, seccomp_notif_addfd, seccomp_notif_resp, sock_filter, sock_fprog},
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
 
@@ -50,12 +50,14 @@ pub(crate) struct Notification {
 }
 
 /// What becomes of a call.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(crate) enum Answer {
     /// The kernel acts on it as if there was no filter.
     Continue,
     /// It is over.
     Result(Result<i32, Errno>),
+    /// The caller gets a duplicate, closed on exec, and the call returns its number. Before Linux 5.14 it gets EPERM.
+    Descriptor(OwnedFd),
 }
 
 impl Listener {
@@ -105,19 +107,42 @@ impl Listener {
         result == 0
     }
 
-    pub(crate) fn answer(&self, id: u64, answer: Answer) -> Result<(), Errno> {
+    pub(crate) fn answer(&self, id: u64, answer: &Answer) -> Result<(), Errno> {
         let mut response = seccomp_notif_resp { id, val: 0, error: 0, flags: 0 };
         match answer {
             Answer::Continue => response.flags = CONTINUE,
-            Answer::Result(Ok(result)) => response.val = result.into(),
-            Answer::Result(Err(errno)) => response.error = -(errno as i32),
+            Answer::Result(Ok(result)) => response.val = (*result).into(),
+            Answer::Result(Err(errno)) => response.error = -(*errno as i32),
+            Answer::Descriptor(descriptor) => match self.give(id, descriptor.as_fd()) {
+                Err(Errno::EINVAL) => response.error = -(Errno::EPERM as i32),
+                // As of the caller's own call: EMFILE.
+                Err(errno) => response.error = -(errno as i32),
+                Ok(()) => return Ok(()),
+            },
         }
         let command = libc::SECCOMP_IOCTL_NOTIF_SEND;
         // SAFETY: the structure is valid, and of the size that the command's number says.
         let result = unsafe { libc::ioctl(self.0.as_raw_fd(), command, &raw mut response) };
         Errno::result(result).map(|_| ())
     }
+
+    /// Answers with a descriptor, in one step.
+    fn give(&self, id: u64, descriptor: BorrowedFd<'_>) -> Result<(), Errno> {
+        let mut request = seccomp_notif_addfd {
+            id,
+            flags: SEND,
+            srcfd: descriptor.as_raw_fd().cast_unsigned(),
+            newfd: 0,
+            newfd_flags: libc::O_CLOEXEC.cast_unsigned(),
+        };
+        let command = libc::SECCOMP_IOCTL_NOTIF_ADDFD;
+        // SAFETY: the structure is valid, and of the size that the command's number says.
+        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), command, &raw mut request) };
+        Errno::result(result).map(|_| ())
+    }
 }
 
+/// `SECCOMP_ADDFD_FLAG_SEND`.
+const SEND: u32 = 2;
 /// `SECCOMP_USER_NOTIF_FLAG_CONTINUE`.
 const CONTINUE: u32 = 1;

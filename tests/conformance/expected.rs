@@ -48,8 +48,8 @@ pub const EXPECTED: &[Expected] = {
         Expected { of, script, step, kernel, memtun, because }
     }
     &[
-        row(All, "1.2-namespaces", "ioctl ? SIOCGSKNS *", "descriptor*", "-1 EPERM", "SIOCGSKNS and TUNGETDEVNETNS never"),
-        row(All, "1.2-namespaces", "ioctl ? TUNGETDEVNETNS *", "descriptor*", "-1 EPERM", "SIOCGSKNS and TUNGETDEVNETNS never"),
+        row(Cuse, "1.2-namespaces", "ioctl ? SIOCGSKNS *", "descriptor*", "-1 EPERM", "SIOCGSKNS and TUNGETDEVNETNS return"),
+        row(Cuse, "1.2-namespaces", "ioctl ? TUNGETDEVNETNS *", "descriptor*", "-1 EPERM", "SIOCGSKNS and TUNGETDEVNETNS return"),
         row(All, "1.2-ebpf", "ioctl ? TUNSET*EBPF int:999", "-1 EBADF", "-1 EINVAL", "TUNSETSTEERINGEBPF and TUNSETFILTEREBPF take no"),
         row(All, "1.2-ebpf-filters", "ioctl ? TUNSET*EBPF fd:?", "0", "-1 EINVAL", "TUNSETSTEERINGEBPF and TUNSETFILTEREBPF take no"),
         row(All, "1.2-ebpf-filters", "read a 100", "-1 EAGAIN", "16 *", "TUNSETSTEERINGEBPF and TUNSETFILTEREBPF take no"),

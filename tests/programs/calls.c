@@ -10,6 +10,9 @@
  *     read0, write0, pread0, pwrite0, read0_32, write0_32
  *                       of nothing; as a 32-bit program makes them
  *     pipe0             a write of nothing to a pipe
+ *     namespace=COMMAND an ioctl that returns a network namespace, in hexadecimal: 0 if it is the one that the program is in, 1 if
+ *                       it is another, 2 if it is not closed on exec
+ *     unshare=FLAGS     unshare, in hexadecimal
  *     euid              geteuid
  *     readonly, writeonly   opens the device again, for what follows
  *     repeat=N          the next one is made N times
@@ -22,10 +25,12 @@
 #include <linux/if.h>
 #include <linux/if_tun.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -58,6 +63,18 @@ static long call32(long number, unsigned first, unsigned second, unsigned third)
 	errno = ENOSYS;
 	return -1;
 #endif
+}
+
+/* What an open file is, as the call namespace=COMMAND has it. */
+static long compare_namespace(int fd)
+{
+	struct stat own, other;
+
+	if (fd < 0 || stat("/proc/thread-self/ns/net", &own) != 0 || fstat(fd, &other) != 0)
+		return -1;
+	if (!(fcntl(fd, F_GETFD) & FD_CLOEXEC))
+		return 2;
+	return own.st_dev != other.st_dev || own.st_ino != other.st_ino;
 }
 
 static void in_threads(const struct rest *rest, int count)
@@ -94,6 +111,10 @@ static void *perform(void *argument)
 			result = ioctl(rest.fd, command, value);
 		} else if (sscanf(call, "ioctl32=%x,%lx", &command, &value) == 2) {
 			result = call32(54, rest.fd, command, value);
+		} else if (sscanf(call, "namespace=%x", &command) == 1) {
+			result = compare_namespace(ioctl(rest.fd, command));
+		} else if (sscanf(call, "unshare=%x", &command) == 1) {
+			result = unshare(command);
 		} else if (strcmp(call, "euid") == 0) {
 			result = geteuid();
 		} else if (strcmp(call, "read0") == 0) {

@@ -16,6 +16,8 @@ pub(super) const TESTS: &[RunTest] = &[
     ("sysfs_shows_the_programs_interfaces", sysfs_shows_the_programs_interfaces),
     ("what_is_mounted_on_sysfs_comes_along", what_is_mounted_on_sysfs_comes_along),
     ("what_sysfs_may_not_show_stays_covered", what_sysfs_may_not_show_stays_covered),
+    ("namespace_is_for_those_who_may_administer_it", namespace_is_for_those_who_may_administer_it),
+    ("namespace_is_that_of_the_open_file", namespace_is_that_of_the_open_file),
 ];
 
 fn network_is_empty_if_wanted(user: User) {
@@ -81,4 +83,47 @@ fn what_sysfs_may_not_show_stays_covered(user: User) {
     };
     assert_eq!(run.stdout, interfaces, "{run:?}");
     assert_eq!(run.stderr.matches("/sys goes on to show").count(), notes, "{run:?}");
+}
+
+const OF_FILE: &str = "namespace=894c";
+const OF_TUNNEL: &str = "namespace=54e3";
+const NOT_PERMITTED: &str = "-1 EPERM";
+
+/// Checks what calls on a file of `memtun run` return, with these options. The kernel's own tun was seen to return the same.
+#[track_caller]
+fn expect(user: User, options: &[&str], expected: &[(&str, &str)]) {
+    let program = compiled("calls");
+    let calls: Vec<&str> = expected.iter().map(|(call, _)| *call).collect();
+    let start = ["--front-end", "fuse", "--", program.to_str().expect("a plain path")];
+    let run = memtun_run(user, &[options, &start, &["/dev/net/tun"], &calls].concat());
+    let wanted: String =
+        expected.iter().map(|(call, result)| format!("{call}: {result}\n")).collect();
+    assert_eq!((run.status, run.stdout), (0, wanted), "{options:?}: {}", run.stderr);
+}
+
+fn namespace_is_for_those_who_may_administer_it(user: User) {
+    let given = match user {
+        User::Root => "0",
+        User::Ordinary => NOT_PERMITTED,
+    };
+    expect(user, &[], &[(OF_TUNNEL, "-1 EBADFD"), (OF_FILE, given)]);
+    // The namespace is of an ordinary user's user namespace, but without root's id the program has no capability there.
+    expect(user, &["--net"], &[(OF_FILE, given)]);
+    let may = [(OF_FILE, "0"), ("attach=tun0", "0"), (OF_FILE, "0"), (OF_TUNNEL, "0")];
+    expect(user, &["--net", "--map-root"], &may);
+}
+
+fn namespace_is_that_of_the_open_file(user: User) {
+    const NEW_NET: &str = "unshare=40000000";
+    const NEW_USER: &str = "unshare=10000000";
+    let options = ["--net", "--map-root"];
+    let moved = [("attach=tun0", "0"), (NEW_NET, "0"), (OF_FILE, "1"), (OF_TUNNEL, "1")];
+    expect(user, &options, &moved);
+    let lost = [
+        ("attach=tun0", "0"),
+        (NEW_USER, "0"),
+        (OF_FILE, NOT_PERMITTED),
+        (OF_TUNNEL, NOT_PERMITTED),
+    ];
+    expect(user, &options, &lost);
 }

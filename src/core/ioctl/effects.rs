@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     super::{
-        Core, File, FileId, IoctlOutput, MacAddress, Mode, Outcome, Reply, Tunnel, bpf,
+        Core, File, FileId, IoctlOutput, MacAddress, Mode, Outcome, Reply, Scope, Tunnel, bpf,
         filter::{PacketFilter, TxFilter},
         settings,
     },
@@ -187,6 +187,29 @@ pub(super) fn detach_filter(core: &mut Core, file: FileId, _: Argument<'_>) -> O
 /// What was passed, address and all, not the program.
 pub(super) fn get_filter(core: &mut Core, file: FileId, _: Argument<'_>) -> Outcome {
     stored(&attached(core, file)?.packet_filter.passed)
+}
+
+/// DIFFERS: a link that was moved to another network namespace is, to TUNGETDEVNETNS, in the one that its client opened the device in.
+pub(super) fn is_network_of_tunnel(
+    core: &mut Core,
+    file: FileId,
+    argument: Argument<'_>,
+) -> Outcome {
+    let scope = attached(core, file)?.scope;
+    is_network(scope, &argument)
+}
+
+pub(super) fn is_network_of_file(core: &mut Core, file: FileId, argument: Argument<'_>) -> Outcome {
+    let scope = core.file(file).ok_or(Errno::EBADF)?.opener.scope;
+    is_network(scope, &argument)
+}
+
+fn is_network(scope: Scope, argument: &Argument<'_>) -> Outcome {
+    if scope == Scope(argument.value) && scope != Scope::default() {
+        done()
+    } else {
+        Err(Errno::EPERM)
+    }
 }
 
 /// DIFFERS: TUNSETSTEERINGEBPF and TUNSETFILTEREBPF take no program. A server sees the number of the caller's descriptor, not

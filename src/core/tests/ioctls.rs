@@ -42,6 +42,22 @@ fn commands_that_ignore_their_argument_succeed() {
 }
 
 #[test]
+fn namespaces_are_told_apart_by_their_numbers() {
+    let mut rig = Rig::new();
+    let file = rig.open_in(Scope(7));
+    let mut is = |command, number| rig.ioctl(file, command, number, &[]);
+    assert_eq!(is(ioctl::IS_SKNS, 7), STORED_NOTHING);
+    assert_eq!(is(ioctl::IS_SKNS, 8), Err(Errno::EPERM));
+    assert_eq!(is(ioctl::IS_DEVNETNS, 7), Err(Errno::EBADFD));
+    rig.set_iff(file, "t", TUN).unwrap();
+    let mut is = |command, number| rig.ioctl(file, command, number, &[]);
+    assert_eq!(is(ioctl::IS_DEVNETNS, 7), STORED_NOTHING);
+    assert_eq!(is(ioctl::IS_DEVNETNS, 8), Err(Errno::EPERM));
+    let hidden = rig.open_in(Scope::default());
+    assert_eq!(rig.ioctl(hidden, ioctl::IS_SKNS, 0, &[]), Err(Errno::EPERM), "it is not known");
+}
+
+#[test]
 fn commands_for_taps_fail_on_a_tun_before_memory_is_looked_at() {
     let mut rig = Rig::new();
     let file = rig.open();
@@ -332,7 +348,7 @@ fn link_type_says_how_long_an_address_is() {
     assert_eq!(address, Some(MacAddress([2, 1, 2, 3, 4, 5])), "unchanged");
 }
 
-const COMMANDS: [u32; 32] = [
+const COMMANDS: [u32; 34] = [
     TUNSETIFF,
     TUNGETIFF,
     TUNGETFEATURES,
@@ -364,6 +380,8 @@ const COMMANDS: [u32; 32] = [
     SIOCSIFHWADDR,
     TUNGETDEVNETNS,
     SIOCGSKNS,
+    ioctl::IS_DEVNETNS,
+    ioctl::IS_SKNS,
     0x89ff,
 ];
 

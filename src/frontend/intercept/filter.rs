@@ -8,6 +8,7 @@ use nix::libc::{
     SECCOMP_RET_USER_NOTIF, seccomp_data, sock_filter,
 };
 
+use super::network::Subject;
 use crate::core::ioctl::disguised_values;
 
 /// Where the words of `struct seccomp_data` are; those of a 64-bit number are in little-endian order.
@@ -42,6 +43,8 @@ pub(super) enum Caught {
     Write,
     /// `ioctl` with a value.
     Ioctl { command: u32, value: u64 },
+    /// `ioctl` that returns a network namespace.
+    Network(Subject),
 }
 
 impl Caught {
@@ -57,8 +60,12 @@ impl Caught {
         } else {
             // The kernel looks at the low half alone (SYSCALL_DEFINE3(ioctl): unsigned int).
             let command = low(second);
-            let is_meant = number == abi.ioctl && disguised_values().any(|c| c == command);
-            is_meant.then_some(Self::Ioctl { command, value: third })
+            if number != abi.ioctl {
+                return None;
+            }
+            let network = || Subject::of(command).map(Self::Network);
+            let is_value = disguised_values().any(|c| c == command);
+            is_value.then_some(Self::Ioctl { command, value: third }).or_else(network)
         }
     }
 }
@@ -86,7 +93,7 @@ pub(super) fn program() -> Option<Vec<sock_filter>> {
 
 /// What is caught of one kind of program. Jumps go forward, to one of three places.
 fn block(abi: &Abi) -> Vec<sock_filter> {
-    let commands: Vec<u32> = disguised_values().collect();
+    let commands: Vec<u32> = disguised_values().chain(Subject::ALL.map(Subject::command)).collect();
     let (ioctl, length) = (7, 9 + commands.len());
     let (allow, notify) = (length + 4, length + 5);
     let mut block = vec![load(NUMBER)];
@@ -136,7 +143,7 @@ fn instruction(code: u32, k: u32, skips: [usize; 2]) -> sock_filter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::abi::tun::ioctl::{TUNSETIFF, TUNSETPERSIST};
+    use crate::abi::tun::ioctl::{SIOCGSKNS, TUNGETDEVNETNS, TUNSETIFF, TUNSETPERSIST};
 
     /// What the kernel would do with a call, as `linux/filter.h` defines the few instructions in use.
     fn action(arch: u32, nr: u32, args: [u64; 3]) -> u32 {
@@ -165,6 +172,8 @@ mod tests {
             [3, persist, 1],
             [3, persist | 1 << 40, 1],
             [3, u64::from(TUNSETIFF), 0],
+            [3, u64::from(SIOCGSKNS), 7],
+            [3, u64::from(TUNGETDEVNETNS), 7],
         ];
         let mut caught = 0;
         for arch in [0xc000_003e, 0x4000_0003, 0xc000_00b7] {
@@ -181,8 +190,8 @@ mod tests {
                 }
             }
         }
-        // Of each kind of program: four calls of nothing with two of the arguments, and two ioctls.
-        assert_eq!(caught, 2 * (4 * 2 + 2));
+        // Of each kind of program: four calls of nothing with two of the arguments, and four ioctls.
+        assert_eq!(caught, 2 * (4 * 2 + 4));
     }
 
     #[test]

@@ -23,6 +23,7 @@ use nix::{
 use super::{
     Carried,
     filter::{self, Caught},
+    network,
 };
 use crate::{
     frontend::opener,
@@ -122,7 +123,7 @@ fn serve(socket: BorrowedFd<'_>, file_system: u64) {
     while let Ok(notification) = listener.next() {
         let answer = carry(&listener, &notification, file_system).unwrap_or(Answer::Continue);
         // It fails if the caller has died meanwhile.
-        let _gone = listener.answer(notification.id, answer);
+        let _gone = listener.answer(notification.id, &answer);
     }
 }
 
@@ -163,6 +164,10 @@ fn carry(listener: &Listener, notification: &Notification, file_system: u64) -> 
         Caught::Read => Carried::Read { flags: flags_unless(OFlag::O_WRONLY)? },
         Caught::Write => Carried::Write { flags: flags_unless(OFlag::O_RDONLY)? },
         Caught::Ioctl { command, value } => Carried::Ioctl { command, value },
+        Caught::Network(subject) => {
+            let found = network::find(file.as_fd(), subject, notification.tid);
+            return Some(found.map_or_else(|errno| Answer::Result(Err(errno)), Answer::Descriptor));
+        }
     };
     let (command, argument) = carried.encode();
     Some(Answer::Result(sys::ioctl_value(file.as_fd(), command, argument)))

@@ -7,7 +7,7 @@
 //!
 //! Two kinds of calls never reach the server of a FUSE file: ioctls whose number says that they pass an address while
 //! they pass a value (`fuse_do_ioctl` reads there, and gives EFAULT), and reads and writes of nothing (`fuse_direct_io`
-//! returns 0).
+//! returns 0). A third kind reaches it, but its answer is a descriptor, which only the interceptor can give (`network`).
 //!
 //! ```text
 //!   client    --ioctl(fd, TUNSETPERSIST, 1)-->  seccomp filter  --notification-->  interceptor
@@ -39,17 +39,19 @@
 
 mod filter;
 mod interceptor;
+mod network;
 
 pub use self::interceptor::{InterceptError, Interceptor};
 use crate::{
     abi::tun::{O_NONBLOCK, ioctl},
-    core::{FileId, IoctlCall, Op, ReadCall, WriteCall, ioctl::disguised_values},
+    core::{
+        FileId, IoctlCall, Op, ReadCall, WriteCall,
+        ioctl::{OWN_TYPE, disguised_values},
+    },
 };
 
-/// The type byte of carried calls. Anybody may make them, and gets what the call that they stand for gets from the kernel's
-/// own device.
-const TYPE: u32 = 0xf5;
-/// Their numbers, where they are no ioctls; those of the tun driver begin at 200.
+/// The numbers of carried calls, where they are no ioctls; those of the tun driver begin at 200. Anybody may make them, and gets
+/// what the call that they stand for gets from the kernel's own device.
 const READ: u32 = 0;
 const WRITE: u32 = 1;
 
@@ -119,7 +121,7 @@ impl Carried {
 
 /// `_IO`: no argument that the kernel would copy.
 fn encode(number: u32) -> u32 {
-    TYPE << 8 | number
+    OWN_TYPE << 8 | number
 }
 
 #[cfg(test)]
@@ -141,7 +143,7 @@ mod tests {
     #[test]
     fn other_ioctls_are_ordinary() {
         for command in
-            [TUNSETPERSIST, TUNSETIFF, 0x5401, encode(2), encode(0xca), 1 << 16 | TYPE << 8]
+            [TUNSETPERSIST, TUNSETIFF, 0x5401, encode(2), encode(0xca), 1 << 16 | OWN_TYPE << 8]
         {
             assert_eq!(Carried::decode(command, 0), None, "{command:#x}");
         }

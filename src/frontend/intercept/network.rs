@@ -1,0 +1,93 @@
+//! SIOCGSKNS and TUNGETDEVNETNS: a descriptor of a network namespace, for whoever has CAP_NET_ADMIN there.
+//!
+//! The device knows namespaces by their numbers only, so one that has the right number is looked for where it is likely to be.
+//! What the kernel's `ns_capable` looks at is asked here, of the caller's thread.
+//!
+//! DIFFERS: under `memtun run`, SIOCGSKNS and TUNGETDEVNETNS know the namespace that the caller is in and the one that `run` started
+//! the program in, and give EPERM for any other. That the caller's user has made the user namespace of it does not count.
+
+use std::{
+    fs::{self, File},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
+};
+
+use nix::errno::Errno;
+
+use crate::{
+    abi::tun::ioctl::{SIOCGSKNS, TUNGETDEVNETNS},
+    core::ioctl::{IS_DEVNETNS, IS_SKNS},
+    frontend::opener,
+    sys,
+};
+
+/// Whose network namespace it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Subject {
+    /// That in which the file was opened.
+    File,
+    /// That of the tunnel.
+    Tunnel,
+}
+
+impl Subject {
+    pub(super) const ALL: [Self; 2] = [Self::File, Self::Tunnel];
+
+    pub(super) fn of(command: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|subject| subject.command() == command)
+    }
+
+    /// What a client asks.
+    pub(super) fn command(self) -> u32 {
+        match self {
+            Self::File => SIOCGSKNS,
+            Self::Tunnel => TUNGETDEVNETNS,
+        }
+    }
+
+    /// What the device is asked.
+    fn question(self) -> u32 {
+        match self {
+            Self::File => IS_SKNS,
+            Self::Tunnel => IS_DEVNETNS,
+        }
+    }
+}
+
+/// The namespace that a thread is to have.
+///
+/// # Errors
+///
+/// `EPERM` if it may not have it, or if it is not found; else what the device says.
+pub(super) fn find(file: BorrowedFd<'_>, subject: Subject, tid: u32) -> Result<OwnedFd, Errno> {
+    let places = [format!("/proc/{tid}/ns/net"), "/proc/self/ns/net".to_owned()];
+    for network in places.iter().filter_map(|place| File::open(place).ok()) {
+        let Some(number) = inode(&network) else { continue };
+        match sys::ioctl_value(file, subject.question(), number) {
+            Ok(_) if is_admin(tid, &network) == Some(true) => return Ok(network.into()),
+            // It may be the other.
+            Err(Errno::EPERM) => {}
+            Ok(_) => break,
+            Err(errno) => return Err(errno),
+        }
+    }
+    Err(Errno::EPERM)
+}
+
+/// Whether a thread has CAP_NET_ADMIN in a namespace: in the user namespace that this belongs to, or in one above that. `None`: what it
+/// belongs to is above what the client has capabilities in, or cannot be seen.
+fn is_admin(tid: u32, network: &File) -> Option<bool> {
+    let own = fs::metadata(format!("/proc/{tid}/ns/user")).ok()?.ino();
+    let mut users = File::from(sys::users_of_namespace(network.as_fd()).ok()?);
+    while inode(&users)? != own {
+        users = File::from(sys::parent_of_namespace(users.as_fd()).ok()?);
+    }
+    // Its ids are of no interest.
+    Some(opener::credentials(tid, 0, 0).net_admin)
+}
+
+fn inode(namespace: &File) -> Option<u64> {
+    namespace.metadata().ok().map(|metadata| metadata.ino())
+}
