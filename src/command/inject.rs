@@ -39,10 +39,10 @@ pub struct Inject {
     #[serde(default)]
     pub frame: bool,
     /// Source of the Ethernet header that a tap's IP datagram gets; default: the tunnel's own address.
-    #[serde(default, skip_serializing_if = "Option::is_none", with = "mac")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<MacAddress>,
     /// Its destination; default: broadcast.
-    #[serde(default, skip_serializing_if = "Option::is_none", with = "mac")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub destination: Option<MacAddress>,
     /// What is left to be done to the datagram; done before the client gets it, unless the client accepts it so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -56,30 +56,6 @@ pub struct Injected {
     pub read: bool,
     /// Else: how many datagrams wait in the client's queue, this one included.
     pub queued: usize,
-}
-
-mod mac {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    use crate::core::MacAddress;
-
-    #[expect(clippy::ref_option, reason = "serde hands out references")]
-    pub(super) fn serialize<S: Serializer>(
-        address: &Option<MacAddress>,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        match address {
-            Some(address) => serializer.collect_str(address),
-            None => serializer.serialize_none(),
-        }
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Option<MacAddress>, D::Error> {
-        let text = Option::<String>::deserialize(deserializer)?;
-        text.map(|text| text.parse().map_err(D::Error::custom)).transpose()
-    }
 }
 
 impl Method for Inject {
@@ -300,4 +276,21 @@ pub enum InjectError {
     /// The daemon refused, or is not there.
     #[error(transparent)]
     Client(#[from] ClientError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ethernet_addresses_are_text_and_may_be_left_out() {
+        let line =
+            r#"{"tunnel":"tap0","datagram":"45","frame":false,"source":"02:00:00:00:00:01"}"#;
+        let inject: Inject = serde_json::from_str(line).unwrap();
+        assert_eq!(inject.source, Some(MacAddress([2, 0, 0, 0, 0, 1])));
+        assert_eq!(inject.destination, None);
+        assert_eq!(serde_json::to_string(&inject).unwrap(), line);
+        let error = serde_json::from_str::<Inject>(&line.replace(":01", "")).unwrap_err();
+        assert!(error.to_string().contains("02:00:00:00:00"), "{error}");
+    }
 }
