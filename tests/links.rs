@@ -478,7 +478,7 @@ fn no_driver() -> Rig {
 
 /// Whether the kernel has a kind that can stand in.
 fn has_substitute(network: &Network) -> bool {
-    ["dummy", "ifb"].iter().any(|kind| {
+    ["veth", "dummy", "ifb"].iter().any(|kind| {
         let add = ["ip", "link", "add", "probe", "type", kind];
         network.command().args(add).output().unwrap().status.success()
     })
@@ -486,7 +486,7 @@ fn has_substitute(network: &Network) -> bool {
 
 fn substitute_can_be_configured() {
     if !has_substitute(&Network::new()) {
-        println!("SKIP substitute_can_be_configured: the kernel has neither dummy nor ifb");
+        println!("SKIP substitute_can_be_configured: the kernel has no veth, dummy or ifb");
         return;
     }
     let rig = no_driver();
@@ -496,10 +496,17 @@ fn substitute_can_be_configured() {
     let second = rig.try_make(LinkId(2), spec("", TUN)).unwrap();
     assert_eq!(second.state.name, Name::new(b"tun1"));
     assert_eq!(made.state.queue_length, 500);
-    assert_eq!(rig.shown("tun0")["linkinfo"]["info_kind"], made.link.kind().word());
+    let shown = rig.shown("tun0");
+    assert_eq!(shown["linkinfo"]["info_kind"], made.link.kind().word());
+    assert_eq!(shown["ifalias"], "memtun");
     rig.network.ip(&["address", "add", "10.9.0.1", "peer", "10.9.0.2", "dev", "tun0"]);
     rig.network.ip(&["link", "set", "tun0", "mtu", "1400", "up"]);
     rig.hear_state("up", |state| state.up && state.mtu == 1400);
+    if made.link.kind() == Kind::Veth {
+        for on in [false, true] {
+            assert_eq!(rig.set(Setting::Carrier(on)).unwrap().carrier, on);
+        }
+    }
     for setting in [
         Setting::Owner(1),
         Setting::Carrier(true),

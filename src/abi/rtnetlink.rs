@@ -43,6 +43,12 @@ pub mod attribute {
     pub const LINKINFO: u16 = 18;
     /// `IFLA_INFO_KIND`, as in `ip link add type KIND`.
     pub const INFO_KIND: u16 = 1;
+    /// `IFLA_INFO_DATA`: what belongs to the kind.
+    pub const INFO_DATA: u16 = 2;
+    /// `VETH_INFO_PEER`, in that: a `struct ifinfomsg` and attributes of the other end.
+    pub const VETH_PEER: u16 = 1;
+    /// `IFLA_NET_NS_FD`: the network namespace that it is to be in.
+    pub const NETWORK: u16 = 28;
     /// `IFLA_IFALIAS`: a remark for people.
     pub const ALIAS: u16 = 20;
     /// `IFLA_CARRIER`.
@@ -125,6 +131,20 @@ impl Request {
     pub fn kind(self, kind: &str) -> Self {
         let mut info = Vec::new();
         push_attribute(&mut info, attribute::INFO_KIND, kind.as_bytes());
+        self.attribute(attribute::LINKINFO | attribute::NESTED, &info)
+    }
+
+    /// A `veth` is to be made. Its other end gets a name, in the network namespace of a descriptor.
+    #[must_use]
+    pub fn veth(self, peer: &str, network: i32) -> Self {
+        let mut end = LinkHeader::default().as_bytes().to_vec();
+        push_attribute(&mut end, attribute::NAME, peer.as_bytes());
+        push_attribute(&mut end, attribute::NETWORK, &network.to_ne_bytes());
+        let mut data = Vec::new();
+        push_attribute(&mut data, attribute::VETH_PEER | attribute::NESTED, &end);
+        let mut info = Vec::new();
+        push_attribute(&mut info, attribute::INFO_KIND, b"veth");
+        push_attribute(&mut info, attribute::INFO_DATA | attribute::NESTED, &data);
         self.attribute(attribute::LINKINFO | attribute::NESTED, &info)
     }
 
@@ -262,6 +282,19 @@ mod tests {
         let bytes = request.into_bytes(7);
         assert_eq!(bytes[4..], golden[4..]);
         assert_eq!(usize::from(bytes[0]), golden.len());
+    }
+
+    #[test]
+    fn other_end_of_a_veth_is_nested_in_the_kind() {
+        let bytes = Request::new(NEWLINK, ACK, 0).veth("far", 9).into_bytes(7);
+        #[rustfmt::skip]
+        let golden = [
+            52, 0, 18, 0x80, 8, 0, 1, 0, b'v', b'e', b't', b'h',
+            40, 0, 2, 0x80, 36, 0, 1, 0x80,
+            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+            7, 0, 3, 0, b'f', b'a', b'r', 0, 8, 0, 28, 0, 9, 0, 0, 0,
+        ];
+        assert_eq!(bytes[32..], golden);
     }
 
     #[test]

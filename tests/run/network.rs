@@ -1,13 +1,22 @@
 //! `memtun run --net`: a network namespace of the program's own, and what shows it.
 
-use std::{fs, process::Command};
+use std::{
+    fs::{self, File},
+    os::{fd::AsRawFd, unix::process::ExitStatusExt},
+    path::Path,
+    process::Command,
+};
+
+use nix::sys::signal::Signal;
 
 use super::{RunTest, User, folder, memtun_run};
 use crate::{
     links,
     support::{
         daemon::{Run, run},
-        program::compiled,
+        network::Network,
+        program::{Program, compiled},
+        within_deadline,
     },
 };
 
@@ -18,6 +27,7 @@ pub(super) const TESTS: &[RunTest] = &[
     ("what_sysfs_may_not_show_stays_covered", what_sysfs_may_not_show_stays_covered),
     ("namespace_is_for_those_who_may_administer_it", namespace_is_for_those_who_may_administer_it),
     ("namespace_is_that_of_the_open_file", namespace_is_that_of_the_open_file),
+    ("substitute_vanishes_when_memtun_is_killed", substitute_vanishes_when_memtun_is_killed),
 ];
 
 fn network_is_empty_if_wanted(user: User) {
@@ -46,15 +56,19 @@ fn sysfs_shows_the_programs_interfaces(user: User) {
     assert_eq!((run.status, run.stdout), (0, [calls, shown].concat()), "{}", run.stderr);
 }
 
-/// Runs a shell's script within `memtun run --net`, on a machine on whose `/sys` another script has worked.
-#[track_caller]
-fn on_prepared_sysfs(user: User, prepare: &str, script: &str) -> Run {
-    let (_folder, control) = folder();
-    let inner = user.memtun_run(&control, &["--net", "--", "sh", "-c", script]);
+/// `memtun run --net` with a shell's script, on a machine on whose files another script has worked.
+fn on_prepared_machine(user: User, control: &Path, prepare: &str, script: &[&str]) -> Command {
+    let inner = user.memtun_run(control, &[&["--net", "--", "sh", "-c"], script].concat());
     let mut command = Command::new("unshare");
     command.args(["-m", "sh", "-c", &format!("set -e; {prepare}; exec \"$0\" \"$@\"")]);
     command.arg(inner.get_program()).args(inner.get_args()).env("MEMTUN_LOG", "info");
-    let run = run(&mut command, b"");
+    command
+}
+
+#[track_caller]
+fn on_prepared_sysfs(user: User, prepare: &str, script: &str) -> Run {
+    let (_folder, control) = folder();
+    let run = run(&mut on_prepared_machine(user, &control, prepare, &[script]), b"");
     assert_eq!(run.status, 0, "{run:?}");
     run
 }
@@ -126,4 +140,32 @@ fn namespace_is_that_of_the_open_file(user: User) {
         (OF_TUNNEL, NOT_PERMITTED),
     ];
     expect(user, &options, &lost);
+}
+
+fn substitute_vanishes_when_memtun_is_killed(user: User) {
+    let probe = ["ip", "link", "add", "probe", "type", "veth"];
+    if !Network::new().command().args(probe).output().unwrap().status.success() {
+        println!("SKIP substitute_vanishes_when_memtun_is_killed: the kernel has no veth");
+        return;
+    }
+    let (_folder, control) = folder();
+    let reader = compiled("reader");
+    let script = ["echo $$; exec \"$0\" /dev/net/tun tun0", reader.to_str().unwrap()];
+    let without_driver = "mount -t tmpfs tmpfs /dev/net";
+    let mut command = on_prepared_machine(user, &control, without_driver, &script);
+    let program = Program::start(&mut command);
+    let pid = program.line();
+    program.expect_line("attached tun0");
+    // Held, so that the link does not go with it.
+    let namespace = File::open(format!("/proc/{pid}/ns/net")).expect("it has one");
+    let path = format!("/proc/{}/fd/{}", std::process::id(), namespace.as_raw_fd());
+    let shown = move || {
+        let ip = ["ip", "-details", "link", "show", "dev", "tun0"];
+        let output = Command::new("nsenter").arg(format!("--net={path}")).args(ip).output();
+        String::from_utf8(output.expect("nsenter runs").stdout).expect("ip prints text")
+    };
+    assert!(shown().contains("veth"), "{}", shown());
+    program.signal(Signal::SIGKILL);
+    assert_eq!(program.wait().signal(), Some(Signal::SIGKILL as i32));
+    within_deadline("the link to go", move || while !shown().is_empty() {});
 }

@@ -19,8 +19,9 @@ use nix::{
     fcntl::{OFlag, open},
     sys::stat::Mode as Permissions,
 };
+use tracing::debug;
 
-use super::{Kind, Spec, namespace::Namespace};
+use super::{Far, Kind, Spec, namespace::Namespace};
 use crate::{
     abi::{
         rtnetlink::{self, Request, attribute},
@@ -154,6 +155,7 @@ pub(super) struct Made {
     pub(super) state: rtnetlink::Link,
     /// It was there before, and stays when it is not used any more.
     pub(super) persistent: bool,
+    pub(super) far: Option<Far>,
 }
 
 /// Makes a link in a namespace.
@@ -210,48 +212,76 @@ fn attach(queue: OwnedFd, namespace: &Namespace, spec: &Spec) -> Result<Made, Er
     let attached = tun::with_ifreq(queue.as_fd(), IfReqCommand::Attached, &IfReq::zeroed(false))?;
     let persistent = attached.flags().contains(IfFlags::PERSIST);
     let state = namespace.requests.link_named(name.as_bytes())?;
-    Ok(Made { kind: Kind::Tun, queue: Some(queue), state, persistent })
+    Ok(Made { kind: Kind::Tun, queue: Some(queue), state, persistent, far: None })
 }
 
 /// How many numbers the kernel tries for a template (`__dev_alloc_name`).
 const MAX_TEMPLATE_NUMBER: u32 = 8 * 4096;
 
 fn substitute(namespace: &Namespace, spec: &Spec) -> Result<Made, Errno> {
-    let raw = spec.name.as_bytes();
+    let far = Far::open()
+        .inspect_err(|error| debug!(%error, "making a network namespace failed, ignoring"));
+    let veth = far.ok().map(|far| (Kind::Veth, Some(far)));
+    for (kind, far) in veth.into_iter().chain([(Kind::Dummy, None), (Kind::Ifb, None)]) {
+        match add_named(namespace, spec, kind, far.as_ref()) {
+            Ok(state) => return Ok(Made { kind, queue: None, state, persistent: false, far }),
+            // A kind that the kernel does not know.
+            Err(Errno::EOPNOTSUPP) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Err(Errno::ENODEV)
+}
+
+/// Adds a substitute by the name that is wanted, or the first of a template that is free.
+fn add_named(
+    namespace: &Namespace,
+    spec: &Spec,
+    kind: Kind,
+    far: Option<&Far>,
+) -> Result<rtnetlink::Link, Errno> {
     let is_tap = !spec.flags.contains(IfFlags::TUN);
-    let template: &[u8] = match (raw, is_tap) {
+    let template: &[u8] = match (spec.name.as_bytes(), is_tap) {
         (b"", false) => b"tun%d",
         (b"", true) => b"tap%d",
-        _ => raw,
+        (name, _) => name,
     };
     let Some(at) = template.windows(2).position(|pair| pair == b"%d") else {
-        return substitute_named(namespace, spec, template);
+        return add(namespace, spec, template, kind, far);
     };
     for number in 0..MAX_TEMPLATE_NUMBER {
         let number = number.to_string();
         let name = [&template[..at], number.as_bytes(), &template[at + 2..]].concat();
-        match substitute_named(namespace, spec, &name) {
+        match add(namespace, spec, &name, kind, far) {
             // The kernel's way to say that the name is taken.
             Err(Errno::EBUSY | Errno::EINVAL) if namespace.requests.link_named(&name).is_ok() => {}
-            made => return made,
+            added => return added,
         }
     }
     Err(Errno::ENFILE)
 }
 
-fn substitute_named(namespace: &Namespace, spec: &Spec, name: &[u8]) -> Result<Made, Errno> {
-    let mut made = Err(Errno::EOPNOTSUPP);
-    for (kind, word) in [(Kind::Dummy, "dummy"), (Kind::Ifb, "ifb")] {
-        made = add(namespace, spec, name, word).map(|()| kind);
-        // A kind that the kernel does not know.
-        if made != Err(Errno::EOPNOTSUPP) {
-            break;
-        }
-    }
-    let kind = made.map_err(|errno| {
-        if errno == Errno::EOPNOTSUPP {
-            Errno::ENODEV
-        } else if errno != Errno::EEXIST {
+fn add(
+    namespace: &Namespace,
+    spec: &Spec,
+    name: &[u8],
+    kind: Kind,
+    far: Option<&Far>,
+) -> Result<rtnetlink::Link, Errno> {
+    let is_tap = !spec.flags.contains(IfFlags::TUN);
+    let queue_length: u32 = if is_tap { 1000 } else { 500 };
+    let index = spec.index.and_then(|index| u32::try_from(index).ok()).unwrap_or(0);
+    let request = Request::new(rtnetlink::NEWLINK, rtnetlink::ACK | rtnetlink::CREATE, index)
+        .flags(rtnetlink::IFF_NOARP, !is_tap)
+        .attribute(attribute::NAME, &[name, b"\0"].concat())
+        .attribute(attribute::QUEUE_LENGTH, &queue_length.to_ne_bytes());
+    let request = match far {
+        Some(far) => far.with_end(request),
+        None => request.kind(kind.word()),
+    };
+    let requests = &namespace.requests;
+    requests.change(request).map_err(|errno| {
+        if errno != Errno::EEXIST {
             errno
         } else if spec.flags.contains(IfFlags::TUN_EXCL) {
             // As TUNSETIFF says of a name that something else than a tun has.
@@ -260,21 +290,12 @@ fn substitute_named(namespace: &Namespace, spec: &Spec, name: &[u8]) -> Result<M
             Errno::EINVAL
         }
     })?;
-    let state = namespace.requests.link_named(name)?;
-    Ok(Made { kind, queue: None, state, persistent: false })
-}
-
-fn add(namespace: &Namespace, spec: &Spec, name: &[u8], kind: &str) -> Result<(), Errno> {
-    let is_tap = !spec.flags.contains(IfFlags::TUN);
-    let queue_length: u32 = if is_tap { 1000 } else { 500 };
-    let index = spec.index.and_then(|index| u32::try_from(index).ok()).unwrap_or(0);
-    let request = Request::new(rtnetlink::NEWLINK, rtnetlink::ACK | rtnetlink::CREATE, index)
-        .flags(rtnetlink::IFF_NOARP, !is_tap)
-        .attribute(attribute::NAME, &[name, b"\0"].concat())
-        .attribute(attribute::QUEUE_LENGTH, &queue_length.to_ne_bytes())
-        .attribute(attribute::ALIAS, b"memtun\0")
-        .kind(kind);
-    namespace.requests.change(request)
+    let link = requests.link_named(name)?;
+    // A link that is made gets none (rtnl_create_link).
+    let remark = Request::new(rtnetlink::NEWLINK, rtnetlink::ACK, link.index);
+    let _for_people = requests.change(remark.attribute(attribute::ALIAS, b"memtun\0"));
+    far.map_or(Ok(()), |far| far.set_up(true))?;
+    Ok(link)
 }
 
 pub(super) fn errno_of(error: &io::Error) -> Errno {

@@ -5,8 +5,8 @@
 //!
 //! [`Links::make`] makes a link in the network namespace of the client that opened the device. It is the kernel's own tun or
 //! tap, opened by memtun and asked for by the client's name and flags, so that it looks in every way as the client expects
-//! (`IFLA_INFO_KIND`, `tun_flags`, `POINTOPOINT`). Where the driver cannot be asked a `dummy` or `ifb` link stands in, which
-//! can be configured, but passes nothing.
+//! (`IFLA_INFO_KIND`, `tun_flags`, `POINTOPOINT`). Where the driver cannot be asked a substitute stands in, which can be
+//! configured, but passes nothing: a `veth`, else a `dummy` or `ifb` link.
 //!
 //! What happens to the link comes back through a [`Listener`]: its state, its end, and what the kernel sends into it. What
 //! the client asks of it goes through [`Links::set`], what it writes through [`Link::write`].
@@ -26,9 +26,11 @@
 //! state calls [`Links::refresh`] first, and the client's own change cannot be overlooked.
 //!
 //! A link that the client moves to another namespace is followed there, if it is a tun (TUNGETDEVNETNS). All of them vanish
-//! when memtun ends, however it ends, but for those that were made persistent, and substitutes when it is killed: these
-//! bear the alias `memtun`, and go with their namespace.
+//! when memtun ends, however it ends, but for those that were made persistent: a tun goes with its last queue, a `veth` with its
+//! other end, which is in a namespace that only memtun has (`far`). A `dummy` or `ifb` stays when memtun is killed, until its
+//! namespace goes; it bears the alias `memtun`.
 
+mod far;
 mod make;
 mod namespace;
 mod network;
@@ -45,7 +47,7 @@ use std::{
 use bytes::Bytes;
 use nix::{errno::Errno, sys::uio::writev};
 
-use self::namespace::Namespace;
+use self::{far::Far, namespace::Namespace};
 pub use self::{
     make::{MakeError, NoDriver, TunNode},
     network::Network,
@@ -74,6 +76,8 @@ pub enum Kind {
     /// The kernel's tun or tap.
     Tun,
     /// A substitute.
+    Veth,
+    /// A substitute.
     Dummy,
     /// A substitute.
     Ifb,
@@ -85,6 +89,7 @@ impl Kind {
     pub fn word(self) -> &'static str {
         match self {
             Self::Tun => "tun",
+            Self::Veth => "veth",
             Self::Dummy => "dummy",
             Self::Ifb => "ifb",
         }
@@ -151,6 +156,8 @@ pub struct Link {
     queues: RwLock<BTreeMap<QueueId, Arc<OwnedFd>>>,
     /// Whether it stays when it is not used any more.
     persistent: Mutex<bool>,
+    /// Of a `veth`.
+    far: Option<Far>,
 }
 
 /// Where it is.

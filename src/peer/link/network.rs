@@ -1,7 +1,7 @@
 //! A network namespace, held open, and rtnetlink in it.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
@@ -16,7 +16,7 @@ use std::{
 
 use nix::{
     errno::Errno,
-    sched::{CloneFlags, setns},
+    sched::{CloneFlags, setns, unshare},
     sys::socket::{
         AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
         setsockopt, socket, sockopt,
@@ -51,6 +51,16 @@ impl Network {
         File::open("/proc/thread-self/ns/net")?.try_into()
     }
 
+    /// A new one, with a loopback interface that is down.
+    pub(super) fn make() -> io::Result<Self> {
+        in_thread(|| {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            // What else is there stays silent. A kernel may have no IPv6, and the file may be read-only.
+            let _silent = fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
+            Self::current()
+        })
+    }
+
     /// The inode number, which is what tunnels are told apart by.
     #[must_use]
     pub fn inode(&self) -> u64 {
@@ -66,16 +76,26 @@ impl Network {
         if Self::current().is_ok_and(|current| current.inode == self.inode) {
             return act();
         }
-        // Only the thread that asks moves, and it must not come back to others' work if it cannot come back.
-        thread::scope(|scope| {
-            let moved =
-                thread::Builder::new().name("network".to_owned()).spawn_scoped(scope, || {
-                    setns(&self.file, CloneFlags::CLONE_NEWNET)?;
-                    act()
-                })?;
-            moved.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        in_thread(|| {
+            setns(&self.file, CloneFlags::CLONE_NEWNET)?;
+            act()
         })
     }
+}
+
+impl AsFd for Network {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// Runs what moves to another namespace: only the thread that asks does, and it must not come back to others' work if it cannot
+/// come back.
+fn in_thread<T: Send>(act: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    thread::scope(|scope| {
+        let moved = thread::Builder::new().name("network".to_owned()).spawn_scoped(scope, act)?;
+        moved.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 impl TryFrom<File> for Network {

@@ -17,7 +17,7 @@ use crate::{
 pub(super) fn set(link: &Link, setting: Setting) -> Result<(), Errno> {
     match link.kind {
         Kind::Tun => set_tun(link, setting),
-        Kind::Dummy | Kind::Ifb => set_substitute(link, setting),
+        Kind::Veth | Kind::Dummy | Kind::Ifb => set_substitute(link, setting),
     }
 }
 
@@ -51,10 +51,13 @@ fn set_substitute(link: &Link, setting: Setting) -> Result<(), Errno> {
         | Setting::Group(_)
         | Setting::LinkType(_)
         | Setting::Offload(_) => Ok(()),
-        // An ifb has none that could be set.
-        Setting::Carrier(_) => match set_any(link, setting) {
-            Err(Errno::EOPNOTSUPP) => Ok(()),
-            set => set,
+        Setting::Carrier(on) => match &link.far {
+            Some(far) => far.set_up(on),
+            // An ifb has none that could be set.
+            None => match set_any(link, setting) {
+                Err(Errno::EOPNOTSUPP) => Ok(()),
+                set => set,
+            },
         },
         Setting::Up(_)
         | Setting::Mtu(_)

@@ -213,6 +213,7 @@ impl Shared {
             place: Mutex::new(Place { namespace: Arc::clone(&namespace), index }),
             queues: RwLock::default(),
             persistent: Mutex::new(made.persistent),
+            far: made.far,
         });
         lock(&self.links).insert(id, Arc::clone(&link));
         let opened = match made.queue {

@@ -1,0 +1,42 @@
+//! The other end of a `veth` that stands in for a tun link. It is in a namespace that nobody but memtun knows of, so that the kernel
+//! takes both ends away when memtun ends, however it ends.
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd},
+};
+
+use nix::errno::Errno;
+
+use super::network::{Network, Requests};
+use crate::abi::rtnetlink::{self, Request, attribute};
+
+const NAME: &str = "far";
+
+/// A namespace for one other end, and perhaps that.
+#[derive(Debug)]
+pub(super) struct Far {
+    network: Network,
+    requests: Requests,
+}
+
+impl Far {
+    /// An empty one.
+    pub(super) fn open() -> io::Result<Self> {
+        let network = Network::make()?;
+        let requests = network.run(Requests::open)?;
+        Ok(Self { network, requests })
+    }
+
+    /// Makes a request for a link one for a `veth`, with its other end here.
+    pub(super) fn with_end(&self, request: Request) -> Request {
+        request.veth(NAME, self.network.as_fd().as_raw_fd())
+    }
+
+    /// Up, it gives the link a carrier.
+    pub(super) fn set_up(&self, up: bool) -> Result<(), Errno> {
+        let request = Request::new(rtnetlink::NEWLINK, rtnetlink::ACK, 0);
+        let name = [NAME.as_bytes(), b"\0"].concat();
+        self.requests.change(request.attribute(attribute::NAME, &name).flags(rtnetlink::IFF_UP, up))
+    }
+}
