@@ -18,6 +18,7 @@ mod address;
 mod attach;
 pub mod bpf;
 pub mod datagram;
+mod delivery;
 mod event;
 mod file;
 mod filter;
@@ -46,9 +47,10 @@ use bytes::Bytes;
 pub use self::{
     address::{Address, parse_name},
     datagram::{Datagram, MacAddress},
+    delivery::Delivery,
     event::{DropReason, Event},
     file::{File, Queue},
-    harness::{CommandError, Delivery, Wrap},
+    harness::{CommandError, Wrap},
     interface::{Forward, Interface, LinkAnswer, LinkRequest, LinkSetting, LinkState, MadeLink},
     join::Peer,
     request::{

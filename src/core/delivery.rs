@@ -1,0 +1,138 @@
+//! The two ways of a datagram: into a client's queue or blocked read, and from a client to whoever is at the far side.
+
+use super::{
+    Address, CommandError, Core, Datagram, DropReason, Event, FileId, Interface, Mode, Output,
+    Peer, TunnelId, filter::filtered, offload,
+};
+use crate::abi::tun::{self, Offload};
+
+/// What became of an injected datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// A blocked read got it.
+    Read,
+    /// It waits in a queue of so many datagrams, itself included.
+    Queued(usize),
+}
+
+impl Core {
+    /// All segments go their way; if some are refused, the first of them says why.
+    pub(super) fn perform_and_send_to_client(
+        &mut self,
+        to: TunnelId,
+        datagram: Datagram,
+        mode: Mode,
+        accepted: Offload,
+    ) -> Result<Delivery, CommandError> {
+        offload::perform(datagram, mode, accepted)?
+            .map(|datagram| self.send_to_client(to, datagram))
+            .reduce(Result::and)
+            .unwrap_or(Err(CommandError::EmptyDatagram))
+    }
+
+    pub(super) fn send_to_client(
+        &mut self,
+        to: TunnelId,
+        datagram: Datagram,
+    ) -> Result<Delivery, CommandError> {
+        let tunnel = self.tunnel_or_unknown(to)?;
+        let file = tunnel.select_queue(&datagram).ok_or(CommandError::NoQueue(tunnel.name))?;
+        self.send_to_file(to, file, datagram)
+    }
+
+    pub(super) fn send_to_file(
+        &mut self,
+        to: TunnelId,
+        file_id: FileId,
+        datagram: Datagram,
+    ) -> Result<Delivery, CommandError> {
+        // Not the method, so that only this field is borrowed.
+        let tunnel = self.tunnels.get(&to).ok_or(CommandError::UnknownTunnel(Address::Id(to)))?;
+        let (name, mode, framing) = (tunnel.name, tunnel.mode, tunnel.framing());
+        let file = self.files.get_mut(&file_id).ok_or(CommandError::NoQueue(name))?;
+        let length = datagram.payload.len();
+        let Some(datagram) = filtered(datagram, tunnel, file) else {
+            self.count_to_client_drop(to, name, DropReason::Filtered, length);
+            return Err(CommandError::Filtered(name));
+        };
+        let payload = self.observed.then(|| datagram.payload.clone());
+
+        // A queue of nothing passes nothing, not even to a blocked reader: tun_net_xmit puts it there first.
+        let parked = if file.queue.capacity() > 0 { file.parked.pop_front() } else { None };
+        let delivery = if let Some(read) = parked {
+            let outcome = file.deliver(&datagram, framing, read.limit);
+            let was_read = outcome.is_ok();
+            self.outputs.push(Output::Complete(read.id, outcome));
+            if !was_read {
+                self.count_to_client_drop(to, name, DropReason::ReadTooShort, length);
+                return Err(CommandError::ReadTooShort(name));
+            }
+            Delivery::Read
+        } else if file.queue.push(datagram) {
+            let queued = file.queue.len();
+            self.wake(file_id);
+            Delivery::Queued(queued)
+        } else {
+            let datagrams = file.queue.len();
+            self.count_to_client_drop(to, name, DropReason::QueueFull, length);
+            return Err(CommandError::QueueFull { name, datagrams });
+        };
+        if let Some(tunnel) = self.tunnels.get_mut(&to) {
+            tunnel.counters.to_client.add(length);
+        }
+        if let Some(payload) = payload {
+            self.outputs.push(Output::Event(Event::ToClient { tunnel: to, name, mode, payload }));
+        }
+        Ok(delivery)
+    }
+
+    pub(super) fn send_to_harness(&mut self, file: FileId, datagram: Datagram) {
+        let length = datagram.payload.len();
+        let payload = self.observed.then(|| datagram.payload.clone());
+        let limits = self.limits;
+        let Some(tunnel) = self.tunnel_of_mut(file) else { return };
+        let (id, name, mode) = (tunnel.id, tunnel.name, tunnel.mode);
+        tunnel.counters.from_client.add(length);
+        if let Some(Peer::Tunnel(other)) = tunnel.peer {
+            if let Some(payload) = payload {
+                let event = Event::FromClient { tunnel: id, name, mode, payload };
+                self.outputs.push(Output::Event(event));
+            }
+            return self.send_across(other, datagram);
+        }
+        if tunnel.interface == Interface::Bridge {
+            // The kernel has it. The harness may look at the latest.
+            tunnel.written.push_over(datagram, limits.copied_datagrams, limits.copied_bytes);
+        } else if tunnel.written.push(datagram) {
+            tunnel.last_writer = Some(file);
+            if let Some(Peer::Outside(peer)) = tunnel.peer {
+                self.outputs.push(Output::Notify(peer));
+            }
+        } else {
+            tunnel.last_writer = None;
+            tunnel.counters.from_client_dropped.add(length);
+            self.event(|| Event::Dropped {
+                tunnel: id,
+                name,
+                reason: DropReason::WriteBufferFull,
+                length,
+            });
+        }
+        if let Some(payload) = payload {
+            self.outputs.push(Output::Event(Event::FromClient { tunnel: id, name, mode, payload }));
+        }
+    }
+
+    pub(super) fn count_to_client_drop(
+        &mut self,
+        id: TunnelId,
+        name: tun::Name,
+        reason: DropReason,
+        length: usize,
+    ) {
+        if let Some(tunnel) = self.tunnels.get_mut(&id) {
+            tunnel.counters.to_client_dropped.add(length);
+        }
+        self.event(|| Event::Dropped { tunnel: id, name, reason, length });
+    }
+}
