@@ -34,7 +34,7 @@ use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
-use crate::support::daemon::Backend;
+use crate::{clients::configured, support::daemon::Backend};
 
 /// A test of the device: its name, and what it does with a kind of device.
 pub type DeviceTest = (&'static str, fn(Backend));
@@ -77,7 +77,8 @@ fn main() -> ExitCode {
         }));
     }
     for user in run::User::ALL {
-        trials.extend(clients::configured::TESTS.iter().map(|test| {
+        let tests = [configured::TESTS, configured::vpn::TESTS];
+        trials.extend(tests.into_iter().flatten().map(|test| {
             let obstacle = || test.obstacle().map(|obstacle| (clients::WORD, obstacle));
             let user_obstacle = user.obstacle().map(|obstacle| ("run", obstacle));
             let name = format!("configured::{}::{}", user.word(), test.name);

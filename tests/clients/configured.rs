@@ -2,6 +2,8 @@
 //!
 //! Each runs as root and as an ordinary user. What it printed, what it configured and what passed is checked.
 
+pub mod vpn;
+
 use std::{fs, net::SocketAddr, os::unix::fs::PermissionsExt, path::PathBuf, process::Command};
 
 use memtun::{
@@ -88,6 +90,19 @@ impl Run {
 
     fn client(&self) -> Client {
         Client::connect_within(&self.control, DEADLINE).expect("the control socket is there")
+    }
+
+    /// What runs the program that is added to it in the namespaces of the script, as the user that the script runs as.
+    fn command(&self, user: User) -> Command {
+        let namespaces = match user {
+            User::Root => &["net"][..],
+            User::Ordinary => &["user", "net"],
+        };
+        let pid = self.program.pid();
+        let mut command = Command::new("nsenter");
+        command.args(namespaces.iter().map(|name| format!("--{name}=/proc/{pid}/ns/{name}")));
+        command.arg("--").env("LC_ALL", "C");
+        command
     }
 
     /// What `ip` shows in the program's network namespace.
