@@ -8,7 +8,7 @@ use std::{
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, mpsc},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -78,7 +78,7 @@ pub struct Program {
     lines: mpsc::Receiver<String>,
     said: RefCell<Vec<String>>,
     name: String,
-    /// How long a line may take.
+    /// How long a line that is waited for may take.
     deadline: Duration,
 }
 
@@ -124,11 +124,13 @@ impl Program {
         self.line_with("")
     }
 
-    /// Reads on until a line has this text in it, and returns the line.
+    /// Reads on until a line has this text in it, and returns the line. Others that come meanwhile do not make it wait longer.
     #[track_caller]
+    #[expect(clippy::disallowed_methods, reason = "a deadline is a time")]
     pub fn line_with(&self, text: &str) -> String {
+        let end = Instant::now() + self.deadline;
         loop {
-            match self.lines.recv_timeout(self.deadline) {
+            match self.lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
                 Ok(line) => {
                     self.said.borrow_mut().push(line.clone());
                     if line.contains(text) {
