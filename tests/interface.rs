@@ -14,7 +14,7 @@ use memtun::{
 use nix::{
     errno::Errno,
     net::if_::if_nametoindex,
-    poll::{PollFlags, PollTimeout, poll},
+    poll::{PollFlags, PollTimeout},
     sys::signal::Signal,
 };
 
@@ -27,7 +27,7 @@ use crate::{
         datagram,
         device::{NO_PI, TAP, TUN, TunFile, set_up},
         network::Network,
-        within_deadline,
+        until, within_deadline,
     },
 };
 
@@ -112,17 +112,6 @@ impl Rig {
         let text = self.network.ip(&["-json", "-stats", "link", "show", "dev", name]);
         let shown: serde_json::Value = serde_json::from_str(&text).expect("ip prints JSON");
         shown[0]["stats64"]["rx"][what].as_u64().expect("a number")
-    }
-}
-
-/// Looks again and again, for what nobody tells.
-#[track_caller]
-fn until(mut is_so: impl FnMut() -> bool) {
-    let mut ticks = 0;
-    while !is_so() {
-        assert_eq!(poll(&mut [], PollTimeout::from(20_u16)), Ok(0));
-        ticks += 1;
-        assert!(ticks < 1_500, "it does not come to be");
     }
 }
 

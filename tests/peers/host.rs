@@ -24,6 +24,7 @@ use crate::{
         daemon::{Backend, Daemon},
         datagram,
         device::{NO_PI, TAP, TUN, TunFile},
+        random_bytes,
         stack::StackClient,
         within_deadline,
     },
@@ -43,12 +44,6 @@ pub const TESTS: &[DeviceTest] = &[
 ];
 
 const MEBIBYTE: usize = 1 << 20;
-
-/// Bytes that are not the same anywhere.
-fn pattern(length: usize) -> Vec<u8> {
-    let mut random = fastrand::Rng::with_seed(1);
-    std::iter::repeat_with(|| random.u8(..)).take(length).collect()
-}
 
 /// A client with a stack, on a tun whose host is 10.0.0.1 and fd00::1.
 fn tun_client(daemon: &Daemon, options: &[&str]) -> StackClient {
@@ -146,7 +141,7 @@ fn host_is_a_neighbour_on_a_tap(backend: Backend) {
     // Both kinds of address, found by ARP and by neighbour discovery, also from the link-local one.
     let mut client =
         StackClient::new(file, &["10.0.0.2/24", "fd00::2/64", "fe80::9/64"], Some(own));
-    let data = pattern(100_000);
+    let data = random_bytes(100_000);
     let octets: [u8; 6] = address.try_into().unwrap();
     let [a, b, c, d, e, f] = octets.map(u16::from);
     let words = [0xfe80, 0, 0, 0, (a ^ 2) << 8 | b, c << 8 | 0xff, 0xfe00 | d, e << 8 | f];
@@ -162,7 +157,7 @@ fn host_is_a_neighbour_on_a_tap(backend: Backend) {
 fn host_echoes_and_discards_tcp(backend: Backend) {
     let daemon = Daemon::start(backend);
     let mut client = tun_client(&daemon, &[]);
-    let data = pattern(MEBIBYTE);
+    let data = random_bytes(MEBIBYTE);
     for (port, to) in (5_000..).zip(["10.0.0.1", "fd00::1"]) {
         let socket = client.connect(to, 7, port);
         assert!(client.exchange(socket, &data) == data, "{to}");
@@ -180,7 +175,7 @@ fn host_echoes_udp_in_fragments_too(backend: Backend) {
     let mut client = tun_client(&daemon, &[]);
     let socket = client.bind_udp(5_000);
     for (to, length) in [("10.0.0.1", 1), ("fd00::1", 1_400), ("10.0.0.1", 60_000)] {
-        let data = pattern(length);
+        let data = random_bytes(length);
         let to = smoltcp::wire::IpEndpoint::new(to.parse().unwrap(), 7);
         client.udp(socket).send_slice(&data, to).unwrap();
         let (echo, from) = client.run_until("the echo", |client| {
@@ -209,7 +204,7 @@ fn host_gets_offloads_done(backend: Backend) {
     let file = TunFile::attached(&daemon.device, "tun0", TUN | NO_PI | VNET_HDR);
     daemon.memtun(&["host", "tun0", "--addr", "10.0.0.1/24"]).succeeded();
     let [from, to] = ["10.0.0.2:5000", "10.0.0.1:7"].map(|at| at.parse().unwrap());
-    let data = pattern(250);
+    let data = random_bytes(250);
     let mut udp = packet::udp(from, to, &data).unwrap();
     // What is left to be done begins with the sum of the pseudo-header: addresses, protocol and length.
     let pseudo = [&udp[12..20], &[0, 17], &udp[24..26]].concat();
@@ -246,7 +241,7 @@ fn host_forwards_to_this_machine(backend: Backend) {
     let daemon = Daemon::start(backend);
     let (listener, forward) = listener();
     let mut client = tun_client(&daemon, &["--forward", &forward]);
-    let (data, answer) = (pattern(MEBIBYTE), pattern(MEBIBYTE + 1));
+    let (data, answer) = (random_bytes(MEBIBYTE), random_bytes(MEBIBYTE + 1));
     // The server reads to the end before it answers: the end passes through, one way alone.
     let serving = Background::start({
         let (listener, answer) = (listener.try_clone().unwrap(), answer.clone());

@@ -9,6 +9,8 @@ pub mod stack;
 
 use std::{sync::mpsc, thread, time::Duration};
 
+use nix::poll::{PollTimeout, poll};
+
 /// How long an event may take. Long, because the tests also run on an emulated machine; nothing waits for it to pass.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -51,10 +53,27 @@ impl<T: Send + 'static> Background<T> {
     }
 }
 
+/// Looks again and again, for what nobody tells.
+#[track_caller]
+pub fn until(mut is_so: impl FnMut() -> bool) {
+    let mut ticks = 0;
+    while !is_so() {
+        assert_eq!(poll(&mut [], PollTimeout::from(20_u16)), Ok(0));
+        ticks += 1;
+        assert!(ticks < 1_500, "it does not come to be");
+    }
+}
+
 /// Random numbers that are the same in each run, unless `MEMTUN_TEST_SEED` is another number. A failure shows the seed.
 pub fn random_numbers() -> fastrand::Rng {
     let seed = std::env::var("MEMTUN_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
     fastrand::Rng::with_seed(seed.unwrap_or(1))
+}
+
+/// Bytes that are not the same anywhere.
+pub fn random_bytes(length: usize) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(1);
+    std::iter::repeat_with(|| random.u8(..)).take(length).collect()
 }
 
 /// A minimal IPv4 datagram with a number in it, so that each can be told from the others.
