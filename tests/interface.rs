@@ -1,6 +1,6 @@
 //! Tunnels with a kernel link beside them: what a client can do to its interface, and what that does to its tunnel.
 
-use std::{net::UdpSocket, time::Duration};
+use std::{net::UdpSocket, sync::Barrier, thread, time::Duration};
 
 use memtun::{
     abi::tun::{IfFlags, ioctl},
@@ -33,6 +33,7 @@ use crate::{
 
 pub const TESTS: &[DeviceTest] = &[
     ("interface_is_there_before_tunsetiff_returns", interface_is_there_before_tunsetiff_returns),
+    ("first_interfaces_are_made_at_the_same_time", first_interfaces_are_made_at_the_same_time),
     ("interface_decides_whether_writes_succeed", interface_decides_whether_writes_succeed),
     ("interface_renamed_by_its_client_is_known_at_once", interface_renamed_is_known_at_once),
     ("interface_deleted_under_a_blocked_read", interface_deleted_under_a_blocked_read),
@@ -132,6 +133,29 @@ fn interface_is_there_before_tunsetiff_returns(backend: Backend) {
     let address = rig.tunnel("tap0").hwaddr.expect("a tap has one");
     assert!(rig.network.ip(&["link", "show", "dev", "tap0"]).contains(&address));
     rig.close(tap, "tap0");
+}
+
+/// In several namespaces: in one each waits for the other.
+fn first_interfaces_are_made_at_the_same_time(backend: Backend) {
+    let networks = [(); 4].map(|()| Network::new());
+    for _ in 0..5 {
+        let daemon = Daemon::start_with(backend, &["--interface", "shadow", "--threads", "4"]);
+        let files = networks.each_ref().map(|network| {
+            let file = network.inside(|| TunFile::open(&daemon.device));
+            (network, file)
+        });
+        let start = Barrier::new(files.len());
+        thread::scope(|scope| {
+            for (network, file) in &files {
+                let start = &start;
+                scope.spawn(move || {
+                    start.wait();
+                    assert_eq!(file.set_iff("tun0", TUN | NO_PI), Ok("tun0".to_owned()));
+                    network.ip(&["link", "show", "dev", "tun0"]);
+                });
+            }
+        });
+    }
 }
 
 fn interface_decides_whether_writes_succeed(backend: Backend) {

@@ -84,13 +84,13 @@ impl Interfaces {
         }
     }
 
-    /// The threads start with the first link.
+    /// The threads start with the first link. Whoever asks for another meanwhile waits for that.
     fn links(&self) -> Option<&Links> {
         if let Some(links) = self.links.get() {
             return Some(links);
         }
-        let node = lock(&self.node).take();
-        if let Some(node) = node {
+        let mut node = lock(&self.node);
+        if let Some(node) = node.take() {
             let listener = self.this.upgrade()? as Arc<dyn Listener>;
             match Links::start(node, listener) {
                 // It is set here alone, by whoever took the node.
