@@ -77,7 +77,7 @@ fn main() -> ExitCode {
         }));
     }
     for user in run::User::ALL {
-        let tests = [configured::TESTS, configured::vpn::TESTS];
+        let tests = [configured::TESTS, configured::vpn::TESTS, configured::bridged::TESTS];
         trials.extend(tests.into_iter().flatten().map(|test| {
             let obstacle = || test.obstacle().map(|obstacle| (clients::WORD, obstacle));
             let user_obstacle = user.obstacle().map(|obstacle| ("run", obstacle));

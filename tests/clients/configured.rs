@@ -2,6 +2,7 @@
 //!
 //! Each runs as root and as an ordinary user. What it printed, what it configured and what passed is checked.
 
+pub mod bridged;
 pub mod vpn;
 
 use std::{fs, net::SocketAddr, os::unix::fs::PermissionsExt, path::PathBuf, process::Command};
@@ -73,6 +74,11 @@ struct Run {
 
 impl Run {
     fn start(user: User, script: &str) -> Self {
+        Self::start_with(user, &[], script)
+    }
+
+    /// The same with more options of `memtun run`.
+    fn start_with(user: User, options: &[&str], script: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).expect("it is ours");
         let control = folder.path().join("control");
@@ -81,7 +87,8 @@ impl Run {
              echo $$ > $FOLDER/group; ip link set lo up
              {script}"
         );
-        let arguments = ["--net", "--map-root", "--", "setsid", "sh", "-c", &script];
+        let shell = ["--", "setsid", "sh", "-c", &script];
+        let arguments = [&["--net", "--map-root"], options, &shell].concat();
         let mut command = user.memtun_run(&control, &arguments);
         command.env("LC_ALL", "C").env("FOLDER", folder.path()).current_dir(folder.path());
         let program = Program::start_with_stderr(&mut command).with_deadline(PATIENCE);

@@ -1,6 +1,7 @@
 //! Network namespaces, so that programs of one test cannot meet those of another.
 
 use std::{
+    fmt::Display,
     fs::File,
     os::{fd::AsRawFd, linux::fs::MetadataExt},
     process::Command,
@@ -28,6 +29,12 @@ impl Network {
         let network = Self(namespace.join().expect("it does not panic"));
         network.ip(&["link", "set", "lo", "up"]);
         network
+    }
+
+    /// A process's.
+    pub fn of(process: impl Display) -> Self {
+        let path = format!("/proc/{process}/ns/net");
+        Self(File::open(&path).unwrap_or_else(|error| panic!("{path}: {error}")))
     }
 
     /// Two namespaces joined by a cable: `192.0.2.1` is at one end, `192.0.2.2` at the other.
