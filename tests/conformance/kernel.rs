@@ -18,8 +18,8 @@ use nix::{
 };
 
 use super::{
-    script::{Act, Change, bytes, shown},
-    subject::{Far, Program, Subject},
+    script::{Change, bytes},
+    subject::{Far, Program, Seen, Subject},
 };
 
 const DEVICE: &str = "/dev/net/tun";
@@ -126,7 +126,7 @@ impl Kernel {
         self.request(libc::SIOCSIFFLAGS, tunnel, &flags.to_ne_bytes()).map(drop)
     }
 
-    fn change(&self, tunnel: &str, change: &Change) -> io::Result<()> {
+    fn try_change(&self, tunnel: &str, change: &Change) -> io::Result<()> {
         match change {
             Change::Up => self.set_up(tunnel, true),
             Change::Down => self.set_up(tunnel, false),
@@ -179,7 +179,7 @@ impl Kernel {
     }
 
     /// As the stack sends it: with the protocol that the datagram's first bytes tell.
-    fn inject(&self, tunnel: &str, datagram: &[u8]) -> io::Result<()> {
+    fn send(&self, tunnel: &str, datagram: &[u8]) -> io::Result<()> {
         let interface = self.index(tunnel).ok_or(io::ErrorKind::NotFound)?;
         let request = self.request(libc::SIOCGIFHWADDR, tunnel, &[])?;
         let is_tap = u16::from_ne_bytes([request[16], request[17]]) == libc::ARPHRD_ETHER;
@@ -236,55 +236,6 @@ impl Kernel {
             }
         }
     }
-
-    fn take(&mut self, tunnel: &str) -> Option<Vec<u8>> {
-        self.receive();
-        let interface = self.index(tunnel)?;
-        let at = self.received.iter().position(|received| received.interface == interface)?;
-        self.received.remove(at).map(|received| received.bytes)
-    }
-
-    /// As `ip` shows it.
-    fn show(&self, tunnel: &str) -> Option<String> {
-        let shown = Command::new("nsenter")
-            .arg(self.path())
-            .args(["--", "ip", "-j", "-d", "link", "show", "dev", tunnel])
-            .output()
-            .expect("ip can be run");
-        let links: serde_json::Value = serde_json::from_slice(&shown.stdout).ok()?;
-        let link = links.get(0)?;
-        let tun = &link["linkinfo"]["info_data"];
-        // Ids that have no name are shown as numbers, and scripts use only those.
-        let number = |value: &serde_json::Value| {
-            value.as_u64().map_or_else(|| "none".to_owned(), |id| id.to_string())
-        };
-        let up = link["flags"].as_array()?.iter().any(|flag| flag == "UP");
-        Some(describe(&Seen {
-            mode: tun["type"].as_str()?.to_owned(),
-            up,
-            mtu: link["mtu"].as_u64()?,
-            persistent: tun["persist"].as_bool()?,
-            owner: number(&tun["user"]),
-            group: number(&tun["group"]),
-        }))
-    }
-}
-
-/// What can be seen of a tunnel from outside.
-pub struct Seen {
-    pub mode: String,
-    pub up: bool,
-    pub mtu: u64,
-    pub persistent: bool,
-    pub owner: String,
-    pub group: String,
-}
-
-/// The same words for the kernel and memtun.
-pub fn describe(seen: &Seen) -> String {
-    let Seen { mode, up, mtu, persistent, owner, group } = seen;
-    let up = if *up { "up" } else { "down" };
-    format!("{mode} {up} mtu={mtu} persistent={persistent} owner={owner} group={group}")
 }
 
 const ETH_P_ALL: u16 = 3;
@@ -300,24 +251,43 @@ fn socket(family: i32, kind: i32, protocol: i32) -> OwnedFd {
 }
 
 impl Far for Kernel {
-    /// An act that the kernel refuses has no effect, which the steps after it show.
-    fn perform(&mut self, act: &Act) -> Option<String> {
-        match act {
-            Act::Link { tunnel, change } => {
-                let _refused = self.change(tunnel, change);
-                None
-            }
-            Act::Inject { tunnel, bytes: datagram, times } => {
-                for _ in 0..*times {
-                    let _refused = self.inject(tunnel, &bytes(datagram));
-                }
-                None
-            }
-            Act::Take { tunnel } => {
-                Some(self.take(tunnel).map_or("nothing".to_owned(), |taken| shown(&taken)))
-            }
-            Act::Show { tunnel } => Some(self.show(tunnel).unwrap_or("no such tunnel".to_owned())),
-        }
+    fn change(&mut self, tunnel: &str, change: &Change) {
+        let _refused = self.try_change(tunnel, change);
+    }
+
+    fn inject(&mut self, tunnel: &str, datagram: &[u8]) {
+        let _refused = self.send(tunnel, datagram);
+    }
+
+    fn take(&mut self, tunnel: &str) -> Option<Vec<u8>> {
+        self.receive();
+        let interface = self.index(tunnel)?;
+        let at = self.received.iter().position(|received| received.interface == interface)?;
+        self.received.remove(at).map(|received| received.bytes)
+    }
+
+    /// As `ip` shows it.
+    fn show(&mut self, tunnel: &str) -> Option<Seen> {
+        let shown = Command::new("nsenter")
+            .arg(self.path())
+            .args(["--", "ip", "-j", "-d", "link", "show", "dev", tunnel])
+            .output()
+            .expect("ip can be run");
+        let links: serde_json::Value = serde_json::from_slice(&shown.stdout).ok()?;
+        let link = links.get(0)?;
+        let tun = &link["linkinfo"]["info_data"];
+        // Ids that have no name are shown as numbers, and scripts use only those.
+        let number = |value: &serde_json::Value| {
+            value.as_u64().map_or_else(|| "none".to_owned(), |id| id.to_string())
+        };
+        Some(Seen {
+            mode: tun["type"].as_str()?.to_owned(),
+            up: link["flags"].as_array()?.iter().any(|flag| flag == "UP"),
+            mtu: link["mtu"].as_u64()?,
+            persistent: tun["persist"].as_bool()?,
+            owner: number(&tun["user"]),
+            group: number(&tun["group"]),
+        })
     }
 
     fn clear(&mut self, names: &[&str], _: &mut Program) {

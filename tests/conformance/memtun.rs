@@ -16,9 +16,8 @@ use nix::poll::{PollTimeout, poll};
 use serde_json::json;
 
 use super::{
-    kernel::{Seen, describe},
-    script::{Act, Change, bytes, shown},
-    subject::{Far, Program, Subject},
+    script::{Change, bytes},
+    subject::{Far, Program, Seen, Subject},
 };
 use crate::{
     run::User,
@@ -105,7 +104,7 @@ impl Memtun {
         listing.tunnels.into_iter().find(|tunnel| tunnel.name == name && tunnel.link != "gone")
     }
 
-    fn change(&mut self, tunnel: &str, change: &Change) -> Result<(), ClientError> {
+    fn try_change(&mut self, tunnel: &str, change: &Change) -> Result<(), ClientError> {
         let (key, value) = match change {
             Change::Up => ("link", json!("up")),
             Change::Down => ("link", json!("down")),
@@ -127,60 +126,45 @@ impl Memtun {
         self.client.call(&call).map(drop)
     }
 
-    fn inject(&mut self, tunnel: &str, datagram: &[u8]) -> Result<(), ClientError> {
-        let frame = self.find(tunnel).is_some_and(|tunnel| tunnel.mode == "tap");
-        let call = json!({ "tunnel": tunnel, "datagram": hex::encode(datagram), "frame": frame });
-        let call: Inject = serde_json::from_value(call).expect("these are its parameters");
-        self.client.call(&call).map(drop)
-    }
-
-    /// From a tunnel that is there: one that is gone keeps what the client wrote, but the kernel has no interface then.
-    fn take_from(&mut self, name: &str) -> Option<Vec<u8>> {
-        let tunnel = self.find(name)?;
-        self.take(&format!("#{}", tunnel.id))
-    }
-
     /// The oldest that is not empty: the kernel's packet sockets show none that are.
-    fn take(&mut self, tunnel: &str) -> Option<Vec<u8>> {
+    fn take_from(&mut self, tunnel: &str) -> Option<Vec<u8>> {
         let call = json!({ "tunnel": tunnel, "timeout_ms": 0 });
         let call: Take = serde_json::from_value(call).expect("these are its parameters");
         iter::from_fn(|| self.client.call(&call).ok())
             .map(|taken| taken.datagrams[0].datagram.to_vec())
             .find(|datagram| !datagram.is_empty())
     }
+}
 
-    fn show(&mut self, tunnel: &str) -> Option<String> {
+impl Far for Memtun {
+    fn change(&mut self, tunnel: &str, change: &Change) {
+        let _refused = self.try_change(tunnel, change);
+    }
+
+    fn inject(&mut self, tunnel: &str, datagram: &[u8]) {
+        let frame = self.find(tunnel).is_some_and(|tunnel| tunnel.mode == "tap");
+        let call = json!({ "tunnel": tunnel, "datagram": hex::encode(datagram), "frame": frame });
+        let call: Inject = serde_json::from_value(call).expect("these are its parameters");
+        let _refused = self.client.call(&call);
+    }
+
+    /// From a tunnel that is there: one that is gone keeps what the client wrote, but the kernel has no interface then.
+    fn take(&mut self, name: &str) -> Option<Vec<u8>> {
+        let tunnel = self.find(name)?;
+        self.take_from(&format!("#{}", tunnel.id))
+    }
+
+    fn show(&mut self, tunnel: &str) -> Option<Seen> {
         let tunnel = self.find(tunnel)?;
         let number = |id: Option<u32>| id.map_or("none".to_owned(), |id| id.to_string());
-        Some(describe(&Seen {
+        Some(Seen {
             mode: tunnel.mode,
             up: tunnel.link == "up",
             mtu: tunnel.mtu.into(),
             persistent: tunnel.persistent,
             owner: number(tunnel.owner),
             group: number(tunnel.group),
-        }))
-    }
-}
-
-impl Far for Memtun {
-    fn perform(&mut self, act: &Act) -> Option<String> {
-        match act {
-            Act::Link { tunnel, change } => {
-                let _refused = self.change(tunnel, change);
-                None
-            }
-            Act::Inject { tunnel, bytes: datagram, times } => {
-                for _ in 0..*times {
-                    let _refused = self.inject(tunnel, &bytes(datagram));
-                }
-                None
-            }
-            Act::Take { tunnel } => {
-                Some(self.take_from(tunnel).map_or("nothing".to_owned(), |taken| shown(&taken)))
-            }
-            Act::Show { tunnel } => Some(self.show(tunnel).unwrap_or("no such tunnel".to_owned())),
-        }
+        })
     }
 
     fn is_late(&self) -> bool {
@@ -216,7 +200,7 @@ impl Far for Memtun {
             self.wait_until(|listing| listing.tunnels.iter().all(|tunnel| tunnel.link == "gone"));
         // So that they do not become many; the time that a take needs grows with the square of the bytes.
         for tunnel in listing.tunnels.iter().filter(|tunnel| tunnel.write_buffer.bytes < 1 << 20) {
-            while self.take(&format!("#{}", tunnel.id)).is_some() {}
+            while self.take_from(&format!("#{}", tunnel.id)).is_some() {}
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     any::Any,
+    fmt,
     io::{BufRead, BufReader, Write},
     os::fd::AsFd,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
@@ -13,12 +14,38 @@ use nix::{
     unistd::Pid,
 };
 
-use super::script::{Act, Action, Line};
+use super::script::{Act, Action, Change, Line, bytes, shown};
 
 /// The other end of tunnels.
 pub trait Far {
+    /// Changes a tunnel. What is refused has no effect, which the steps after it show; so with all of these.
+    fn change(&mut self, tunnel: &str, change: &Change);
+    /// Sends a datagram or a frame to the client.
+    fn inject(&mut self, tunnel: &str, datagram: &[u8]);
+    /// The oldest datagram that the client wrote.
+    fn take(&mut self, tunnel: &str) -> Option<Vec<u8>>;
+    /// What can be seen of a tunnel.
+    fn show(&mut self, tunnel: &str) -> Option<Seen>;
     /// Does something; what it tells, if it is an act that tells something.
-    fn perform(&mut self, act: &Act) -> Option<String>;
+    fn perform(&mut self, act: &Act) -> Option<String> {
+        match act {
+            Act::Link { tunnel, change } => {
+                self.change(tunnel, change);
+                None
+            }
+            Act::Inject { tunnel, bytes: datagram, times } => {
+                let datagram = bytes(datagram);
+                (0..*times).for_each(|_| self.inject(tunnel, &datagram));
+                None
+            }
+            Act::Take { tunnel } => {
+                Some(self.take(tunnel).map_or("nothing".to_owned(), |taken| shown(&taken)))
+            }
+            Act::Show { tunnel } => {
+                Some(self.show(tunnel).map_or("no such tunnel".to_owned(), |seen| seen.to_string()))
+            }
+        }
+    }
     /// What is seen from outside may come some time after the call that made it so.
     fn is_late(&self) -> bool {
         false
@@ -30,6 +57,25 @@ pub trait Far {
     /// Removes tunnels that outlived their files, with the program's help where it takes that. The names are all that a
     /// script can have used.
     fn clear(&mut self, names: &[&str], program: &mut Program);
+}
+
+/// What can be seen of a tunnel from outside.
+pub struct Seen {
+    pub mode: String,
+    pub up: bool,
+    pub mtu: u64,
+    pub persistent: bool,
+    pub owner: String,
+    pub group: String,
+}
+
+/// The same words for the kernel and memtun.
+impl fmt::Display for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { mode, up, mtu, persistent, owner, group } = self;
+        let up = if *up { "up" } else { "down" };
+        write!(f, "{mode} {up} mtu={mtu} persistent={persistent} owner={owner} group={group}")
+    }
 }
 
 /// One who answers the steps of scripts.
