@@ -240,7 +240,7 @@ impl Core {
             tunnel.detached.retain(|&other| other != file_id);
             tunnel.queues.push(file_id);
             file.detached = false;
-            return inherit_filter(file, tunnel);
+            inherit_filter(file, tunnel)
         } else if flags.contains(IfFlags::DETACH_QUEUE) {
             if file.detached || !tunnel.flags.contains(IfFlags::MULTI_QUEUE) {
                 return Err(Errno::EINVAL);
@@ -249,12 +249,10 @@ impl Core {
             tunnel.detached.push(file_id);
             file.detached = true;
             file.queue.clear();
+            Ok(())
         } else {
-            return Err(Errno::EINVAL);
+            Err(Errno::EINVAL)
         }
-        let (tunnel, attached) = (tunnel.id, !file.detached);
-        self.tell_link(tunnel, |tunnel| LinkRequest::SetQueue { tunnel, file: file_id, attached });
-        Ok(())
     }
 
     /// The last close of an attached file: its queue is lost, and the tunnel goes with its last file unless it is

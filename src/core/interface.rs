@@ -143,7 +143,7 @@ pub enum LinkRequest {
         /// The file.
         file: FileId,
     },
-    /// A file's queue gets datagrams, or not.
+    /// A file's queue gets datagrams from now on, or none; answered with [`LinkAnswer::Done`].
     SetQueue {
         /// The tunnel.
         tunnel: TunnelId,
@@ -151,6 +151,8 @@ pub enum LinkRequest {
         file: FileId,
         /// As TUNSETQUEUE has it.
         attached: bool,
+        /// The client's call.
+        asker: RequestId,
     },
     /// Set something; answered with [`LinkAnswer::Done`] if somebody asked.
     Set {
@@ -361,6 +363,12 @@ impl Core {
         };
         if call.command != tun::ioctl::TUNSETIFF {
             let Some(tunnel) = file.tunnel.as_ref().and_then(beside) else { return Ok(None) };
+            if call.command == tun::ioctl::TUNSETQUEUE {
+                let Some(attached) = ioctl::queue_change(call) else { return Ok(None) };
+                let (tunnel, file) = (tunnel.id, id);
+                let request = move |asker| LinkRequest::SetQueue { tunnel, file, attached, asker };
+                return Ok(Some(Wanted::Link(Want::Set, Box::new(request))));
+            }
             let Some(setting) = ioctl::link_setting(call, tunnel) else { return Ok(None) };
             let tunnel = tunnel.id;
             let request = move |asker| LinkRequest::Set { tunnel, setting, asker: Some(asker) };

@@ -25,7 +25,7 @@ use super::{
     UserRange, bpf,
 };
 use crate::{
-    abi::tun::{self, IfReq, Offload, SockFprog, TunFilter, ioctl},
+    abi::tun::{self, IfFlags, IfReq, Offload, SockFprog, TunFilter, ioctl},
     errno::Errno,
 };
 
@@ -266,6 +266,13 @@ pub(super) fn link_setting(call: &IoctlCall, tunnel: &Tunnel) -> Option<LinkSett
         _ => return None,
     };
     Some(setting)
+}
+
+/// Whether TUNSETQUEUE attaches or detaches; `None` if neither, or if its argument is still to be fetched.
+pub(super) fn queue_change(call: &IoctlCall) -> Option<bool> {
+    let flags = IfReq::from_bytes(&call.input)?.flags();
+    let attaches = flags.contains(IfFlags::ATTACH_QUEUE);
+    (attaches || flags.contains(IfFlags::DETACH_QUEUE)).then_some(attaches)
 }
 
 /// One ioctl on an open file.

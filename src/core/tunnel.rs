@@ -269,6 +269,11 @@ impl Tunnel {
         self.queues.iter().chain(&self.detached).copied()
     }
 
+    /// Those among them whose queue TUNSETQUEUE has detached.
+    pub fn detached_files(&self) -> impl Iterator<Item = FileId> {
+        self.detached.iter().copied()
+    }
+
     /// How many datagrams a queue holds.
     #[must_use]
     pub fn tx_queue_length(&self) -> usize {

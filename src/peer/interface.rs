@@ -24,7 +24,7 @@ use crate::{
     abi::tun::{IfFlags, Name},
     core::{
         CommandError, FileId, Forward, Interface, LinkAnswer, LinkRequest, LinkSetting, MadeLink,
-        Mode, Scope, TunnelId,
+        Mode, RequestId, Scope, TunnelId,
     },
     errno::Errno,
     hub::{Hub, LinkKeeper, Switched},
@@ -154,6 +154,19 @@ impl Interfaces {
         self.answer(LinkAnswer::Made(tunnel, answer));
     }
 
+    /// What a client's call that waits for a link gets.
+    fn report_done(
+        &self,
+        asker: RequestId,
+    ) -> impl FnOnce(Result<(), nix::errno::Errno>) + Send + 'static {
+        let this = Weak::clone(&self.this);
+        move |done| {
+            if let Some(this) = this.upgrade() {
+                this.answer(LinkAnswer::Done(asker, done.map_err(errno_of)));
+            }
+        }
+    }
+
     fn link(&self, tunnel: TunnelId) -> Option<Arc<Link>> {
         self.made.read().unwrap_or_else(PoisonError::into_inner).get(&tunnel).cloned()
     }
@@ -202,10 +215,15 @@ impl Interfaces {
             };
             let (Some(hub), Some(links)) = (this.hub.upgrade(), this.links.get()) else { return };
             let id = LinkId(tunnel.0.into());
+            let name = made.state.name;
             for file in &wanted.files[1..] {
-                let name = made.state.name;
                 links.add_queue(id, queue_of(*file), flags, move |added| {
                     log_failure(name, "adding a queue", added);
+                });
+            }
+            for file in &wanted.detached {
+                links.set_queue(id, queue_of(*file), false, move |set| {
+                    log_failure(name, "detaching a queue", set);
                 });
             }
             let last = wanted.settings.len().saturating_sub(1);
@@ -229,6 +247,8 @@ impl Interfaces {
 /// What a link must have to stand beside a tunnel that was without.
 struct Wanted {
     files: Vec<FileId>,
+    /// Those among them whose queue gets nothing.
+    detached: Vec<FileId>,
     settings: Vec<LinkSetting>,
 }
 
@@ -244,7 +264,11 @@ impl Wanted {
             // The last, for there is always one.
             Some(Setting::Up(tunnel.is_up())),
         ];
-        Self { files: tunnel.files().collect(), settings: settings.into_iter().flatten().collect() }
+        Self {
+            files: tunnel.files().collect(),
+            detached: tunnel.detached_files().collect(),
+            settings: settings.into_iter().flatten().collect(),
+        }
     }
 }
 
@@ -261,21 +285,19 @@ impl LinkKeeper for Interfaces {
                 });
             }
             LinkRequest::Open { tunnel, file, flags, asker } => {
-                let this = Weak::clone(&self.this);
-                let Some(links) = self.links.get() else { return };
-                links.add_queue(id(tunnel), queue_of(file), flags, move |added| {
-                    let Some(this) = this.upgrade() else { return };
-                    this.answer(LinkAnswer::Done(asker, added.map_err(errno_of)));
-                });
+                if let Some(links) = self.links.get() {
+                    links.add_queue(id(tunnel), queue_of(file), flags, self.report_done(asker));
+                }
             }
             LinkRequest::Close { tunnel, file } => {
                 if let Some(links) = self.links.get() {
                     links.remove_queue(id(tunnel), queue_of(file));
                 }
             }
-            LinkRequest::SetQueue { tunnel, file, attached } => {
+            LinkRequest::SetQueue { tunnel, file, attached, asker } => {
                 if let Some(links) = self.links.get() {
-                    links.set_queue(id(tunnel), queue_of(file), attached);
+                    let then = self.report_done(asker);
+                    links.set_queue(id(tunnel), queue_of(file), attached, then);
                 }
             }
             LinkRequest::Set { tunnel, setting, asker } => {

@@ -216,6 +216,31 @@ fn address_is_set_on_the_link_first() {
 }
 
 #[test]
+fn queue_is_detached_on_the_link_first() {
+    const MULTI_QUEUE: u16 = 0x100;
+    let mut rig = rig(Interface::Bridge);
+    let (file, tunnel) = attached(&mut rig, "tun0", TUN | MULTI_QUEUE);
+    let mut set_queue = |flags: u16, answer| {
+        let mut request = IfReq::zeroed(false);
+        request.set_flags(IfFlags::from_bits_retain(flags));
+        let asked = rig.ioctl_later(file, TUNSETQUEUE, 0x1000, request.as_bytes(), 0);
+        if let Some(LinkRequest::SetQueue { attached, asker, .. }) = rig.link_requests.last() {
+            let (attached, asker) = (*attached, *asker);
+            let request = LinkRequest::SetQueue { tunnel, file, attached, asker };
+            assert_eq!(rig.link_requests.pop(), Some(request));
+            assert!(rig.outcome(asked).is_none());
+            rig.tell_of_link(LinkAnswer::Done(asker, answer));
+            return (Some(attached), rig.outcome(asked).unwrap().map(drop));
+        }
+        (None, rig.outcome(asked).unwrap().map(drop))
+    };
+    assert_eq!(set_queue(0x400, Err(Errno::ENOMEM)), (Some(false), Err(Errno::ENOMEM)));
+    assert_eq!(set_queue(0x400, Ok(())), (Some(false), Ok(())));
+    assert_eq!(set_queue(0x600, Ok(())), (Some(true), Ok(())), "attach wins");
+    assert_eq!(set_queue(0x800, Ok(())), (None, Err(Errno::EINVAL)));
+}
+
+#[test]
 fn what_happens_to_the_link_happens_to_the_tunnel() {
     let mut rig = rig(Interface::Shadow);
     let (file, tunnel) = attached(&mut rig, "tap0", TAP);

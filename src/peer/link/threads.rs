@@ -129,9 +129,15 @@ impl Links {
         self.submit(move |shared| then(shared.add_queue(id, queue, flags)));
     }
 
-    /// Lets a queue get datagrams, or not (TUNSETQUEUE).
-    pub fn set_queue(&self, id: LinkId, queue: QueueId, attached: bool) {
-        self.submit(move |shared| shared.set_queue(id, queue, attached));
+    /// Lets a queue get datagrams, or not, as TUNSETQUEUE does, and calls `then`, by another thread.
+    pub fn set_queue(
+        &self,
+        id: LinkId,
+        queue: QueueId,
+        attached: bool,
+        then: impl FnOnce(Result<(), Errno>) + Send + 'static,
+    ) {
+        self.submit(move |shared| then(shared.set_queue(id, queue, attached)));
     }
 
     /// Closes a queue. A persistent link may have none.
@@ -257,13 +263,15 @@ impl Shared {
         self.watch(&*file, Source::Queue { link: Arc::clone(link), queue, file: Arc::clone(&file) })
     }
 
-    fn set_queue(&self, id: LinkId, queue: QueueId, attached: bool) {
-        let Some(file) = self.link(id).and_then(|link| link.queue(Some(queue))) else { return };
+    fn set_queue(&self, id: LinkId, queue: QueueId, attached: bool) -> Result<(), Errno> {
+        let link = self.link(id).ok_or(Errno::EBADFD)?;
+        if link.kind != Kind::Tun {
+            return Ok(());
+        }
+        let file = link.queue(Some(queue)).ok_or(Errno::EINVAL)?;
         let mut request = IfReq::zeroed(false);
         request.set_flags(if attached { IfFlags::ATTACH_QUEUE } else { IfFlags::DETACH_QUEUE });
-        if let Err(errno) = tun::with_ifreq(file.as_fd(), IfReqCommand::SetQueue, &request) {
-            debug!(%errno, attached, "detaching or attaching a queue of a link failed, ignoring");
-        }
+        tun::with_ifreq(file.as_fd(), IfReqCommand::SetQueue, &request).map(drop)
     }
 
     fn remove_queue(&self, id: LinkId, queue: QueueId) {
