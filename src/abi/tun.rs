@@ -384,8 +384,17 @@ impl IfReq {
         if hwaddr_length(family) == 0 {
             data.fill(0);
         }
+        self.put_hwaddr(family, &data[..length]);
+    }
+
+    /// Stores `ifr_hwaddr` as it is to be set: the whole address, however long those of its family are.
+    pub fn ask_for_hwaddr(&mut self, family: u16, address: [u8; 6]) {
+        self.put_hwaddr(family, &address);
+    }
+
+    fn put_hwaddr(&mut self, family: u16, data: &[u8]) {
         self.bytes[Self::HWADDR..Self::HWADDR + 2].copy_from_slice(&family.to_ne_bytes());
-        self.bytes[Self::HWADDR + 2..Self::HWADDR + 2 + length].copy_from_slice(&data[..length]);
+        self.bytes[Self::HWADDR + 2..Self::HWADDR + 2 + data.len()].copy_from_slice(data);
     }
 }
 

@@ -16,6 +16,7 @@ use crate::abi::tun::{IfReq, ioctl};
 pub(crate) enum IfReqCommand {
     Attach = ioctl::TUNSETIFF,
     Attached = ioctl::TUNGETIFF,
+    Address = ioctl::SIOCGIFHWADDR,
     SetAddress = ioctl::SIOCSIFHWADDR,
     SetQueue = ioctl::TUNSETQUEUE,
 }

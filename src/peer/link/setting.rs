@@ -8,7 +8,7 @@ use super::{Kind, Link, Setting};
 use crate::{
     abi::{
         rtnetlink::{self, Request, attribute},
-        tun::{ARPHRD_ETHER, IfReq},
+        tun::IfReq,
     },
     sys::tun::{self, IfReqCommand, IntCommand, ValueCommand},
 };
@@ -33,8 +33,10 @@ fn set_tun(link: &Link, setting: Setting) -> Result<(), Errno> {
         Setting::Offload(bits) => value(ValueCommand::Offload, bits),
         Setting::Carrier(on) => tun::with_int(file, IntCommand::Carrier, on.into()),
         Setting::Address(address) => {
-            let mut request = IfReq::zeroed(false);
-            request.set_hwaddr(ARPHRD_ETHER, address.0);
+            // The driver wants to be told the link type, which TUNSETLINK may have changed.
+            let mut request = tun::with_ifreq(file, IfReqCommand::Address, &IfReq::zeroed(false))?;
+            let (link_type, _) = request.hwaddr();
+            request.ask_for_hwaddr(link_type, address.0);
             tun::with_ifreq(file, IfReqCommand::SetAddress, &request).map(drop)
         }
         Setting::Up(_) | Setting::Mtu(_) | Setting::QueueLength(_) | Setting::Name(_) => {
