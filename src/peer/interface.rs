@@ -329,9 +329,11 @@ impl LinkKeeper for Interfaces {
 
     fn forward(&self, forward: &Forward) -> Result<(), Errno> {
         let link = self.link(forward.tunnel).ok_or(Errno::EBADFD)?;
-        let parts =
-            [IoSlice::new(forward.head.as_bytes()), IoSlice::new(&forward.datagram.payload)];
-        link.write(queue_of(forward.file), &parts).map(drop).map_err(errno_of)
+        let (head, payload) = (forward.head.as_bytes(), &forward.datagram.payload);
+        let parts = [IoSlice::new(head), IoSlice::new(payload)];
+        // With IFF_NAPI_FRAGS the driver makes each piece after the first a fragment, of a page at most: the datagram is one.
+        let parts = if head.is_empty() { &parts[1..] } else { &parts };
+        link.write(queue_of(forward.file), parts).map(drop).map_err(errno_of)
     }
 
     fn refresh(&self, tunnel: TunnelId) {
