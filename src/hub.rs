@@ -78,6 +78,8 @@ pub trait LinkKeeper: Send + Sync {
     fn forward(&self, forward: &Forward) -> Result<(), Errno>;
     /// Sees to it that the core knows how a tunnel's link is.
     fn refresh(&self, tunnel: TunnelId);
+    /// The same of all links.
+    fn refresh_all(&self);
     /// A thread is about to open a file, and is in this namespace.
     fn enter(&self, scope: Scope, tid: u32);
     /// A file of the namespace was closed, or not opened after all.
@@ -309,6 +311,13 @@ impl Hub {
     #[must_use]
     pub fn link_keeper(&self) -> Option<&Arc<dyn LinkKeeper>> {
         self.links.get()
+    }
+
+    /// Sees to it that the core knows how all links are.
+    pub fn refresh_links(&self) {
+        if let Some(links) = self.links.get() {
+            links.refresh_all();
+        }
     }
 
     /// Takes a tunnel's peer away, whatever it is.

@@ -311,7 +311,9 @@ impl Core {
         if !self.links.in_use {
             return None;
         }
-        let (Op::Write(file, _) | Op::Poll { file, .. } | Op::Ioctl(file, _)) = &request.op else {
+        let (Op::Read(file, _) | Op::Write(file, _) | Op::Poll { file, .. } | Op::Ioctl(file, _)) =
+            &request.op
+        else {
             return None;
         };
         let file = self.files.get(file)?;

@@ -342,6 +342,12 @@ impl LinkKeeper for Interfaces {
         }
     }
 
+    fn refresh_all(&self) {
+        if let Some(links) = self.links.get() {
+            links.refresh_all();
+        }
+    }
+
     fn enter(&self, scope: Scope, tid: u32) {
         match lock(&self.networks).entry(scope) {
             Entry::Occupied(mut held) => held.get_mut().files += 1,

@@ -241,6 +241,21 @@ fn queue_is_detached_on_the_link_first() {
 }
 
 #[test]
+fn link_is_looked_at_before_a_read() {
+    let mut rig = rig(Interface::Bridge);
+    let (file, tunnel) = attached(&mut rig, "tun0", TUN);
+    assert_eq!(rig.read(file, 100), Err(Errno::EAGAIN));
+    assert_eq!(rig.refreshed, [tunnel], "it might have been deleted");
+    rig.send_by_link(tunnel, file, DATAGRAM);
+    assert_eq!(rig.read(file, 100), Ok(DATAGRAM.to_vec()));
+    assert_eq!(
+        rig.refreshed,
+        [tunnel, tunnel],
+        "or lost what was queued with the length of its queue"
+    );
+}
+
+#[test]
 fn what_happens_to_the_link_happens_to_the_tunnel() {
     let mut rig = rig(Interface::Shadow);
     let (file, tunnel) = attached(&mut rig, "tap0", TAP);

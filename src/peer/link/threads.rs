@@ -171,6 +171,14 @@ impl Links {
         }
     }
 
+    /// The same of all links.
+    pub fn refresh_all(&self) {
+        let namespaces: Vec<_> = lock(&self.shared.namespaces).values().cloned().collect();
+        for namespace in namespaces.iter().filter_map(Weak::upgrade) {
+            self.shared.read_news(&namespace);
+        }
+    }
+
     /// Removes all links that are not persistent, and ends the threads. Nothing is done any more for whoever asks later.
     pub fn stop(&self) {
         let shared = &self.shared;
