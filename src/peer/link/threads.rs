@@ -6,7 +6,7 @@ use std::{
     io,
     os::fd::{AsFd, OwnedFd},
     sync::{
-        Arc, Mutex, PoisonError, RwLock, Weak,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak,
         atomic::{AtomicU64, Ordering},
         mpsc,
     },
@@ -60,6 +60,8 @@ type Job = Box<dyn FnOnce(&Shared) + Send>;
 struct Shared {
     node: TunNode,
     listener: Arc<dyn Listener>,
+    /// Held while the listener is told: whoever finds nothing new knows then that it has been told.
+    telling: Mutex<()>,
     links: Mutex<BTreeMap<LinkId, Arc<Link>>>,
     namespaces: Mutex<BTreeMap<u64, Weak<Namespace>>>,
     epoll: Epoll,
@@ -87,6 +89,7 @@ impl Links {
         let shared = Arc::new(Shared {
             node,
             listener,
+            telling: Mutex::default(),
             links: Mutex::default(),
             namespaces: Mutex::default(),
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
@@ -463,6 +466,11 @@ impl Shared {
     }
 
     fn is_now(&self, link: &Link, state: State) {
+        let telling = lock(&self.telling);
+        self.tell_state(link, state, &telling);
+    }
+
+    fn tell_state(&self, link: &Link, state: State, _: &MutexGuard<'_, ()>) {
         let before = std::mem::replace(&mut *lock(&link.state), state);
         if before != state {
             self.listener.changed(link.id, &state);
@@ -471,11 +479,12 @@ impl Shared {
 
     /// A link is not where it was: deleted, or moved to another namespace, where it is followed.
     fn has_left(&self, id: LinkId) {
+        let telling = lock(&self.telling);
         let Some(link) = self.link(id) else { return };
         match self.follow(&link) {
             Ok(state) => {
                 debug!(name = %state.name, "a link was moved to another network namespace");
-                self.is_now(&link, state);
+                self.tell_state(&link, state, &telling);
             }
             Err(_) => {
                 if self.forget(id).is_some() {
