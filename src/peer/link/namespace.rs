@@ -10,7 +10,7 @@ use super::{
     LinkId,
     network::{Monitor, Network, News, Requests},
 };
-use crate::abi::rtnetlink::{Link, Message};
+use crate::abi::rtnetlink::Message;
 
 /// One namespace. It is there as long as a link is.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ pub(super) struct Namespace {
 #[derive(Debug)]
 pub(super) enum Change {
     /// It may have changed.
-    Is(Link),
+    Changed,
     /// It is not in this namespace any more.
     Left,
 }
@@ -62,7 +62,7 @@ impl Namespace {
             News::Message(Message::Link(link)) => {
                 let member = self.members().get(&link.index).copied();
                 if let Some(member) = member {
-                    tell(member, Change::Is(link));
+                    tell(member, Change::Changed);
                 }
             }
             News::Message(Message::Gone { index }) => {
@@ -79,14 +79,11 @@ impl Namespace {
     fn look_at_all(&self, tell: &mut impl FnMut(LinkId, Change)) {
         let members = self.members().clone();
         for (index, member) in members {
-            match self.requests.link(index) {
-                Ok(link) => tell(member, Change::Is(link)),
-                Err(nix::errno::Errno::ENODEV) => {
-                    self.leave(index, member);
-                    tell(member, Change::Left);
-                }
-                // The next news says more.
-                Err(_) => {}
+            if self.requests.link(index) == Err(nix::errno::Errno::ENODEV) {
+                self.leave(index, member);
+                tell(member, Change::Left);
+            } else {
+                tell(member, Change::Changed);
             }
         }
     }

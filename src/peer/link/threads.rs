@@ -60,7 +60,8 @@ type Job = Box<dyn FnOnce(&Shared) + Send>;
 struct Shared {
     node: TunNode,
     listener: Arc<dyn Listener>,
-    /// Held while the listener is told: whoever finds nothing new knows then that it has been told.
+    /// Held while a link is looked at and the listener is told: what is told last is what was seen last, and whoever finds
+    /// nothing new knows that it has been told.
     telling: Mutex<()>,
     links: Mutex<BTreeMap<LinkId, Arc<Link>>>,
     namespaces: Mutex<BTreeMap<u64, Weak<Namespace>>>,
@@ -109,7 +110,7 @@ impl Links {
         Ok(Self { shared, jobs: Mutex::new(Some(jobs)), threads: Mutex::new(vec![work, data]) })
     }
 
-    /// Makes a link with one queue in a namespace, and calls `then` with it, by another thread.
+    /// Makes a link with one queue in a namespace, and calls `then` with it, by another thread. That must not refresh links.
     pub fn make(
         &self,
         id: LinkId,
@@ -118,7 +119,12 @@ impl Links {
         spec: Spec,
         then: impl FnOnce(Result<Made, MakeError>) + Send + 'static,
     ) {
-        self.submit(move |shared| then(shared.make(id, queue, network, &spec)));
+        self.submit(move |shared| {
+            let made = shared.make(id, queue, network, &spec);
+            // What became of it since is in the answer, and what becomes of it from now on is told after it.
+            let _telling = lock(&shared.telling);
+            then(made.map(|made| Made { state: made.link.state(), ..made }));
+        });
     }
 
     /// Opens a further queue of a link, or again the first one of a persistent link, as TUNSETIFF does with these flags.
@@ -373,10 +379,14 @@ impl Shared {
     }
 
     /// Asks the kernel how a link is, and tells the listener if it has changed.
+    ///
+    /// News is not taken at its word: what it says may be older than what the kernel has answered meanwhile, and that a carrier
+    /// has come is news up to a second after it has.
     fn look_at(&self, link: &Link) -> Result<State, Errno> {
+        let telling = lock(&self.telling);
         let place = link.place();
         let state = State::from(&place.namespace.requests.link(place.index)?);
-        self.is_now(link, state);
+        self.is_now(link, state, &telling);
         Ok(state)
     }
 }
@@ -455,22 +465,17 @@ impl Shared {
 
     fn read_news(&self, namespace: &Namespace) {
         namespace.read_news(|id, change| match change {
-            Change::Is(link) => {
-                let state = State::from(&link);
+            Change::Changed => {
                 if let Some(link) = self.link(id) {
-                    self.is_now(&link, state);
+                    // If it is not there any more, that is news to come.
+                    let _state = self.look_at(&link);
                 }
             }
             Change::Left => self.has_left(id),
         });
     }
 
-    fn is_now(&self, link: &Link, state: State) {
-        let telling = lock(&self.telling);
-        self.tell_state(link, state, &telling);
-    }
-
-    fn tell_state(&self, link: &Link, state: State, _: &MutexGuard<'_, ()>) {
+    fn is_now(&self, link: &Link, state: State, _: &MutexGuard<'_, ()>) {
         let before = std::mem::replace(&mut *lock(&link.state), state);
         if before != state {
             self.listener.changed(link.id, &state);
@@ -484,7 +489,7 @@ impl Shared {
         match self.follow(&link) {
             Ok(state) => {
                 debug!(name = %state.name, "a link was moved to another network namespace");
-                self.tell_state(&link, state, &telling);
+                self.is_now(&link, state, &telling);
             }
             Err(_) => {
                 if self.forget(id).is_some() {
