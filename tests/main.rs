@@ -61,17 +61,19 @@ fn main() -> ExitCode {
     .collect();
     let compat = Gate::new("32-bit programs", clients::WORD, conformance::compat_obstacle());
     trials.extend(Backend::ALL.iter().flat_map(|backend| device_trials(*backend, &compat)));
-    let gate = Gate::new("links", "links", links::obstacle());
+    let links = Gate::new("links", "links", links::obstacle());
     trials.extend(
-        links::TESTS.iter().map(|(name, test)| gate.trial_of(format!("links::{name}"), test)),
+        links::TESTS.iter().map(|(name, test)| links.trial_of(format!("links::{name}"), test)),
     );
     for user in run::User::ALL {
         let gate = Gate::new(user.word(), "run", user.obstacle());
         let conformance::Tests { native, compat: of_compat } = conformance::OF_RUN;
         let tests = run::TESTS.into_iter().flatten().chain(native).map(|test| (&gate, test));
+        let linked = gate.and(&links);
+        let of_links = conformance::OF_LINKS.iter().map(|test| (&linked, test));
         let compat = gate.and(&compat);
         let of_compat = of_compat.iter().map(|test| (&compat, test));
-        trials.extend(tests.chain(of_compat).map(|(gate, (name, test))| {
+        trials.extend(tests.chain(of_compat).chain(of_links).map(|(gate, (name, test))| {
             let test = *test;
             gate.trial_of(format!("run::{}::{name}", user.word()), move || test(*user))
         }));
@@ -128,9 +130,10 @@ fn device_trials(backend: Backend, compat: &Gate) -> Vec<Trial> {
         gate.trial(backend, client.name, client.run)
     });
     let of_this_kind = match backend {
-        Backend::Cuse => interface::OF_CHARACTER_DEVICES,
-        Backend::Fuse => &[],
+        Backend::Cuse => [interface::OF_CHARACTER_DEVICES, conformance::OF_LINKS_OF_CUSE],
+        Backend::Fuse => [&[][..]; 2],
     };
+    let of_this_kind = of_this_kind.into_iter().flatten();
     let of_interfaces = interface::TESTS.iter().chain(of_this_kind).map(|(name, test)| {
         let gate = match &kind {
             Gate::Open => Gate::new("interface", "links", links::obstacle()),

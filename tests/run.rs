@@ -20,7 +20,7 @@ use crate::support::{
 };
 
 /// A test: its name, and what it does as a user.
-type RunTest = (&'static str, fn(User));
+pub type RunTest = (&'static str, fn(User));
 
 /// Of each part.
 pub const TESTS: [&[RunTest]; 3] = [OF_PROGRAMS, intercept::TESTS, network::TESTS];

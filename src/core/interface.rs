@@ -12,6 +12,9 @@
 //! | shadow | is counted, and shown to observers | goes to the harness |
 //! | bridge | goes to the client | goes to the kernel; the harness may take a copy |
 //!
+//! DIFFERS: on a bridge what the kernel sends is there to be read some time after it was sent, for another thread takes it from
+//! the link; on the kernel's tun it is when the call that sends it returns.
+//!
 //! With a link the kernel decides: which name a template becomes, whether a name is free, what may be set. TUNSETIFF of a
 //! name that has no tunnel is answered when the link is there, or with the errno that the kernel had for it. While it is
 //! parked, other TUNSETIFF in the same namespace wait, as they wait for `rtnl_lock` in the kernel; a signal does not end it

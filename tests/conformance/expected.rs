@@ -2,7 +2,9 @@
 //!
 //! A row says why by the first words of a `DIFFERS:` comment, and it is an error if the difference does not occur.
 
-use super::memtun::FrontEnd;
+use memtun::core::Interface;
+
+use super::memtun::{Device, FrontEnd};
 
 /// A known difference; all but the reason are patterns, see [`matches`].
 #[derive(Debug)]
@@ -26,14 +28,22 @@ pub enum Of {
     All,
     Cuse,
     Fuse,
+    /// Those with bridges.
+    Bridge,
+    BridgeOfCuse,
 }
 
 impl Of {
     pub fn contains(self, front_end: FrontEnd) -> bool {
+        let FrontEnd { device, interface } = front_end;
         match self {
             Self::All => true,
-            Self::Cuse => front_end == FrontEnd::Cuse,
-            Self::Fuse => front_end != FrontEnd::Cuse,
+            Self::Cuse => device == Device::Cuse,
+            Self::Fuse => device != Device::Cuse,
+            Self::Bridge => interface == Interface::Bridge,
+            Self::BridgeOfCuse => {
+                Self::Bridge.contains(front_end) && Self::Cuse.contains(front_end)
+            }
         }
     }
 }
@@ -103,6 +113,12 @@ pub const EXPECTED: &[Expected] = {
         // one piece (ENOBUFS, from some 4 MiB on).
         row(All, "3-larger", "write a 45+00*7999999", "-1 ENOBUFS", "8000000", "a write of megabytes is taken"),
 
+        // DIFFERS: on a bridge a write of more than 256 pieces or 1 MiB, on a character device of 32 or 128 KiB, gives the kernel its
+        // beginning, and the rest is dropped: the file system brings it in parts, and what the first one comes to must be known before
+        // the next is there.
+        row(Bridge, "3-basics", "> take tun0", "4545*..1024:*", "4545*", IN_PARTS),
+        row(BridgeOfCuse, "3-many-pieces", "> take tun0", "4500*", "4500*", IN_PARTS),
+
         row(All, "3-napi", "writev a *", "-1 E*", "*", "on a tunnel with IFF_NAPI_FRAGS"),
 
         // DIFFERS: a full queue has room as soon as a datagram is read; the kernel frees its ring's places in batches of 16
@@ -148,6 +164,7 @@ pub const EXPECTED: &[Expected] = {
 };
 
 const NO_SIGIO: &str = "a process gets no SIGIO";
+const IN_PARTS: &str = "on a bridge a write of more than 256 pieces";
 const PARTLY_MAPPED: &str = "of memory that is mapped only in part";
 const STREAM: &str = "on a FUSE file pread and pwrite get ESPIPE";
 

@@ -19,7 +19,7 @@ use nix::{
 
 use super::{
     script::{Change, bytes},
-    subject::{Far, Program, Seen, Subject},
+    subject::{Far, Program, Seen, Subject, describe},
 };
 
 const DEVICE: &str = "/dev/net/tun";
@@ -49,7 +49,7 @@ pub fn version() -> (u32, u32) {
 /// The program on the kernel's device, in a namespace of its own. The node is one that is open to all, as udev has it: the
 /// machine's may be root's alone.
 pub fn subject(program: &Path) -> Subject {
-    let far = thread::spawn(Kernel::new).join().expect("it does not panic");
+    let far = Kernel::of(|| unshare(CloneFlags::CLONE_NEWNET));
     let open_to_all = "mount -t tmpfs -o dev,mode=755 tmpfs /mnt && mknod -m 666 /mnt/tun c 10 200 && \
         mount --bind /mnt/tun \"$1\" && exec \"$0\" \"$1\"";
     let mut command = Command::new("nsenter");
@@ -64,7 +64,8 @@ struct Received {
     bytes: Vec<u8>,
 }
 
-struct Kernel {
+/// The kernel's side of a network namespace.
+pub struct Kernel {
     namespace: File,
     /// Sees and makes traffic.
     packets: OwnedFd,
@@ -76,9 +77,17 @@ struct Kernel {
 }
 
 impl Kernel {
-    /// Moves the calling thread.
-    fn new() -> Self {
-        unshare(CloneFlags::CLONE_NEWNET).expect("root may make a network namespace");
+    /// Of the namespace that a thread gets into.
+    pub fn of(enter: impl FnOnce() -> nix::Result<()> + Send + 'static) -> Self {
+        let entered = thread::spawn(|| {
+            enter().expect("root may make and enter network namespaces");
+            Self::here()
+        });
+        entered.join().expect("it does not panic")
+    }
+
+    /// Of the calling thread's namespace, which sends nothing by itself from now on.
+    fn here() -> Self {
         // IPv6 would send of itself on every interface that comes up.
         for scope in ["all", "default"] {
             let setting = format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6");
@@ -178,8 +187,13 @@ impl Kernel {
         }
     }
 
+    /// Sends a datagram so many times; how many were not refused.
+    pub fn send(&self, tunnel: &str, datagram: &[u8], times: u32) -> u64 {
+        (0..times).map(|_| u64::from(self.try_send(tunnel, datagram).is_ok())).sum()
+    }
+
     /// As the stack sends it: with the protocol that the datagram's first bytes tell.
-    fn send(&self, tunnel: &str, datagram: &[u8]) -> io::Result<()> {
+    fn try_send(&self, tunnel: &str, datagram: &[u8]) -> io::Result<()> {
         let interface = self.index(tunnel).ok_or(io::ErrorKind::NotFound)?;
         let request = self.request(libc::SIOCGIFHWADDR, tunnel, &[])?;
         let is_tap = u16::from_ne_bytes([request[16], request[17]]) == libc::ARPHRD_ETHER;
@@ -236,38 +250,15 @@ impl Kernel {
             }
         }
     }
-}
 
-const ETH_P_ALL: u16 = 3;
-#[expect(clippy::cast_possible_truncation, reason = "a few bytes")]
-const ADDRESS_SIZE: libc::socklen_t = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
-
-fn socket(family: i32, kind: i32, protocol: i32) -> OwnedFd {
-    // SAFETY: no pointers.
-    let made = unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC, protocol) };
-    assert!(made >= 0, "socket: {}", io::Error::last_os_error());
-    // SAFETY: it has just been made, and nobody else has it.
-    unsafe { OwnedFd::from_raw_fd(made) }
-}
-
-impl Far for Kernel {
-    fn change(&mut self, tunnel: &str, change: &Change) {
-        let _refused = self.try_change(tunnel, change);
-    }
-
-    fn inject(&mut self, tunnel: &str, datagram: &[u8]) {
-        let _refused = self.send(tunnel, datagram);
-    }
-
-    fn take(&mut self, tunnel: &str) -> Option<Vec<u8>> {
+    /// Throws away what has come.
+    pub fn forget(&mut self) {
         self.receive();
-        let interface = self.index(tunnel)?;
-        let at = self.received.iter().position(|received| received.interface == interface)?;
-        self.received.remove(at).map(|received| received.bytes)
+        self.received.clear();
     }
 
     /// As `ip` shows it.
-    fn show(&mut self, tunnel: &str) -> Option<Seen> {
+    pub fn seen(&self, tunnel: &str) -> Option<Seen> {
         let shown = Command::new("nsenter")
             .arg(self.path())
             .args(["--", "ip", "-j", "-d", "link", "show", "dev", tunnel])
@@ -289,12 +280,44 @@ impl Far for Kernel {
             group: number(&tun["group"]),
         })
     }
+}
+
+const ETH_P_ALL: u16 = 3;
+#[expect(clippy::cast_possible_truncation, reason = "a few bytes")]
+const ADDRESS_SIZE: libc::socklen_t = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+
+fn socket(family: i32, kind: i32, protocol: i32) -> OwnedFd {
+    // SAFETY: no pointers.
+    let made = unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC, protocol) };
+    assert!(made >= 0, "socket: {}", io::Error::last_os_error());
+    // SAFETY: it has just been made, and nobody else has it.
+    unsafe { OwnedFd::from_raw_fd(made) }
+}
+
+impl Far for Kernel {
+    fn change(&mut self, tunnel: &str, change: &Change) {
+        let _refused = self.try_change(tunnel, change);
+    }
+
+    fn inject(&mut self, tunnel: &str, datagram: &[u8], times: u32) {
+        let _accepted = self.send(tunnel, datagram, times);
+    }
+
+    fn take(&mut self, tunnel: &str) -> Option<Vec<u8>> {
+        self.receive();
+        let interface = self.index(tunnel)?;
+        let at = self.received.iter().position(|received| received.interface == interface)?;
+        self.received.remove(at).map(|received| received.bytes)
+    }
+
+    fn show(&mut self, tunnel: &str) -> String {
+        describe(self.seen(tunnel))
+    }
 
     fn clear(&mut self, names: &[&str], _: &mut Program) {
         for interface in names.iter().filter_map(|name| self.index(name)) {
             self.delete(interface).expect("an interface can be deleted");
         }
-        self.receive();
-        self.received.clear();
+        self.forget();
     }
 }

@@ -2,7 +2,6 @@
 
 use std::{
     any::Any,
-    fmt,
     io::{BufRead, BufReader, Write},
     os::fd::AsFd,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
@@ -20,12 +19,12 @@ use super::script::{Act, Action, Change, Line, bytes, shown};
 pub trait Far {
     /// Changes a tunnel. What is refused has no effect, which the steps after it show; so with all of these.
     fn change(&mut self, tunnel: &str, change: &Change);
-    /// Sends a datagram or a frame to the client.
-    fn inject(&mut self, tunnel: &str, datagram: &[u8]);
+    /// Sends a datagram or a frame to the client, so many times.
+    fn inject(&mut self, tunnel: &str, datagram: &[u8], times: u32);
     /// The oldest datagram that the client wrote.
     fn take(&mut self, tunnel: &str) -> Option<Vec<u8>>;
     /// What can be seen of a tunnel.
-    fn show(&mut self, tunnel: &str) -> Option<Seen>;
+    fn show(&mut self, tunnel: &str) -> String;
     /// Does something; what it tells, if it is an act that tells something.
     fn perform(&mut self, act: &Act) -> Option<String> {
         match act {
@@ -34,16 +33,13 @@ pub trait Far {
                 None
             }
             Act::Inject { tunnel, bytes: datagram, times } => {
-                let datagram = bytes(datagram);
-                (0..*times).for_each(|_| self.inject(tunnel, &datagram));
+                self.inject(tunnel, &bytes(datagram), *times);
                 None
             }
             Act::Take { tunnel } => {
                 Some(self.take(tunnel).map_or("nothing".to_owned(), |taken| shown(&taken)))
             }
-            Act::Show { tunnel } => {
-                Some(self.show(tunnel).map_or("no such tunnel".to_owned(), |seen| seen.to_string()))
-            }
+            Act::Show { tunnel } => Some(self.show(tunnel)),
         }
     }
     /// What is seen from outside may come some time after the call that made it so.
@@ -70,12 +66,12 @@ pub struct Seen {
 }
 
 /// The same words for the kernel and memtun.
-impl fmt::Display for Seen {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { mode, up, mtu, persistent, owner, group } = self;
-        let up = if *up { "up" } else { "down" };
-        write!(f, "{mode} {up} mtu={mtu} persistent={persistent} owner={owner} group={group}")
-    }
+pub fn describe(seen: Option<Seen>) -> String {
+    let Some(Seen { mode, up, mtu, persistent, owner, group }) = seen else {
+        return "no such tunnel".to_owned();
+    };
+    let up = if up { "up" } else { "down" };
+    format!("{mode} {up} mtu={mtu} persistent={persistent} owner={owner} group={group}")
 }
 
 /// One who answers the steps of scripts.
@@ -223,6 +219,11 @@ impl Program {
             Some(line) => Ok(line.to_owned()),
             None => Err(format!("the program ended at {step}")),
         }
+    }
+
+    /// The process that was started, which may be one that runs the program.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// One step alone.

@@ -75,7 +75,7 @@ pub(super) fn set_persist(core: &mut Core, file: FileId, argument: Argument<'_>)
 }
 
 /// DIFFERS: TUNSETOWNER and TUNSETGROUP take the number as it is. The kernel looks it up in the caller's user namespace, and
-/// refuses one that is not mapped there.
+/// refuses one that is not mapped there. With a link it is looked up in memtun's.
 pub(super) fn set_owner(core: &mut Core, file: FileId, argument: Argument<'_>) -> Outcome {
     attached(core, file)?.owner = Some(valid_id(argument.low())?);
     done()
