@@ -24,8 +24,9 @@ use std::{
 };
 
 use crate::core::{
-    Answer, CommandError, Condition, Core, Event, Forward, Interface, LinkAnswer, LinkRequest,
-    Origin, Outcome, Output, PeerId, Request, RequestId, Scope, TunnelId, WaitId, WakeHandle,
+    Answer, CommandError, Condition, Core, Event, FileId, Forward, Interface, LinkAnswer,
+    LinkRequest, Look, Origin, Outcome, Output, PeerId, Request, RequestId, Scope, Sent, TunnelId,
+    WaitId, WakeHandle,
 };
 use crate::errno::Errno;
 
@@ -78,7 +79,11 @@ pub trait LinkKeeper: Send + Sync {
     fn forward(&self, forward: &Forward) -> Result<(), Errno>;
     /// Sees to it that the core knows how a tunnel's link is.
     fn refresh(&self, tunnel: TunnelId);
-    /// The same of all links.
+    /// Gives the core what the kernel has sent by the queue of a file, as much as it wants.
+    fn receive(&self, tunnel: TunnelId, file: FileId);
+    /// Gives the core all that the kernel has sent.
+    fn receive_all(&self, tunnel: TunnelId);
+    /// Sees to it that the core knows how all links are.
     fn refresh_all(&self);
     /// A thread is about to open a file, and is in this namespace.
     fn enter(&self, scope: Scope, tid: u32);
@@ -146,6 +151,7 @@ impl State {
                 | Output::Link(_)
                 | Output::Forward(_)
                 | Output::Refresh(..)
+                | Output::Receive(..)
                 | Output::Left(_) => None,
             },
         ));
@@ -402,11 +408,21 @@ impl Hub {
                         .map_or(Err(Errno::EBADFD), |links| links.forward(&forward));
                     self.with(|core| core.handle_link(LinkAnswer::Forwarded(forward, taken)));
                 }
-                Output::Refresh(tunnel, request) => {
+                Output::Refresh(Look { tunnel, sent }, request) => {
                     if let Some(links) = self.links.get() {
                         links.refresh(tunnel);
+                        match sent {
+                            Sent::Nothing => {}
+                            Sent::To(file) => links.receive(tunnel, file),
+                            Sent::All => links.receive_all(tunnel),
+                        }
                     }
                     self.with(|core| core.handle_fresh_request(*request));
+                }
+                Output::Receive(tunnel, file) => {
+                    if let Some(links) = self.links.get() {
+                        links.receive(tunnel, file);
+                    }
                 }
                 Output::Left(scope) => {
                     if let Some(links) = self.links.get() {

@@ -7,7 +7,6 @@ use std::{
     sync::{Arc, Mutex, mpsc},
 };
 
-use bytes::Bytes;
 use memtun::{
     abi::tun::{IfFlags, Name},
     core::MacAddress,
@@ -51,7 +50,7 @@ pub fn obstacle() -> Option<String> {
 /// What a listener heard.
 #[derive(Debug, PartialEq)]
 enum Heard {
-    Received(QueueId, Bytes),
+    Readable(QueueId),
     Changed(State),
     Gone,
 }
@@ -66,8 +65,8 @@ impl Ear {
 }
 
 impl Listener for Ear {
-    fn received(&self, _: LinkId, queue: QueueId, datagrams: &mut Vec<Bytes>) {
-        datagrams.drain(..).for_each(|datagram| self.tell(Heard::Received(queue, datagram)));
+    fn readable(&self, _: LinkId, queue: QueueId) {
+        self.tell(Heard::Readable(queue));
     }
     fn changed(&self, _: LinkId, state: &State) {
         self.tell(Heard::Changed(*state));
@@ -141,7 +140,7 @@ impl Rig {
     fn hear_state(&self, what: &str, is: impl Fn(&State) -> bool) -> State {
         self.hear(what, |heard| match heard {
             Heard::Changed(state) if is(state) => Some(*state),
-            Heard::Changed(_) | Heard::Received(..) | Heard::Gone => None,
+            Heard::Changed(_) | Heard::Readable(_) | Heard::Gone => None,
         })
     }
 
@@ -269,7 +268,7 @@ fn change_is_known_before_refresh_returns() {
 fn burst_of_changes_ends_in_the_last_one() {
     struct Busy(Mutex<mpsc::Receiver<()>>, Ear);
     impl Listener for Busy {
-        fn received(&self, _: LinkId, _: QueueId, _: &mut Vec<Bytes>) {}
+        fn readable(&self, _: LinkId, _: QueueId) {}
         fn changed(&self, link: LinkId, state: &State) {
             // An end of it means that all may go on.
             let _until = self.0.lock().unwrap().recv();
@@ -362,10 +361,15 @@ fn datagrams_pass_both_ways() {
         socket.set_read_timeout(Some(DEADLINE)).unwrap();
         socket.send(b"hello").unwrap();
         let request = rig.hear("a datagram of UDP", |heard| match heard {
-            Heard::Received(QUEUE, bytes) if bytes.get(headers + 9) == Some(&17) => {
-                Some(bytes.clone())
+            Heard::Readable(QUEUE) => {
+                let mut found = None;
+                rig.links.receive(LINK, QUEUE, |bytes| {
+                    found = Some(bytes).filter(|bytes| bytes.get(headers + 9) == Some(&17));
+                    found.is_none()
+                });
+                found
             }
-            Heard::Received(..) | Heard::Changed(_) | Heard::Gone => None,
+            Heard::Readable(_) | Heard::Changed(_) | Heard::Gone => None,
         });
         let (head, body) = request.split_at(headers);
         assert_eq!(body.len(), 20 + 8 + 5);

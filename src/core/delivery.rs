@@ -37,9 +37,14 @@ impl Core {
     ) -> Result<Delivery, CommandError> {
         let tunnel = self.tunnel_or_unknown(to)?;
         let file = tunnel.select_queue(&datagram).ok_or(CommandError::NoQueue(tunnel.name))?;
-        self.send_to_file(to, file, datagram)
+        let delivery = self.send_to_file(to, file, datagram)?;
+        if let Delivery::Queued(_) = delivery {
+            self.wake(file);
+        }
+        Ok(delivery)
     }
 
+    /// The pollers of the file are the caller's matter.
     pub(super) fn send_to_file(
         &mut self,
         to: TunnelId,
@@ -69,9 +74,7 @@ impl Core {
             }
             Delivery::Read
         } else if file.queue.push(datagram) {
-            let queued = file.queue.len();
-            self.wake(file_id);
-            Delivery::Queued(queued)
+            Delivery::Queued(file.queue.len())
         } else {
             let datagrams = file.queue.len();
             self.count_to_client_drop(to, name, DropReason::QueueFull, length);

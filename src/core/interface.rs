@@ -12,8 +12,8 @@
 //! | shadow | is counted, and shown to observers | goes to the harness |
 //! | bridge | goes to the client | goes to the kernel; the harness may take a copy |
 //!
-//! DIFFERS: on a bridge what the kernel sends is there to be read some time after it was sent, for another thread takes it from
-//! the link; on the kernel's tun it is when the call that sends it returns.
+//! DIFFERS: on a bridge who sleeps until something comes is woken some time after it was sent, for another thread notices it; the
+//! kernel's tun wakes them before the call that sends returns. Who only looks finds it at once.
 //!
 //! With a link the kernel decides: which name a template becomes, whether a name is free, what may be set. TUNSETIFF of a
 //! name that has no tunnel is answered when the link is there, or with the errno that the kernel had for it. While it is
@@ -21,17 +21,18 @@
 //! either. An ioctl that sets something is tried on the link first and takes effect here if that succeeds.
 //!
 //! The link's state is the tunnel's: up or down, MTU, address, name. It changes without the core being asked, so a call whose
-//! outcome depends on it is first sent around by [`Output::Refresh`]. That costs it a system call, and makes the client's own
-//! change count from the moment at which the client's call that made it returned.
+//! outcome depends on it is first sent around by [`Output::Refresh`], as is one that looks for datagrams of a bridge. That costs it a
+//! system call or two, and makes the client's own change, and what it sent itself, count from the moment at which the client's
+//! call that made it returned.
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
 use super::{
-    Core, Datagram, Event, FileId, Head, IoctlCall, MacAddress, Mode, Op, Outcome, Output, Reply,
-    Request, RequestId, Scope, Settings, Tunnel, TunnelId, attach, datagram, ioctl,
-    tunnel::Identity,
+    CommandError, Core, Datagram, Delivery, Event, FileId, Head, IoctlCall, MacAddress, Mode, Op,
+    Outcome, Output, Reply, Request, RequestId, Scope, Settings, Tunnel, TunnelId, attach,
+    datagram, ioctl, tunnel::Identity,
 };
 use crate::{
     abi::tun::{self, IfFlags, IfReq, Name},
@@ -173,6 +174,26 @@ pub enum LinkRequest {
     },
 }
 
+/// What is to be known before a request can be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Look {
+    /// How the link beside this tunnel is, by [`LinkAnswer::Changed`] or [`LinkAnswer::Gone`].
+    pub tunnel: TunnelId,
+    /// What the kernel has sent, by [`Core::handle_link_datagram`].
+    pub sent: Sent,
+}
+
+/// What of that which the kernel has sent is to be known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// Nothing.
+    Nothing,
+    /// What there is for this file, as much as is wanted.
+    To(FileId),
+    /// All that there is.
+    All,
+}
+
 /// What the core is told about a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LinkAnswer {
@@ -258,6 +279,10 @@ impl Core {
             tunnel.interface = interface;
             tunnel.last_writer = None;
             self.links.in_use |= interface != Interface::None;
+            if interface == Interface::Shadow {
+                // As a bridge it may have left something there.
+                self.outputs.extend(tunnel.queues.iter().map(|file| Output::Receive(of, *file)));
+            }
         }
         self.settle_waits();
     }
@@ -279,62 +304,86 @@ impl Core {
         self.settle_waits();
     }
 
-    /// The kernel sent datagrams into the link beside a tunnel, by the queue of a file.
-    pub fn handle_link_datagrams(
-        &mut self,
-        of: TunnelId,
-        queue: FileId,
-        datagrams: impl IntoIterator<Item = Bytes>,
-    ) {
-        datagrams.into_iter().for_each(|bytes| self.take_from_link(of, queue, bytes));
-        self.settle_waits();
-    }
-
-    fn take_from_link(&mut self, of: TunnelId, queue: FileId, bytes: Bytes) {
-        let Some(tunnel) = self.tunnels.get_mut(&of) else { return };
-        let (name, mode) = (tunnel.name, tunnel.mode);
-        // It is never cut short, but for a race with a change of the flags.
-        let Some(datagram) = datagram::parse_sent(bytes, tunnel.link_framing()) else { return };
+    /// The kernel has sent something into the link beside a tunnel, by the queue of a file.
+    pub fn handle_link_readable(&mut self, of: TunnelId, queue: FileId) {
+        let (Some(tunnel), Some(file)) = (self.tunnels.get(&of), self.files.get(&queue)) else {
+            return;
+        };
         match tunnel.interface {
             Interface::None => {}
+            Interface::Shadow => self.outputs.push(Output::Receive(of, queue)),
+            Interface::Bridge => {
+                if !file.parked.is_empty() {
+                    self.outputs.push(Output::Receive(of, queue));
+                }
+                self.wake(queue);
+            }
+        }
+    }
+
+    /// What it has sent, which is not in the link's queue any more. Whether more is wanted.
+    pub fn handle_link_datagram(&mut self, of: TunnelId, queue: FileId, bytes: Bytes) -> bool {
+        let Some(tunnel) = self.tunnels.get_mut(&of) else { return true };
+        let (name, mode) = (tunnel.name, tunnel.mode);
+        // It is never cut short, but for a race with a change of the flags.
+        let Some(datagram) = datagram::parse_sent(bytes, tunnel.link_framing()) else {
+            return true;
+        };
+        match tunnel.interface {
+            Interface::None => true,
             Interface::Shadow => {
                 tunnel.counters.to_link.add(datagram.payload.len());
                 let payload = datagram.payload;
                 self.event(|| Event::ToLink { tunnel: of, name, mode, payload });
+                true
             }
             Interface::Bridge => {
-                // A full queue and a short read are counted where they are noticed; the kernel is not told either.
-                let _counted = self.send_to_file(of, queue, datagram);
+                let delivery = self.send_to_file(of, queue, datagram);
+                self.settle_waits();
+                // What did not arrive is counted where that is noticed; the kernel is not told either.
+                match delivery {
+                    Ok(Delivery::Queued(_)) => false,
+                    Err(CommandError::Filtered(_)) => true,
+                    Ok(Delivery::Read) | Err(_) => {
+                        self.files.get(&queue).is_some_and(|file| !file.parked.is_empty())
+                    }
+                }
             }
         }
     }
 
-    /// A request that must not be answered before it is known how its tunnel's link is.
-    pub(super) fn stale_tunnel(&self, request: &Request) -> Option<TunnelId> {
+    /// What is to be looked at before a request can be answered.
+    pub(super) fn look_before(&self, request: &Request) -> Option<Look> {
         if !self.links.in_use {
             return None;
         }
-        let (Op::Read(file, _) | Op::Write(file, _) | Op::Poll { file, .. } | Op::Ioctl(file, _)) =
-            &request.op
+        let (Op::Read(id, _) | Op::Write(id, _) | Op::Poll { file: id, .. } | Op::Ioctl(id, _)) =
+            request.op
         else {
             return None;
         };
-        let file = self.files.get(file)?;
+        let file = self.files.get(&id)?;
         let Some(tunnel) = file.tunnel else {
             // A name may be another's by now. News is of a whole namespace, so any link there will do.
             let mut tunnels = self.tunnels.values().filter(|tunnel| !tunnel.gone);
             return tunnels
                 .find(|it| it.scope == file.opener.scope && it.interface != Interface::None)
-                .map(|tunnel| tunnel.id);
+                .map(|tunnel| Look { tunnel: tunnel.id, sent: Sent::Nothing });
         };
-        let tunnel = self.tunnels.get(&tunnel)?;
-        let depends = match tunnel.interface {
-            Interface::None => false,
-            Interface::Shadow => true,
+        let sent = match (self.tunnels.get(&tunnel)?.interface, &request.op) {
+            (Interface::None, _) => return None,
             // What a write comes to is the kernel's to say.
-            Interface::Bridge => !matches!(request.op, Op::Write(..)),
+            (Interface::Bridge, Op::Write(..)) => return None,
+            // A read that may wait looks when it waits, so that nothing comes in between.
+            (Interface::Bridge, Op::Read(_, call)) if call.is_look() && file.queue.is_empty() => {
+                Sent::To(id)
+            }
+            (Interface::Bridge, Op::Poll { .. }) if file.queue.is_empty() => Sent::To(id),
+            // What was sent before has passed the filter that was there.
+            (Interface::Bridge, Op::Ioctl(_, call)) if ioctl::sets_filter(call) => Sent::All,
+            (Interface::Shadow | Interface::Bridge, _) => Sent::Nothing,
         };
-        depends.then_some(tunnel.id)
+        Some(Look { tunnel, sent })
     }
 
     /// An ioctl; `None` if it waits for a link.

@@ -268,6 +268,11 @@ pub(super) fn link_setting(call: &IoctlCall, tunnel: &Tunnel) -> Option<LinkSett
     Some(setting)
 }
 
+/// Whether it changes what of that which is sent to the client arrives.
+pub(super) fn sets_filter(call: &IoctlCall) -> bool {
+    matches!(call.command, ioctl::TUNATTACHFILTER | ioctl::TUNDETACHFILTER | ioctl::TUNSETTXFILTER)
+}
+
 /// Whether TUNSETQUEUE attaches or detaches; `None` if neither, or if its argument is still to be fetched.
 pub(super) fn queue_change(call: &IoctlCall) -> Option<bool> {
     let flags = IfReq::from_bytes(&call.input)?.flags();

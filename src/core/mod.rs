@@ -51,7 +51,9 @@ pub use self::{
     event::{DropReason, Event},
     file::{File, Queue},
     harness::{CommandError, Wrap},
-    interface::{Forward, Interface, LinkAnswer, LinkRequest, LinkSetting, LinkState, MadeLink},
+    interface::{
+        Forward, Interface, LinkAnswer, LinkRequest, LinkSetting, LinkState, Look, MadeLink, Sent,
+    },
     join::Peer,
     request::{
         Credentials, FileId, Head, IoctlCall, IoctlOutput, Op, Opener, Origin, Outcome, Output,
@@ -210,8 +212,16 @@ impl Core {
 
     /// A client asks something. The answer is among the outputs, unless the request was parked.
     pub fn handle_request(&mut self, request: Request) {
-        match self.stale_tunnel(&request) {
-            Some(tunnel) => self.outputs.push(Output::Refresh(tunnel, Box::new(request))),
+        match self.look_before(&request) {
+            Some(look) => {
+                if let Op::Poll { file, arm } = request.op
+                    && let Some(file) = self.files.get_mut(&file)
+                {
+                    // Before it is looked at, so that nothing comes in between.
+                    file.waker = arm.or(file.waker);
+                }
+                self.outputs.push(Output::Refresh(look, Box::new(request)));
+            }
             None => self.handle_fresh_request(request),
         }
     }
@@ -336,6 +346,9 @@ impl Core {
             return Some(Err(Errno::ENOMEM));
         }
         file.parked.push_back(ParkedRead { id, limit: call.limit });
+        if tunnel.interface == Interface::Bridge {
+            self.outputs.push(Output::Receive(tunnel.id, file_id));
+        }
         None
     }
 

@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 
-use super::{Answer, Event, Forward, LinkRequest, TunnelId, WaitId};
+use super::{Answer, Event, Forward, LinkRequest, Look, TunnelId, WaitId};
 use zerocopy::IntoBytes;
 
 use crate::{
@@ -138,6 +138,13 @@ pub struct ReadCall {
     pub offset: u64,
     /// The file had `O_NONBLOCK` at the time of the call.
     pub nonblock: bool,
+}
+
+impl ReadCall {
+    /// It is answered at once, and takes a datagram if there is one.
+    pub(super) fn is_look(&self) -> bool {
+        self.nonblock && self.limit > 0 && self.offset == 0
+    }
 }
 
 /// The arguments of one `write(2)`, `writev(2)` or `pwrite(2)`.
@@ -300,7 +307,10 @@ pub enum Output {
     Forward(Box<Forward>),
     /// Look how a tunnel's link is; then the request comes again, to
     /// [`Core::handle_fresh_request`](super::Core::handle_fresh_request).
-    Refresh(TunnelId, Box<Request>),
+    Refresh(Look, Box<Request>),
+    /// Take what the kernel has sent by the queue of a file, by
+    /// [`Core::handle_link_datagram`](super::Core::handle_link_datagram).
+    Receive(TunnelId, FileId),
     /// A file of that namespace was closed, or could not be opened.
     Left(Scope),
     /// Tell observers; only while there are any.

@@ -22,7 +22,8 @@ pub(super) struct Rig {
     pub(super) events: Vec<Event>,
     pub(super) link_requests: Vec<LinkRequest>,
     pub(super) forwards: Vec<Forward>,
-    pub(super) refreshed: Vec<TunnelId>,
+    pub(super) looks: Vec<Look>,
+    pub(super) receives: Vec<(TunnelId, FileId)>,
 }
 
 impl Rig {
@@ -46,7 +47,8 @@ impl Rig {
             events: Vec::new(),
             link_requests: Vec::new(),
             forwards: Vec::new(),
-            refreshed: Vec::new(),
+            looks: Vec::new(),
+            receives: Vec::new(),
         }
     }
 
@@ -78,11 +80,12 @@ impl Rig {
                 Output::Notify(_) => self.notified += 1,
                 Output::Link(request) => self.link_requests.push(request),
                 Output::Forward(forward) => self.forwards.push(*forward),
-                Output::Refresh(tunnel, request) => {
-                    self.refreshed.push(tunnel);
+                Output::Refresh(look, request) => {
+                    self.looks.push(look);
                     self.core.handle_fresh_request(*request);
                     self.drain();
                 }
+                Output::Receive(tunnel, file) => self.receives.push((tunnel, file)),
                 Output::Left(_) => {}
                 Output::Event(event) => self.events.push(event),
             }
@@ -348,12 +351,20 @@ impl Rig {
         self.drain();
     }
 
-    pub(super) fn send_by_link(&mut self, tunnel: TunnelId, queue: FileId, bytes: &[u8]) {
-        self.core.handle_link_datagrams(tunnel, queue, [Bytes::copy_from_slice(bytes)]);
+    /// Tells that something was sent by a link, and returns for which files it is taken.
+    pub(super) fn readable(&mut self, tunnel: TunnelId, queue: FileId) -> Vec<FileId> {
+        self.core.handle_link_readable(tunnel, queue);
         self.drain();
+        std::mem::take(&mut self.receives).into_iter().map(|(_, file)| file).collect()
     }
 
-    /// TUNSETIFF that is not answered at once: its number.
+    /// Takes what was sent by a link; whether more is wanted.
+    pub(super) fn send_by_link(&mut self, tunnel: TunnelId, queue: FileId, bytes: &[u8]) -> bool {
+        let wanted = self.core.handle_link_datagram(tunnel, queue, Bytes::copy_from_slice(bytes));
+        self.drain();
+        wanted
+    }
+
     pub(super) fn set_iff_later(&mut self, file: FileId, name: &str, flags: u16) -> u64 {
         let mut request = IfReq::zeroed(false);
         request.copy_name(&Name::new(name.as_bytes()));

@@ -13,7 +13,6 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak},
 };
 
-use bytes::Bytes;
 use tracing::{debug, info, warn};
 
 use super::link::{
@@ -342,6 +341,21 @@ impl LinkKeeper for Interfaces {
         }
     }
 
+    fn receive(&self, tunnel: TunnelId, file: FileId) {
+        let (Some(links), Some(hub)) = (self.links.get(), self.hub.upgrade()) else { return };
+        links.receive(LinkId(tunnel.0.into()), queue_of(file), |datagram| {
+            hub.with(|core| core.handle_link_datagram(tunnel, file, datagram))
+        });
+    }
+
+    fn receive_all(&self, tunnel: TunnelId) {
+        let (Some(links), Some(hub)) = (self.links.get(), self.hub.upgrade()) else { return };
+        links.receive_all(LinkId(tunnel.0.into()), |queue, datagram| {
+            let file = FileId(queue.0);
+            let _wanted = hub.with(|core| core.handle_link_datagram(tunnel, file, datagram));
+        });
+    }
+
     fn refresh_all(&self) {
         if let Some(links) = self.links.get() {
             links.refresh_all();
@@ -403,10 +417,10 @@ impl LinkKeeper for Interfaces {
 }
 
 impl Listener for Interfaces {
-    fn received(&self, link: LinkId, queue: QueueId, datagrams: &mut Vec<Bytes>) {
-        let Some(hub) = self.hub.upgrade() else { return };
-        let (tunnel, file) = (tunnel_of(link), FileId(queue.0));
-        hub.with(|core| core.handle_link_datagrams(tunnel, file, datagrams.drain(..)));
+    fn readable(&self, link: LinkId, queue: QueueId) {
+        if let Some(hub) = self.hub.upgrade() {
+            hub.with(|core| core.handle_link_readable(tunnel_of(link), FileId(queue.0)));
+        }
     }
 
     fn changed(&self, link: LinkId, state: &State) {

@@ -245,12 +245,12 @@ fn link_is_looked_at_before_a_read() {
     let mut rig = rig(Interface::Bridge);
     let (file, tunnel) = attached(&mut rig, "tun0", TUN);
     assert_eq!(rig.read(file, 100), Err(Errno::EAGAIN));
-    assert_eq!(rig.refreshed, [tunnel], "it might have been deleted");
+    assert_eq!(rig.looks, [Look { tunnel, sent: Sent::To(file) }], "it might have been deleted");
     rig.send_by_link(tunnel, file, DATAGRAM);
     assert_eq!(rig.read(file, 100), Ok(DATAGRAM.to_vec()));
     assert_eq!(
-        rig.refreshed,
-        [tunnel, tunnel],
+        rig.looks[1..],
+        [Look { tunnel, sent: Sent::Nothing }],
         "or lost what was queued with the length of its queue"
     );
 }
@@ -261,7 +261,11 @@ fn what_happens_to_the_link_happens_to_the_tunnel() {
     let (file, tunnel) = attached(&mut rig, "tap0", TAP);
     assert_eq!(rig.poll(file, Some(WakeHandle(1))), 0, "it is down");
     assert_eq!(rig.write(file, &[0; 14]), Err(Errno::EIO));
-    assert_eq!(rig.refreshed, [tunnel, tunnel], "the link was looked at before it was said");
+    assert_eq!(
+        rig.looks,
+        [Look { tunnel, sent: Sent::Nothing }; 2],
+        "the link was looked at before it was said"
+    );
     let changed = LinkState {
         mtu: 1400,
         address: Some(MacAddress([2, 0, 0, 0, 0, 9])),
@@ -311,6 +315,58 @@ fn shadow_counts_what_the_kernel_sends() {
     let counted = rig.core.tunnel(tunnel).unwrap().counters().to_link;
     assert_eq!(counted, Count { datagrams: 1, bytes: 4 });
     assert!(matches!(rig.events.pop(), Some(Event::ToLink { .. })));
+}
+
+/// So the queue is the kernel's, with its length and its order.
+#[test]
+fn bridge_leaves_what_nobody_reads_to_the_kernel() {
+    let mut rig = rig(Interface::Bridge);
+    let (file, tunnel) = attached(&mut rig, "tun0", TUN);
+    assert_eq!(rig.readable(tunnel, file), []);
+    let first = rig.read_later(file, 100);
+    assert_eq!(
+        rig.receives.pop(),
+        Some((tunnel, file)),
+        "it may have come before it was waited for"
+    );
+    let second = rig.read_later(file, 100);
+    assert_eq!(rig.readable(tunnel, file), [file, file], "one by the read, one by the event");
+    assert!(rig.send_by_link(tunnel, file, DATAGRAM), "there is one more who reads");
+    assert!(!rig.send_by_link(tunnel, file, &[0x46]));
+    let read = [first, second].map(|asked| bytes_read(rig.outcome(asked).unwrap()).unwrap());
+    assert_eq!(read, [DATAGRAM.to_vec(), vec![0x46]]);
+    assert!(!rig.send_by_link(tunnel, file, DATAGRAM), "that one has looked for, and finds it");
+    assert_eq!(rig.read(file, 100), Ok(DATAGRAM.to_vec()));
+}
+
+#[test]
+fn bridge_wakes_pollers_for_each_that_comes() {
+    let mut rig = rig(Interface::Bridge);
+    let (file, tunnel) = attached(&mut rig, "tun0", TUN);
+    rig.poll(file, Some(WakeHandle(1)));
+    let before = rig.wakes;
+    assert_eq!(rig.readable(tunnel, file), []);
+    assert_eq!(rig.readable(tunnel, file), []);
+    assert_eq!(rig.wakes, before + 2);
+    rig.send_by_link(tunnel, file, DATAGRAM);
+    assert_eq!(rig.wakes, before + 2, "it was told of when it came");
+}
+
+#[test]
+fn bridge_takes_all_before_its_filter_changes() {
+    let mut rig = rig(Interface::Bridge);
+    let (file, tunnel) = attached(&mut rig, "tap0", TAP);
+    let _refused = rig.ioctl(file, TUNATTACHFILTER, 0x1000, &[0; 16]);
+    assert!(rig.looks.contains(&Look { tunnel, sent: Sent::All }));
+}
+
+#[test]
+fn bridge_that_becomes_a_shadow_takes_what_was_left() {
+    let mut rig = rig(Interface::Bridge);
+    let (file, tunnel) = attached(&mut rig, "tun0", TUN);
+    rig.core.set_interface(tunnel, Interface::Shadow);
+    assert_eq!(rig.readable(tunnel, file), [file, file]);
+    assert!(rig.send_by_link(tunnel, file, DATAGRAM), "all is counted");
 }
 
 #[test]

@@ -8,12 +8,14 @@
 //! (`IFLA_INFO_KIND`, `tun_flags`, `POINTOPOINT`). Where the driver cannot be asked a substitute stands in, which can be
 //! configured, but passes nothing: a `veth`, else a `dummy` or `ifb` link.
 //!
-//! What happens to the link comes back through a [`Listener`]: its state, its end, and what the kernel sends into it. What
-//! the client asks of it goes through [`Links::set`], what it writes through [`Link::write`].
+//! What happens to the link comes back through a [`Listener`]: its state, its end, and that the kernel has sent something into it.
+//! That stays in the driver's queue, with its length and its order, until somebody wants it ([`Links::receive`]). What the client
+//! asks of the link goes through [`Links::set`], what it writes through [`Link::write`].
 //!
 //! ```text
 //!   client --ip link set tun0 up--> kernel --RTM_NEWLINK--> data thread --changed--> Listener
-//!   kernel --routes a datagram into tun0--> tun driver --read--> data thread --received--> Listener
+//!   kernel --routes a datagram into tun0--> tun driver --epoll--> data thread --readable--> Listener
+//!   Links::receive --read--> tun driver
 //!   Links::make, set, remove --> work thread --TUNSETIFF, rtnetlink--> kernel
 //! ```
 //!
@@ -34,20 +36,19 @@ mod far;
 mod make;
 mod namespace;
 mod network;
+mod queue;
 mod setting;
 mod threads;
 
 use std::{
     collections::BTreeMap,
     io::IoSlice,
-    os::fd::OwnedFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
 };
 
-use bytes::Bytes;
 use nix::{errno::Errno, sys::uio::writev};
 
-use self::{far::Far, namespace::Namespace};
+use self::{far::Far, namespace::Namespace, queue::Queue};
 pub use self::{
     make::{MakeError, NoDriver, TunNode},
     network::Network,
@@ -126,9 +127,9 @@ impl From<&rtnetlink::Link> for State {
 /// Whoever has links made. Called by the threads of this module, without a lock of theirs that a call of [`Links`] takes,
 /// but for [`Links::refresh`].
 pub trait Listener: Send + Sync {
-    /// The kernel sent datagrams into a link: with PI and vnet header, as the link's flags say, the latter of 10 bytes. They
-    /// are to be taken out, in their order.
-    fn received(&self, link: LinkId, queue: QueueId, datagrams: &mut Vec<Bytes>);
+    /// The kernel has sent something by a queue since this was said last. It stays there until [`Links::receive`] takes it: with PI
+    /// and vnet header, as the link's flags say, the latter of 10 bytes.
+    fn readable(&self, link: LinkId, queue: QueueId);
     /// A link has changed.
     fn changed(&self, link: LinkId, state: &State);
     /// Somebody deleted a link, or moved it where it cannot be followed.
@@ -153,7 +154,7 @@ pub struct Link {
     kind: Kind,
     place: Mutex<Place>,
     state: Mutex<State>,
-    queues: RwLock<BTreeMap<QueueId, Arc<OwnedFd>>>,
+    queues: RwLock<BTreeMap<QueueId, Arc<Queue>>>,
     /// Whether it stays when it is not used any more.
     persistent: Mutex<bool>,
     /// Of a `veth`.
@@ -197,7 +198,7 @@ impl Link {
     }
 
     /// A queue of it, or any.
-    fn queue(&self, wanted: Option<QueueId>) -> Option<Arc<OwnedFd>> {
+    fn queue(&self, wanted: Option<QueueId>) -> Option<Arc<Queue>> {
         let queues = self.queues.read().unwrap_or_else(PoisonError::into_inner);
         match wanted {
             Some(wanted) => queues.get(&wanted).cloned(),

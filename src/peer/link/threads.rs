@@ -4,9 +4,10 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io,
+    ops::ControlFlow,
     os::fd::{AsFd, OwnedFd},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Weak,
         atomic::{AtomicU64, Ordering},
         mpsc,
     },
@@ -16,11 +17,11 @@ use std::{
 use bytes::Bytes;
 use nix::{
     errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
         eventfd::{EfdFlags, EventFd},
     },
-    unistd::read,
 };
 use tracing::{debug, warn};
 
@@ -29,6 +30,7 @@ use super::{
     TunNode, lock,
     make::{self, errno_of},
     namespace::{Change, Namespace},
+    queue::{Queue, Stop},
     setting,
 };
 use crate::{
@@ -41,10 +43,6 @@ use crate::{
 
 /// Links at one time, as many as tunnels.
 const LINKS: usize = 4_096;
-/// Room for the longest that the tun driver gives: a GSO datagram of 64 KiB with its headers.
-const RECEIVE: usize = 128 << 10;
-/// Datagrams that are read from one link before others get their turn.
-const DATAGRAMS_AT_ONCE: usize = 64;
 const EVENTS_AT_ONCE: usize = 64;
 
 /// All links, and the threads that serve them; see the [module](super).
@@ -66,6 +64,8 @@ struct Shared {
     links: Mutex<BTreeMap<LinkId, Arc<Link>>>,
     namespaces: Mutex<BTreeMap<u64, Weak<Namespace>>>,
     epoll: Epoll,
+    /// Held while events are handled.
+    handling: Mutex<()>,
     /// What epoll's numbers mean.
     sources: RwLock<BTreeMap<u64, Source>>,
     last_source: AtomicU64,
@@ -75,7 +75,7 @@ struct Shared {
 /// Something that can be read.
 #[derive(Clone)]
 enum Source {
-    Queue { link: Arc<Link>, queue: QueueId, file: Arc<OwnedFd> },
+    Queue { link: Arc<Link>, id: QueueId, queue: Arc<Queue> },
     Monitor(Weak<Namespace>),
     Stop,
 }
@@ -94,11 +94,13 @@ impl Links {
             links: Mutex::default(),
             namespaces: Mutex::default(),
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
+            handling: Mutex::default(),
             sources: RwLock::default(),
             last_source: AtomicU64::new(0),
             stop: EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?,
         });
-        shared.watch(&shared.stop, Source::Stop)?;
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, shared.new_source());
+        shared.watch(&shared.stop, event, Source::Stop)?;
         let (jobs, queue) = mpsc::channel::<Job>();
         let spawn = |name: &str, body: Box<dyn FnOnce(&Shared) + Send>| {
             let shared = Arc::clone(&shared);
@@ -180,12 +182,36 @@ impl Links {
         }
     }
 
-    /// The same of all links.
+    /// Calls `take` with what the kernel has sent by a queue, as long as it wants more; with some more perhaps later, by another
+    /// thread's call of [`Listener::readable`].
+    pub fn receive(&self, id: LinkId, queue: QueueId, take: impl FnMut(Bytes) -> bool) {
+        if let Some(link) = self.shared.link(id) {
+            self.shared.receive(&link, queue, take);
+        }
+    }
+
+    /// Calls `take` with all that the kernel has sent into a link.
+    pub fn receive_all(&self, id: LinkId, mut take: impl FnMut(QueueId, Bytes)) {
+        let Some(link) = self.shared.link(id) else { return };
+        let queues = link.queues.read().unwrap_or_else(PoisonError::into_inner).clone();
+        for (id, queue) in queues {
+            // One that was deleted is news to come.
+            while queue.receive(|datagram| {
+                take(id, datagram);
+                true
+            }) == Stop::Others
+            {}
+        }
+    }
+
+    /// Tells the listener what has happened to any link, or come by it, and is not known yet, before it returns.
     pub fn refresh_all(&self) {
         let namespaces: Vec<_> = lock(&self.shared.namespaces).values().cloned().collect();
         for namespace in namespaces.iter().filter_map(Weak::upgrade) {
             self.shared.read_news(&namespace);
         }
+        // What a queue has got.
+        let _ending = self.shared.handle_events();
     }
 
     /// Removes all links that are not persistent, and ends the threads. Nothing is done any more for whoever asks later.
@@ -271,13 +297,11 @@ impl Shared {
         self.look_at(&link).map(drop)
     }
 
-    fn open_queue(&self, link: &Arc<Link>, queue: QueueId, file: OwnedFd) -> io::Result<()> {
-        let file = Arc::new(file);
-        link.queues
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(queue, Arc::clone(&file));
-        self.watch(&*file, Source::Queue { link: Arc::clone(link), queue, file: Arc::clone(&file) })
+    fn open_queue(&self, link: &Arc<Link>, id: QueueId, file: OwnedFd) -> io::Result<()> {
+        let queue = Arc::new(Queue::new(file, self.new_source()));
+        link.queues.write().unwrap_or_else(PoisonError::into_inner).insert(id, Arc::clone(&queue));
+        let (link, watched) = (Arc::clone(link), Arc::clone(&queue));
+        self.watch(&*queue, queue.event(), Source::Queue { link, id, queue: watched })
     }
 
     fn set_queue(&self, id: LinkId, queue: QueueId, attached: bool) -> Result<(), Errno> {
@@ -291,6 +315,21 @@ impl Shared {
         tun::with_ifreq(file.as_fd(), IfReqCommand::SetQueue, &request).map(drop)
     }
 
+    fn receive(&self, link: &Arc<Link>, id: QueueId, take: impl FnMut(Bytes) -> bool) {
+        let Some(queue) = link.queue(Some(id)) else { return };
+        match queue.receive(take) {
+            Stop::Done => {}
+            Stop::Others => {
+                // It is told of again. That fails only if it is not watched any more.
+                let _unwatched = self.epoll.modify(&*queue, &mut queue.event());
+            }
+            Stop::Gone => {
+                self.close_queues(link, |other| other == id);
+                self.has_left(link.id);
+            }
+        }
+    }
+
     fn remove_queue(&self, id: LinkId, queue: QueueId) {
         if let Some(link) = self.link(id) {
             self.close_queues(&link, |other| other == queue);
@@ -300,9 +339,9 @@ impl Shared {
     fn close_queues(&self, link: &Link, which: impl Fn(QueueId) -> bool) {
         let mut sources = self.sources.write().unwrap_or_else(PoisonError::into_inner);
         sources.retain(|_, source| match source {
-            Source::Queue { link: of, queue, file } if of.id == link.id && which(*queue) => {
+            Source::Queue { link: of, id, queue } if of.id == link.id && which(*id) => {
                 // It fails only where it is not watched.
-                let _unwatched = self.epoll.delete(&**file);
+                let _unwatched = self.epoll.delete(&**queue);
                 false
             }
             Source::Queue { .. } | Source::Monitor(_) | Source::Stop => true,
@@ -357,21 +396,26 @@ impl Shared {
         }
         namespaces.retain(|_, namespace| namespace.strong_count() > 0);
         let namespace = Arc::new(Namespace::open(network)?);
-        self.watch(namespace.monitor(), Source::Monitor(Arc::downgrade(&namespace)))?;
+        let news = Source::Monitor(Arc::downgrade(&namespace));
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, self.new_source());
+        self.watch(namespace.monitor(), event, news)?;
         namespaces.insert(inode, Arc::downgrade(&namespace));
         Ok(namespace)
     }
 
-    fn watch(&self, file: impl AsFd, source: Source) -> io::Result<()> {
-        let number = self.last_source.fetch_add(1, Ordering::Relaxed) + 1;
+    fn new_source(&self) -> u64 {
+        self.last_source.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    fn watch(&self, file: impl AsFd, event: EpollEvent, source: Source) -> io::Result<()> {
         let mut sources = self.sources.write().unwrap_or_else(PoisonError::into_inner);
         sources.retain(|_, source| match source {
             Source::Monitor(namespace) => namespace.strong_count() > 0,
             Source::Queue { .. } | Source::Stop => true,
         });
-        sources.insert(number, source);
+        sources.insert(event.data(), source);
         drop(sources);
-        Ok(self.epoll.add(file, EpollEvent::new(EpollFlags::EPOLLIN, number))?)
+        Ok(self.epoll.add(file, event)?)
     }
 
     fn link(&self, id: LinkId) -> Option<Arc<Link>> {
@@ -394,73 +438,53 @@ impl Shared {
 /// The data thread's side.
 impl Shared {
     fn serve(&self) {
-        let mut buffer = vec![0; RECEIVE];
-        let mut datagrams = Vec::with_capacity(DATAGRAMS_AT_ONCE);
-        let mut events = [EpollEvent::empty(); EVENTS_AT_ONCE];
         loop {
-            let count = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
-                Ok(count) => count,
-                Err(Errno::EINTR) => 0,
+            let mut files = [PollFd::new(self.epoll.0.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut files, PollTimeout::NONE) {
+                Ok(_) | Err(Errno::EINTR) => {}
                 Err(errno) => {
                     warn!(%errno, "waiting for links failed: what the kernel sends into them is lost");
                     return;
                 }
-            };
+            }
+            if self.handle_events().is_break() {
+                return;
+            }
+        }
+    }
+
+    /// Handles what there is, and returns when that has been done; break: the thread is to end.
+    fn handle_events(&self) -> ControlFlow<()> {
+        // Whoever finds nothing to handle knows then that it has been handled.
+        let _handling = lock(&self.handling);
+        let mut events = [EpollEvent::empty(); EVENTS_AT_ONCE];
+        // Epoll gives each its turn.
+        let turns = self.read_sources().len() / EVENTS_AT_ONCE + 1;
+        for _ in 0..turns {
+            let count = self.epoll.wait(&mut events, EpollTimeout::ZERO).unwrap_or(0);
             for event in &events[..count] {
-                let source = self
-                    .sources
-                    .read()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .get(&event.data())
-                    .cloned();
+                let source = self.read_sources().get(&event.data()).cloned();
                 match source {
-                    Some(Source::Queue { link, queue, file }) => {
-                        self.read_queue(&link, queue, &file, &mut buffer, &mut datagrams);
-                        self.hand_on(&link, queue, &mut datagrams);
-                    }
+                    Some(Source::Queue { link, id, .. }) => self.listener.readable(link.id, id),
                     Some(Source::Monitor(namespace)) => {
                         if let Some(namespace) = namespace.upgrade() {
                             self.read_news(&namespace);
                         }
                     }
-                    Some(Source::Stop) => return,
+                    Some(Source::Stop) => return ControlFlow::Break(()),
                     // It was closed meanwhile.
                     None => {}
                 }
             }
-        }
-    }
-
-    /// Reads what a queue has: together they cost one turn of the listener, and one waking of the client.
-    fn read_queue(
-        &self,
-        link: &Arc<Link>,
-        queue: QueueId,
-        file: &OwnedFd,
-        buffer: &mut [u8],
-        datagrams: &mut Vec<Bytes>,
-    ) {
-        for _ in 0..DATAGRAMS_AT_ONCE {
-            match read(file, buffer) {
-                Ok(length) => datagrams.push(Bytes::copy_from_slice(&buffer[..length])),
-                Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => return,
-                // EBADFD: the link was deleted.
-                Err(_) => {
-                    self.hand_on(link, queue, datagrams);
-                    self.close_queues(link, |other| other == queue);
-                    self.has_left(link.id);
-                    return;
-                }
+            if count < EVENTS_AT_ONCE {
+                break;
             }
         }
+        ControlFlow::Continue(())
     }
 
-    fn hand_on(&self, link: &Link, queue: QueueId, datagrams: &mut Vec<Bytes>) {
-        if !datagrams.is_empty() {
-            self.listener.received(link.id, queue, datagrams);
-            datagrams.clear();
-        }
+    fn read_sources(&self) -> RwLockReadGuard<'_, BTreeMap<u64, Source>> {
+        self.sources.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn read_news(&self, namespace: &Namespace) {
@@ -513,7 +537,7 @@ impl Shared {
     }
 }
 
-fn name_of(file: &OwnedFd) -> Result<Name, Errno> {
+fn name_of(file: &Queue) -> Result<Name, Errno> {
     let attached = tun::with_ifreq(file.as_fd(), IfReqCommand::Attached, &IfReq::zeroed(false))?;
     Ok(attached.name())
 }
