@@ -10,12 +10,19 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use nix::poll::{PollTimeout, poll};
+use nix::{
+    poll::{PollTimeout, poll},
+    sys::socket::{setsockopt, sockopt::SndBuf},
+};
 
 use super::{DEADLINE, network::Network};
 
 /// After so many bytes they repeat; no power of two, so that nothing of another length fits in their place.
 const PERIOD: usize = 1_000_003;
+
+/// That much may be under way, which no queue on the way drops: on an emulated machine, whose datagrams take their time, the
+/// kernel would wait very long before it sends again.
+const UNDER_WAY: usize = 64 << 10;
 
 /// A connection that is in use.
 pub struct Transfer {
@@ -72,6 +79,7 @@ impl Transfer {
 impl Direction {
     fn start(from: &TcpStream, to: &TcpStream, over: &Arc<AtomicBool>) -> Self {
         let [mut from, mut to] = [from, to].map(|end| end.try_clone().expect("a descriptor"));
+        setsockopt(&from, SndBuf, &UNDER_WAY).expect("a size");
         from.set_write_timeout(Some(DEADLINE)).expect("a time");
         to.set_read_timeout(Some(DEADLINE)).expect("a time");
         let data: Arc<[u8]> = super::random_bytes(PERIOD).into();
