@@ -5,13 +5,13 @@
 
 use std::{
     ffi::OsString,
-    fs::{self, File},
+    fs::{self, File, Permissions},
     io::{self, Write},
     num::NonZero,
     os::{
         fd::RawFd,
         unix::{
-            fs::MetadataExt,
+            fs::{MetadataExt, PermissionsExt},
             process::{CommandExt, ExitStatusExt},
         },
     },
@@ -21,6 +21,7 @@ use std::{
     time::SystemTime,
 };
 
+use anyhow::Context;
 use clap::ValueEnum;
 use cuse_rs::{cuse::DeviceOptions, fuse_file::FileOptions};
 use nix::{
@@ -223,6 +224,10 @@ impl Args {
                 .as_deref()
                 .ok_or_else(|| anyhow::anyhow!("device {} has no node", device.name))?;
             namespace::cover(path, &self.at)?;
+            // The program may become another user before it opens the device. The rest of the system is to find none.
+            let opened = fs::remove_file(path)
+                .and_then(|()| fs::set_permissions(&self.at, Permissions::from_mode(0o666)));
+            opened.with_context(|| format!("opening {} to the program's users", path.display()))?;
             Ok(device)
         } else {
             self.enter_namespace()?;
