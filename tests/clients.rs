@@ -79,13 +79,20 @@ struct Installed {
 
 const BUSYBOX: Installed = Installed { path: "/bin/busybox", package: "busybox-static" };
 const BWRAP: Installed = Installed { path: "/usr/bin/bwrap", package: "bubblewrap" };
+const DBUS: Installed = Installed { path: "/usr/bin/dbus-daemon", package: "dbus-daemon" };
 const IFCONFIG: Installed = Installed { path: "/sbin/ifconfig", package: "net-tools" };
 const CRUN: Installed = Installed { path: "/usr/bin/crun", package: "crun" };
 const IP: Installed = Installed { path: "/sbin/ip", package: "iproute2" };
 const OPENSSL: Installed = Installed { path: "/usr/bin/openssl", package: "openssl" };
+const NETWORKD: Installed =
+    Installed { path: "/usr/lib/systemd/systemd-networkd", package: "systemd" };
+const NETWORK_MANAGER: Installed =
+    Installed { path: "/usr/sbin/NetworkManager", package: "network-manager" };
 const OPENVPN: Installed = Installed { path: "/usr/sbin/openvpn", package: "openvpn" };
 const PING: Installed = Installed { path: "/bin/ping", package: "iputils-ping" };
 const PODMAN: Installed = Installed { path: "/usr/bin/podman", package: "podman" };
+const PYROUTE2: Installed =
+    Installed { path: "/usr/lib/python3/dist-packages/pyroute2", package: "python3-pyroute2" };
 const PYTHON: Installed = Installed { path: "/usr/bin/python3", package: "python3-scapy" };
 const QEMU: Installed =
     Installed { path: "/usr/bin/qemu-system-x86_64", package: "qemu-system-x86" };
@@ -100,6 +107,7 @@ const SOCAT: Installed = Installed { path: "/usr/bin/socat", package: "socat" };
 const SSH: Installed = Installed { path: "/usr/bin/ssh", package: "openssh-client" };
 const SSH_KEYGEN: Installed = Installed { path: "/usr/bin/ssh-keygen", package: "openssh-client" };
 const SSHD: Installed = Installed { path: "/usr/sbin/sshd", package: "openssh-server" };
+const TAYGA: Installed = Installed { path: "/usr/sbin/tayga", package: "tayga" };
 const TINC: Installed = Installed { path: "/usr/sbin/tincd", package: "tinc" };
 const TUNCTL: Installed = Installed { path: "/usr/bin/tunctl", package: "uml-utilities" };
 const VDE_TUNCTL: Installed = Installed { path: "/usr/sbin/vde_tunctl", package: "vde2" };

@@ -40,6 +40,7 @@ use crate::{clients::configured, support::daemon::Backend};
 pub type DeviceTest = (&'static str, fn(Backend));
 
 fn main() -> ExitCode {
+    configured::serve_if_asked();
     let arguments = Arguments::from_args();
     let mut trials: Vec<Trial> = [
         ("bpf", bpf::TESTS),
@@ -78,16 +79,18 @@ fn main() -> ExitCode {
             gate.trial_of(format!("run::{}::{name}", user.word()), move || test(*user))
         }));
     }
-    for user in run::User::ALL {
-        let tests = [configured::TESTS, configured::vpn::TESTS, configured::bridged::TESTS];
-        trials.extend(tests.into_iter().flatten().map(|test| {
-            let obstacle = || test.obstacle().map(|obstacle| (clients::WORD, obstacle));
-            let user_obstacle = user.obstacle().map(|obstacle| ("run", obstacle));
-            let name = format!("configured::{}::{}", user.word(), test.name);
-            let (word, obstacle) = user_obstacle.or_else(obstacle).unzip();
-            let gate = Gate::new(&name, word.unwrap_or_default(), obstacle);
-            let (run, user) = (test.run, *user);
-            gate.trial_of(name, move || run(user))
+    for way in configured::Way::ALL {
+        trials.extend(configured::tests(*way).map(|test| {
+            let name = format!("configured::{}::{}", way.word(), test.name);
+            let gate = match test.limit(*way) {
+                Some(limit) => Gate::limited(&name, limit),
+                None => {
+                    let (word, obstacle) = test.obstacle(*way).unzip();
+                    Gate::new(&name, word.unwrap_or_default(), obstacle)
+                }
+            };
+            let (run, way) = (test.run, *way);
+            gate.trial_of(name, move || run(way))
         }));
     }
     let kernel = Gate::new("native", native::WORD, support::kernel::obstacle());
@@ -121,8 +124,7 @@ fn device_trials(backend: Backend, compat: &Gate) -> Vec<Trial> {
             Gate::Open => match client.limit(backend) {
                 None => Gate::new(client.name, clients::WORD, client.obstacle()),
                 Some(limit) => {
-                    println!("SKIP {}::{}: {limit}", backend.word(), client.name);
-                    Gate::Skipped
+                    Gate::limited(&format!("{}::{}", backend.word(), client.name), limit)
                 }
             },
             Gate::Skipped | Gate::Failing(_) => kind.clone(),
@@ -168,6 +170,12 @@ impl Gate {
                 Self::Skipped
             }
         }
+    }
+
+    /// For what cannot be done anywhere, whatever the environment requires.
+    fn limited(what: &str, limit: &str) -> Self {
+        println!("SKIP {what}: {limit}");
+        Self::Skipped
     }
 
     /// Both must be open; why this one is not counts first.

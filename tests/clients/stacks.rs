@@ -118,19 +118,19 @@ pub(super) fn qemu_queues(backend: Backend) {
     daemon.wait_until("tap0", Until::Detached);
 }
 
-const DISCOVER: u8 = 1;
-const REQUEST: u8 = 3;
-const OFFERED: [u8; 4] = [10, 0, 2, 15];
+pub(super) const DISCOVER: u8 = 1;
+pub(super) const REQUEST: u8 = 3;
+pub(super) const OFFERED: [u8; 4] = [10, 0, 2, 15];
 const SERVER: [u8; 4] = [10, 0, 2, 2];
 
 /// A DHCP message of RFC 2131.
-struct Dhcp(Vec<u8>);
+pub(super) struct Dhcp(Vec<u8>);
 
 impl Dhcp {
     /// Where the options begin, behind the magic number.
     const OPTIONS: usize = 240;
 
-    fn option(&self, wanted: u8) -> Option<&[u8]> {
+    pub(super) fn option(&self, wanted: u8) -> Option<&[u8]> {
         let mut rest = &self.0[Self::OPTIONS..];
         while let [code @ 1..=254, length, tail @ ..] = rest {
             let (value, tail) = tail.split_at_checked((*length).into())?;
@@ -143,7 +143,7 @@ impl Dhcp {
     }
 
     /// The datagram with an offer in answer to this.
-    fn offer(&self) -> Vec<u8> {
+    pub(super) fn offer(&self) -> Vec<u8> {
         let mut offer = self.0[..Self::OPTIONS].to_vec();
         offer[0] = 2;
         offer[16..20].copy_from_slice(&OFFERED);
@@ -159,7 +159,7 @@ impl Dhcp {
 }
 
 /// The next DHCP message of a kind, behind an empty vnet header; the ROM also speaks IPv6.
-fn take_dhcp(client: &mut Client, kind: u8) -> Dhcp {
+pub(super) fn take_dhcp(client: &mut Client, kind: u8) -> Dhcp {
     loop {
         let TakenDatagram { datagram, vnet, .. } = take_one(client, "tap0");
         let empty =

@@ -1,4 +1,10 @@
-"""Sends a packet on a tun and a tap, and prints what it sniffs there: scapy's TunTapInterface."""
+"""Sends a packet on a tun and a tap, and prints what it sniffs there: scapy's TunTapInterface.
+
+Arguments are a command that configures the interface whose name is added to them.
+"""
+
+import subprocess
+import sys
 
 from scapy.layers.inet import ICMP, IP
 from scapy.layers.l2 import ARP, Ether
@@ -12,6 +18,8 @@ PACKETS = {
 
 for name, packet in PACKETS.items():
     tunnel = TunTapInterface(name)
+    if sys.argv[1:]:
+        subprocess.run([*sys.argv[1:], name], check=True)
     tunnel.send(packet)
     print("sent", bytes(packet).hex(), flush=True)
     sniffed = sniff(opened_socket=tunnel, count=1)[0]

@@ -14,7 +14,7 @@ use memtun::{
     packet,
 };
 
-use super::{ConfiguredTest, Run, User};
+use super::{ConfiguredTest, Run, Way};
 use crate::{
     clients::{IP, OPENVPN, WG, WIREGUARD_GO},
     device::{inject, take},
@@ -26,13 +26,13 @@ use crate::{
 
 #[rustfmt::skip]
 pub const TESTS: &[ConfiguredTest] = &[
-    ConfiguredTest { name: "bridge_carries_tcp_of_openvpn",       run: openvpn_tun,       needs: &[OPENVPN, IP] },
-    ConfiguredTest { name: "bridge_carries_tcp_of_openvpn_tap",   run: openvpn_tap,       needs: &[OPENVPN, IP] },
-    ConfiguredTest { name: "bridge_carries_tcp_of_wireguard_go",  run: wireguard_go,      needs: &[WIREGUARD_GO, WG, IP] },
-    ConfiguredTest { name: "bridge_keeps_tcp_of_a_tun_whole",     run: whole_on_tun,      needs: &[IP] },
-    ConfiguredTest { name: "bridge_keeps_tcp_of_a_tap_whole",     run: whole_on_tap,      needs: &[IP] },
-    ConfiguredTest { name: "bridge_taken_down_in_the_middle",     run: down_in_the_middle, needs: &[OPENVPN, IP] },
-    ConfiguredTest { name: "bridge_of_tcp_serves_its_harness",    run: harness_beside,    needs: &[OPENVPN, IP] },
+    ConfiguredTest::new("bridge_carries_tcp_of_openvpn",       &[OPENVPN, IP], openvpn_tun).with_tun(),
+    ConfiguredTest::new("bridge_carries_tcp_of_openvpn_tap",   &[OPENVPN, IP], openvpn_tap).with_tun(),
+    ConfiguredTest::new("bridge_carries_tcp_of_wireguard_go",  &[WIREGUARD_GO, WG, IP], wireguard_go).with_tun(),
+    ConfiguredTest::new("bridge_keeps_tcp_of_a_tun_whole",     &[IP], whole_on_tun).with_tun(),
+    ConfiguredTest::new("bridge_keeps_tcp_of_a_tap_whole",     &[IP], whole_on_tap).with_tun(),
+    ConfiguredTest::new("bridge_taken_down_in_the_middle",     &[OPENVPN, IP], down_in_the_middle).with_tun(),
+    ConfiguredTest::new("bridge_of_tcp_serves_its_harness",    &[OPENVPN, IP], harness_beside).with_tun(),
 ];
 
 /// How much is transferred each way. Where there is CUSE that is most often an emulated machine.
@@ -53,7 +53,7 @@ struct Ends {
 
 impl Ends {
     /// The script ends with what stays.
-    fn start(user: User, script: &str) -> Self {
+    fn start(way: Way, script: &str) -> Self {
         let script = format!(
             r#"
             unshare -n tail -f /dev/null & far=/proc/$!/ns/net; echo $! > far
@@ -65,7 +65,7 @@ impl Ends {
             echo cabled
             {script}"#
         );
-        let run = Run::start_with(user, &["--interface", "bridge"], &script);
+        let run = Run::start_with(way, &["--interface", "bridge"], &script);
         run.program.line_with("cabled");
         let far = fs::read_to_string(run.folder.path().join("far")).expect("it is written");
         let [near, far] = [Network::of(run.program.pid()), Network::of(far.trim())];
@@ -73,9 +73,9 @@ impl Ends {
     }
 
     /// Two openvpn, whose ends are 10.8.0.1 at `DEVICE0` and 10.8.0.2 at `DEVICE1`.
-    fn openvpn(user: User, device: &str, [near, far]: [&str; 2]) -> Self {
+    fn openvpn(way: Way, device: &str, [near, far]: [&str; 2]) -> Self {
         let ends = Self::start(
-            user,
+            way,
             &format!(
                 "options='--proto udp --ping 1 --auth none --cipher none'
                  openvpn $options --dev {device}0 --ifconfig {near} --local 192.0.2.1 --remote 192.0.2.2 &
@@ -88,8 +88,8 @@ impl Ends {
         ends
     }
 
-    fn openvpn_on_tun(user: User) -> Self {
-        let ends = Self::openvpn(user, "tun", ["10.8.0.1 10.8.0.2", "10.8.0.2 10.8.0.1"]);
+    fn openvpn_on_tun(way: Way) -> Self {
+        let ends = Self::openvpn(way, "tun", ["10.8.0.1 10.8.0.2", "10.8.0.2 10.8.0.1"]);
         ends.run.wait_until_up(&["tun0", "tun1"]);
         ends
     }
@@ -99,15 +99,15 @@ impl Ends {
     }
 }
 
-fn openvpn_tun(user: User) {
-    let ends = Ends::openvpn_on_tun(user);
+fn openvpn_tun(way: Way) {
+    let ends = Ends::openvpn_on_tun(way);
     let transfer = ends.connect();
     transfer.wait_for(length());
     transfer.finish();
 }
 
-fn openvpn_tap(user: User) {
-    let ends = Ends::openvpn(user, "tap", ["10.8.0.1 255.255.255.0", "10.8.0.2 255.255.255.0"]);
+fn openvpn_tap(way: Way) {
+    let ends = Ends::openvpn(way, "tap", ["10.8.0.1 255.255.255.0", "10.8.0.2 255.255.255.0"]);
     ends.run.wait_until_up(&["tap0", "tap1"]);
     let transfer = ends.connect();
     transfer.wait_for(length());
@@ -115,9 +115,9 @@ fn openvpn_tap(user: User) {
 }
 
 /// Since 2023 it has vnet headers, and takes whole what the kernel leaves whole.
-fn wireguard_go(user: User) {
+fn wireguard_go(way: Way) {
     let ends = Ends::start(
-        user,
+        way,
         r#"
         mount -t tmpfs tmpfs /run
         export LOG_LEVEL=verbose WG_PROCESS_FOREGROUND=1
@@ -146,20 +146,20 @@ fn wireguard_go(user: User) {
     transfer.finish();
 }
 
-fn whole_on_tun(user: User) {
-    whole(user, "tun", &["tun0", "tun1"]);
+fn whole_on_tun(way: Way) {
+    whole(way, "tun", &["tun0", "tun1"]);
 }
 
-fn whole_on_tap(user: User) {
-    whole(user, "tap", &["tap0", "tap1"]);
+fn whole_on_tap(way: Way) {
+    whole(way, "tap", &["tap0", "tap1"]);
 }
 
 /// A client that only forwards.
-fn whole(user: User, mode: &str, tunnels: &'static [&'static str; 2]) {
+fn whole(way: Way, mode: &str, tunnels: &'static [&'static str; 2]) {
     let [near, far] = tunnels;
     let program = compiled("forward");
     let program = program.display();
-    let ends = Ends::start(user, &format!("{program} {mode} {near} $far {far}"));
+    let ends = Ends::start(way, &format!("{program} {mode} {near} $far {far}"));
     ends.run.program.line_with("attached");
     for (network, name, address) in
         [(&ends.near, near, "10.8.0.1/24"), (&ends.far, far, "10.8.0.2/24")]
@@ -195,8 +195,8 @@ fn expect_whole(run: &Run, tunnels: &[&str; 2]) {
 }
 
 /// While the near link is down the kernel sends in vain; then the transfer goes on.
-fn down_in_the_middle(user: User) {
-    let ends = Ends::openvpn_on_tun(user);
+fn down_in_the_middle(way: Way) {
+    let ends = Ends::openvpn_on_tun(way);
     let transfer = ends.connect();
     for _ in 0..3 {
         transfer.wait_for(length() / 4);
@@ -226,9 +226,9 @@ fn resends(network: &Network) -> u32 {
 }
 
 /// What the harness injects arrives among what the kernel sends, and copies of both can be taken.
-fn harness_beside(user: User) {
+fn harness_beside(way: Way) {
     const MANY: u8 = 30;
-    let ends = Ends::openvpn_on_tun(user);
+    let ends = Ends::openvpn_on_tun(way);
     let [near, far] = ["10.8.0.1:4000", "10.8.0.2:4000"]
         .map(|address| address.parse::<SocketAddr>().expect("an address"));
     let socket = ends.far.inside(|| UdpSocket::bind(far)).expect("an address there");

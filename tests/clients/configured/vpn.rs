@@ -8,7 +8,7 @@ use std::{net::IpAddr, process::Command};
 
 use memtun::{core::Mode, packet, render};
 
-use super::{ConfiguredTest, Run, User};
+use super::{ConfiguredTest, Run, Way};
 use crate::{
     clients::{IP, OPENSSL, OPENVPN, PING, TINC},
     device::{inject, take},
@@ -17,10 +17,10 @@ use crate::{
 
 #[rustfmt::skip]
 pub const TESTS: &[ConfiguredTest] = &[
-    ConfiguredTest { name: "vpn_openvpn_static_key", run: openvpn_static_key, needs: &[OPENVPN, IP, PING] },
-    ConfiguredTest { name: "vpn_openvpn_tls",        run: openvpn_tls,        needs: &[OPENVPN, OPENSSL, IP, PING] },
-    ConfiguredTest { name: "vpn_tinc",               run: tinc,               needs: &[TINC, IP, PING] },
-    ConfiguredTest { name: "vpn_joined_to_another",  run: joined_to_another,  needs: &[OPENVPN, IP, PING] },
+    ConfiguredTest::new("vpn_openvpn_static_key", &[OPENVPN, IP, PING], openvpn_static_key).with_tun(),
+    ConfiguredTest::new("vpn_openvpn_tls",        &[OPENVPN, OPENSSL, IP, PING], openvpn_tls).with_tun(),
+    ConfiguredTest::new("vpn_tinc",               &[TINC, IP, PING], tinc).with_tun(),
+    ConfiguredTest::new("vpn_joined_to_another",  &[OPENVPN, IP, PING], joined_to_another).with_tun(),
 ];
 
 /// In the network behind the far end, to which the near one has routes.
@@ -48,21 +48,21 @@ const STATIC_KEY: &str = r#"
     near() { peer "$@" --route-ipv6 fd09::/64 --script-security 2 --route-up '/sbin/ip route add 10.9.0.0/24 dev tun0'; }
 "#;
 
-fn openvpn_static_key(user: User) {
-    let run = Run::start(user, &format!("{STATIC_KEY} near tun0 18 1 2 & peer tun1 18 2 1"));
+fn openvpn_static_key(way: Way) {
+    let run = Run::start(way, &format!("{STATIC_KEY} near tun0 18 1 2 & peer tun1 18 2 1"));
     for _ in 0..2 {
         run.program.line_with("Initialization Sequence Completed");
     }
     let near = End { tunnel: "tun0", addresses: ["10.18.0.1", "fd18::1"] };
     let far = End { tunnel: "tun1", addresses: ["10.18.0.2", "fd18::2"] };
     run.wait_until_up(&["tun0", "tun1"]);
-    expect_answers(&run, user, &near, &far);
+    expect_answers(&run, way, &near, &far);
 }
 
 /// A server, and a client that it gives addresses and a route. A kernel that has a driver for openvpn is not to be asked.
-fn openvpn_tls(user: User) {
+fn openvpn_tls(way: Way) {
     let run = Run::start(
-        user,
+        way,
         r#"
         certificate() {
             name=$1; shift
@@ -110,12 +110,12 @@ END
     let near = End { tunnel: "tun0", addresses: ["10.8.0.2", "fd08::1000"] };
     let far = End { tunnel: "tun1", addresses: ["10.8.0.1", "fd08::1"] };
     run.wait_until_up(&["tun0", "tun1"]);
-    expect_answers(&run, user, &near, &far);
+    expect_answers(&run, way, &near, &far);
 }
 
-fn tinc(user: User) {
+fn tinc(way: Way) {
     let run = Run::start(
-        user,
+        way,
         r#"
         node() { # NAME NUMBER SUBNET...
             name=$1 number=$2; shift 2; mkdir -p $name/hosts
@@ -148,13 +148,13 @@ END
     let near = End { tunnel: "tinc_a", addresses: ["10.8.0.1", "fd08::1"] };
     let far = End { tunnel: "tinc_b", addresses: ["10.8.0.2", "fd08::2"] };
     run.wait_until_up(&["tinc_a", "tinc_b"]);
-    expect_answers(&run, user, &near, &far);
+    expect_answers(&run, way, &near, &far);
 }
 
 /// Two VPNs, of which one ends where the other begins.
-fn joined_to_another(user: User) {
+fn joined_to_another(way: Way) {
     let script = "near tun0 18 1 2 & peer tun1 18 2 1 & peer tun2 19 1 2 & peer tun3 19 2 1";
-    let run = Run::start(user, &format!("{STATIC_KEY} {script}"));
+    let run = Run::start(way, &format!("{STATIC_KEY} {script}"));
     for _ in 0..4 {
         run.program.line_with("Initialization Sequence Completed");
     }
@@ -162,12 +162,12 @@ fn joined_to_another(user: User) {
     let far = End { tunnel: "tun3", addresses: ["10.19.0.2", "fd19::2"] };
     run.wait_until_up(&["tun0", "tun1", "tun2", "tun3"]);
     memtun(&run, &["join", "tun1", "tun2"]);
-    expect_answers(&run, user, &near, &far);
+    expect_answers(&run, way, &near, &far);
 }
 
 /// A host at the far end answers the harness, and `ping` once the near end is a bridge.
 #[track_caller]
-fn expect_answers(run: &Run, user: User, near: &End, far: &End) {
+fn expect_answers(run: &Run, way: Way, near: &End, far: &End) {
     let address =
         |address: &&str| format!("--addr={address}/{}", if is_v4(address) { 24 } else { 64 });
     let addresses: Vec<String> = far.addresses.iter().chain(&BEYOND).map(address).collect();
@@ -188,7 +188,7 @@ fn expect_answers(run: &Run, user: User, near: &End, far: &End) {
     for (from, to) in near.addresses.into_iter().zip(BEYOND) {
         // Without a deadline it does not wait for the last reply longer than the others took; with one it may ask once more.
         let arguments = [PING.path, "-i", "0.2", "-c", "3", "-w", "30", to];
-        let pinged = run.command(user).args(arguments).output().expect("nsenter runs");
+        let pinged = run.command(way).args(arguments).output().expect("nsenter runs");
         let said = String::from_utf8_lossy(&pinged.stdout);
         assert!(pinged.status.success(), "{pinged:?}");
         assert!(said.contains(" packets transmitted, 3 received, "), "{said}");
