@@ -153,8 +153,8 @@ impl ConfiguredTest {
 
 /// The tests that run in a way.
 pub fn tests(way: Way) -> impl Iterator<Item = &'static ConfiguredTest> {
-    // What transfers much is not for an emulated machine, where CUSE mostly is.
-    let bridged = bridged::TESTS.iter().filter(move |_| way != Way::Cuse);
+    // Of what transfers much one is enough on an emulated machine, where CUSE mostly is.
+    let bridged = bridged::TESTS.iter().take(if way == Way::Cuse { 1 } else { usize::MAX });
     TESTS.iter().chain(vpn::TESTS).chain(bridged)
 }
 
