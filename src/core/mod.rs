@@ -28,6 +28,7 @@ mod headers;
 mod interface;
 pub mod ioctl;
 mod join;
+mod link;
 #[cfg(test)]
 mod model;
 pub mod offload;
@@ -51,10 +52,9 @@ pub use self::{
     event::{DropReason, Event},
     file::{File, Queue},
     harness::{CommandError, Wrap},
-    interface::{
-        Forward, Interface, LinkAnswer, LinkRequest, LinkSetting, LinkState, Look, MadeLink, Sent,
-    },
+    interface::Interface,
     join::Peer,
+    link::{Forward, LinkAnswer, LinkRequest, LinkSetting, LinkState, Look, MadeLink, Sent},
     request::{
         Credentials, FileId, Head, IoctlCall, IoctlOutput, Op, Opener, Origin, Outcome, Output,
         ReadCall, Reply, Request, RequestId, Scope, UserRange, WakeHandle, WriteCall,

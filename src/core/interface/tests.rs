@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    abi::tun::{POLL_ERROR, POLL_WRITABLE, ioctl::*},
+    abi::tun::{IfFlags, POLL_ERROR, POLL_WRITABLE, ioctl::*},
     core::{
         rig::{Rig, bytes_read},
         *,

@@ -1,13 +1,13 @@
-//! The two threads that serve all links.
+//! The two threads that serve all links: what they share, and the work thread's side.
+
+mod data;
 
 use std::{
     collections::BTreeMap,
-    fs::File,
     io,
-    ops::ControlFlow,
     os::fd::{AsFd, OwnedFd},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Weak,
+        Arc, Mutex, PoisonError, RwLock, Weak,
         atomic::{AtomicU64, Ordering},
         mpsc,
     },
@@ -17,9 +17,8 @@ use std::{
 use bytes::Bytes;
 use nix::{
     errno::Errno,
-    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
-        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags},
         eventfd::{EfdFlags, EventFd},
     },
 };
@@ -29,21 +28,20 @@ use super::{
     Kind, Link, LinkId, Listener, Made, MakeError, Network, Place, QueueId, Setting, Spec, State,
     TunNode, lock,
     make::{self, errno_of},
-    namespace::{Change, Namespace},
+    namespace::Namespace,
     queue::{Queue, Stop},
     setting,
 };
 use crate::{
     abi::{
         rtnetlink::{self, Request},
-        tun::{IfFlags, IfReq, Name},
+        tun::{IfFlags, IfReq},
     },
     sys::tun::{self, IfReqCommand},
 };
 
 /// Links at one time, as many as tunnels.
 const LINKS: usize = 4_096;
-const EVENTS_AT_ONCE: usize = 64;
 
 /// All links, and the threads that serve them; see the [module](super).
 pub struct Links {
@@ -433,111 +431,4 @@ impl Shared {
         self.is_now(link, state, &telling);
         Ok(state)
     }
-}
-
-/// The data thread's side.
-impl Shared {
-    fn serve(&self) {
-        loop {
-            let mut files = [PollFd::new(self.epoll.0.as_fd(), PollFlags::POLLIN)];
-            match poll(&mut files, PollTimeout::NONE) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(errno) => {
-                    warn!(%errno, "waiting for links failed: what the kernel sends into them is lost");
-                    return;
-                }
-            }
-            if self.handle_events().is_break() {
-                return;
-            }
-        }
-    }
-
-    /// Handles what there is, and returns when that has been done; break: the thread is to end.
-    fn handle_events(&self) -> ControlFlow<()> {
-        // Whoever finds nothing to handle knows then that it has been handled.
-        let _handling = lock(&self.handling);
-        let mut events = [EpollEvent::empty(); EVENTS_AT_ONCE];
-        // Epoll gives each its turn.
-        let turns = self.read_sources().len() / EVENTS_AT_ONCE + 1;
-        for _ in 0..turns {
-            let count = self.epoll.wait(&mut events, EpollTimeout::ZERO).unwrap_or(0);
-            for event in &events[..count] {
-                let source = self.read_sources().get(&event.data()).cloned();
-                match source {
-                    Some(Source::Queue { link, id, .. }) => self.listener.readable(link.id, id),
-                    Some(Source::Monitor(namespace)) => {
-                        if let Some(namespace) = namespace.upgrade() {
-                            self.read_news(&namespace);
-                        }
-                    }
-                    Some(Source::Stop) => return ControlFlow::Break(()),
-                    // It was closed meanwhile.
-                    None => {}
-                }
-            }
-            if count < EVENTS_AT_ONCE {
-                break;
-            }
-        }
-        ControlFlow::Continue(())
-    }
-
-    fn read_sources(&self) -> RwLockReadGuard<'_, BTreeMap<u64, Source>> {
-        self.sources.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn read_news(&self, namespace: &Namespace) {
-        namespace.read_news(|id, change| match change {
-            Change::Changed => {
-                if let Some(link) = self.link(id) {
-                    // If it is not there any more, that is news to come.
-                    let _state = self.look_at(&link);
-                }
-            }
-            Change::Left => self.has_left(id),
-        });
-    }
-
-    fn is_now(&self, link: &Link, state: State, _: &MutexGuard<'_, ()>) {
-        let before = std::mem::replace(&mut *lock(&link.state), state);
-        if before != state {
-            self.listener.changed(link.id, &state);
-        }
-    }
-
-    /// A link is not where it was: deleted, or moved to another namespace, where it is followed.
-    fn has_left(&self, id: LinkId) {
-        let telling = lock(&self.telling);
-        let Some(link) = self.link(id) else { return };
-        match self.follow(&link) {
-            Ok(state) => {
-                debug!(name = %state.name, "a link was moved to another network namespace");
-                self.is_now(&link, state, &telling);
-            }
-            Err(_) => {
-                if self.forget(id).is_some() {
-                    self.close_queues(&link, |_| true);
-                    self.listener.gone(id);
-                }
-            }
-        }
-    }
-
-    fn follow(&self, link: &Link) -> io::Result<State> {
-        let file = link.queue(None).ok_or(Errno::ENODEV)?;
-        let name = name_of(&file)?;
-        let network = Network::try_from(File::from(tun::network_of(file.as_fd())?))?;
-        let namespace = self.namespace(Arc::new(network))?;
-        let index = namespace.requests.link_named(name.as_bytes())?.index;
-        namespace.enter(index, link.id);
-        let state = State::from(&namespace.requests.link(index)?);
-        *lock(&link.place) = Place { namespace, index };
-        Ok(state)
-    }
-}
-
-fn name_of(file: &Queue) -> Result<Name, Errno> {
-    let attached = tun::with_ifreq(file.as_fd(), IfReqCommand::Attached, &IfReq::zeroed(false))?;
-    Ok(attached.name())
 }
