@@ -6,14 +6,19 @@ mod sysfs;
 
 use std::{
     fs, io,
-    os::{fd::AsRawFd, unix::fs::symlink},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{OpenOptionsExt, PermissionsExt, symlink},
+    },
     path::{Path, PathBuf},
 };
 
 use nix::{
     errno::Errno,
-    mount::{MsFlags, mount},
+    libc::{self, dev_t},
+    mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
+    sys::stat::{Mode, SFlag, mknod},
     unistd::{getegid, geteuid},
 };
 use tracing::info;
@@ -188,6 +193,32 @@ fn compose(folder: &Path) -> Result<(), NamespaceError> {
 /// [`NamespaceError::Mount`].
 pub fn cover(device: &Path, at: &Path) -> Result<(), NamespaceError> {
     mount_at(Some(device), at, None, MsFlags::MS_BIND)
+}
+
+/// Covers a path with a node of its own for a character device, which all may open: a program may become another user
+/// first. The node that the kernel makes is root's alone, as the whole system sees it.
+///
+/// # Errors
+///
+/// [`NamespaceError::Mount`]; [`NamespaceError::Compose`] if there can be no node.
+pub fn cover_with_node(device: dev_t, at: &Path) -> Result<(), NamespaceError> {
+    let failed = |error| NamespaceError::Compose { path: at.to_owned(), error };
+    let folder = at.parent().ok_or_else(|| NamespaceError::NoFolder(at.to_owned()))?;
+    // What is at the path, also while a tmpfs for the node covers its folder.
+    let covered = fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(at);
+    let covered = covered.map_err(failed)?;
+    mount_at(Some(Path::new("tmpfs")), folder, Some("tmpfs"), MsFlags::MS_NOSUID)?;
+    let node = folder.join("node");
+    let made = mknod(&node, SFlag::S_IFCHR, Mode::empty(), device)
+        .map_err(io::Error::from)
+        // Not cut by the umask.
+        .and_then(|()| fs::set_permissions(&node, fs::Permissions::from_mode(0o666)))
+        .map_err(failed);
+    let below = PathBuf::from(format!("/proc/self/fd/{}", covered.as_raw_fd()));
+    let covered = made.and_then(|()| cover(&node, &below));
+    // What now covers the path stays.
+    umount2(folder, MntFlags::MNT_DETACH).map_err(|errno| failed(errno.into()))?;
+    covered
 }
 
 fn mount_at(

@@ -5,13 +5,13 @@
 
 use std::{
     ffi::OsString,
-    fs::{self, File, Permissions},
+    fs::{self, File},
     io::{self, Write},
     num::NonZero,
     os::{
         fd::RawFd,
         unix::{
-            fs::{MetadataExt, PermissionsExt},
+            fs::MetadataExt,
             process::{CommandExt, ExitStatusExt},
         },
     },
@@ -21,7 +21,6 @@ use std::{
     time::SystemTime,
 };
 
-use anyhow::Context;
 use clap::ValueEnum;
 use cuse_rs::{cuse::DeviceOptions, fuse_file::FileOptions};
 use nix::{
@@ -219,15 +218,9 @@ impl Args {
             let device = cuse::register(DeviceOptions::new(name.parse()?))?;
             self.enter_namespace()?;
             namespace::provide(&self.at)?;
-            let path = device
-                .path
-                .as_deref()
-                .ok_or_else(|| anyhow::anyhow!("device {} has no node", device.name))?;
-            namespace::cover(path, &self.at)?;
-            // The program may become another user before it opens the device. The rest of the system is to find none.
-            let opened = fs::remove_file(path)
-                .and_then(|()| fs::set_permissions(&self.at, Permissions::from_mode(0o666)));
-            opened.with_context(|| format!("opening {} to the program's users", path.display()))?;
+            if let Identity::Number(number) = device.identity {
+                namespace::cover_with_node(number, &self.at)?;
+            }
             Ok(device)
         } else {
             self.enter_namespace()?;
