@@ -152,7 +152,8 @@ impl Channel {
     }
 
     /// Waits until a [`Device`] has been given all that clients had done before this call, also what they do not wait for
-    /// themselves: the `close` of a file of a FUSE mount. Not for a thread that serves the channel.
+    /// themselves: the `close` of a file of a FUSE mount. Not for a thread that serves the channel. Where several do, one of them may
+    /// still be about to hand on what it has read.
     ///
     /// False if that takes longer than `patience`, or the channel has ended.
     pub fn catch_up(&self, patience: Duration) -> bool {

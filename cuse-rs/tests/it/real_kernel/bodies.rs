@@ -9,7 +9,6 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
-use std::time::Duration;
 
 use cuse_rs::{Caller, Device, Errno, Read, ReplyRead};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -42,7 +41,6 @@ macro_rules! on {
             threads_share_an_open_file
             a_forked_child_shares_an_open_file
             readers_and_writers_lose_nothing
-            closes_are_known_to_one_who_has_caught_up
             pieces_of_a_call_are_one_message
             ioctls_at_the_edge_of_memory
         }
@@ -280,18 +278,6 @@ pub(super) fn readers_and_writers_lose_nothing(backend: Backend) {
         sent.sort();
         got.sort();
         assert_eq!(got, sent);
-    });
-}
-
-/// Of a program that ends with files open. It is one of its own: what this one has open, children of other tests hold for a moment.
-pub(super) fn closes_are_known_to_one_who_has_caught_up(backend: Backend) {
-    backend.with_queue("catch-up", |queue, server, node| {
-        for round in 0..20 {
-            let open = r#"exec 3<>"$0" 4<>"$0" 5<>"$0" 6<>"$0" 7<>"$0" 8<>"$0" 9<>"$0""#;
-            assert!(Command::new("sh").args(["-c", open]).arg(node).status().unwrap().success());
-            assert!(server.channel().catch_up(Duration::from_secs(10)));
-            assert_eq!(queue.files().len(), 0, "round {round}");
-        }
     });
 }
 

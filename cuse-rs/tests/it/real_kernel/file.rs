@@ -21,6 +21,7 @@ use nix::fcntl::OFlag;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 
 use super::{BLOCKING, Backend, bodies, errno, file_options, file_path, mount, open, read, skip};
+use crate::device::Queue;
 
 bodies::on!(Backend::File);
 
@@ -119,6 +120,29 @@ fn attributes_are_remembered() {
             assert_eq!(errno(file.sync_all()), Some(Errno::EINVAL));
         },
     );
+}
+
+/// Of a program that ends with files open. It is one of its own: what this one has open, children of other tests hold for a moment.
+#[test]
+fn closes_are_known_to_one_who_has_caught_up() {
+    let Some(mount) = mount(file_options("catch-up").mode(0o666)) else { return };
+    let queue = Queue::new(mount.channel());
+    let channel = Arc::clone(mount.channel());
+    thread::scope(|scope| {
+        // A failed assertion drops it, which ends the server.
+        let mount = mount;
+        let server = scope.spawn(|| channel.serve(&queue));
+        for round in 0..20 {
+            let open = r#"exec 3<>"$0" 4<>"$0" 5<>"$0" 6<>"$0" 7<>"$0" 8<>"$0" 9<>"$0""#;
+            let opened = Command::new("sh").args(["-c", open]).arg(mount.path()).status();
+            assert!(opened.unwrap().success());
+            assert!(channel.catch_up(Duration::from_secs(10)));
+            assert_eq!(queue.files().len(), 0, "round {round}");
+        }
+        mount.stop().unwrap();
+        server.join().unwrap().unwrap();
+        assert!(!channel.catch_up(Duration::from_secs(10)), "nobody serves it");
+    });
 }
 
 /// Remembers where reads and writes began.
@@ -284,7 +308,7 @@ fn ioctls_that_the_kernel_restricts() {
 fn server_to_be_killed() {
     let path = env::var_os("CUSE_RS_TEST_PATH").expect("started by another test");
     let mount = FileOptions::mount_at(path).name("victim").mount().unwrap();
-    let queue = crate::device::Queue::new(mount.channel());
+    let queue = Queue::new(mount.channel());
     mount.channel().serve(&queue).unwrap();
 }
 
