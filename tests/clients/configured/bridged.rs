@@ -119,7 +119,7 @@ fn wireguard_go(way: Way) {
     let ends = Ends::start(
         way,
         r#"
-        mount -t tmpfs tmpfs /run
+        mount -t tmpfs tmpfs /run; mkdir /run/wireguard
         export LOG_LEVEL=verbose WG_PROCESS_FOREGROUND=1
         wireguard-go -f wg0 & at_far wireguard-go -f wg1 &
         for name in wg0 wg1; do

@@ -53,7 +53,7 @@ fn openvpn(way: Way, mode: Mode) {
 pub(super) fn wireguard_go(way: Way) {
     let run = Run::start(
         way,
-        "mount -t tmpfs tmpfs /run
+        "mount -t tmpfs tmpfs /run; mkdir /run/wireguard
          export LOG_LEVEL=verbose WG_PROCESS_FOREGROUND=1
          wireguard-go -f wg0 & wireguard-go -f wg1 &
          for name in wg0 wg1; do
