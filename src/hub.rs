@@ -321,9 +321,7 @@ impl Hub {
 
     /// Sees to it that the core knows how all links are.
     pub fn refresh_links(&self) {
-        if let Some(links) = self.links.get() {
-            links.refresh_all();
-        }
+        self.keeper(|links| links.refresh_all());
     }
 
     /// Takes a tunnel's peer away, whatever it is.
@@ -400,7 +398,7 @@ impl Hub {
                 }
                 Output::Wake(origin, handle) => self.front_end(origin, |end| end.wake(handle)),
                 Output::Notify(peer) => self.notify(peer),
-                Output::Link(request) => self.ask_link(request),
+                Output::Link(request) => self.keeper(|links| links.perform(request)),
                 Output::Forward(forward) => {
                     let taken = self
                         .links
@@ -409,26 +407,18 @@ impl Hub {
                     self.with(|core| core.handle_link(LinkAnswer::Forwarded(forward, taken)));
                 }
                 Output::Refresh(Look { tunnel, sent }, request) => {
-                    if let Some(links) = self.links.get() {
+                    self.keeper(|links| {
                         links.refresh(tunnel);
                         match sent {
                             Sent::Nothing => {}
                             Sent::To(file) => links.receive(tunnel, file),
                             Sent::All => links.receive_all(tunnel),
                         }
-                    }
+                    });
                     self.with(|core| core.handle_fresh_request(*request));
                 }
-                Output::Receive(tunnel, file) => {
-                    if let Some(links) = self.links.get() {
-                        links.receive(tunnel, file);
-                    }
-                }
-                Output::Left(scope) => {
-                    if let Some(links) = self.links.get() {
-                        links.leave(scope);
-                    }
-                }
+                Output::Receive(tunnel, file) => self.keeper(|links| links.receive(tunnel, file)),
+                Output::Left(scope) => self.keeper(|links| links.leave(scope)),
                 Output::Answer(..) | Output::Event(_) => {}
             }
         }
@@ -442,10 +432,10 @@ impl Hub {
         }
     }
 
-    /// Without anybody who keeps links nothing asks for one.
-    fn ask_link(&self, request: LinkRequest) {
+    /// Without anybody who keeps links there are none to act on.
+    fn keeper(&self, act: impl FnOnce(&dyn LinkKeeper)) {
         if let Some(links) = self.links.get() {
-            links.perform(request);
+            act(links.as_ref());
         }
     }
 

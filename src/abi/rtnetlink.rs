@@ -129,9 +129,7 @@ impl Request {
     /// Adds the kind of link that is to be made.
     #[must_use]
     pub fn kind(self, kind: &str) -> Self {
-        let mut info = Vec::new();
-        push_attribute(&mut info, attribute::INFO_KIND, kind.as_bytes());
-        self.attribute(attribute::LINKINFO | attribute::NESTED, &info)
+        self.kind_with(kind, |_| ())
     }
 
     /// A `veth` is to be made. Its other end gets a name, in the network namespace of a descriptor.
@@ -142,9 +140,16 @@ impl Request {
         push_attribute(&mut end, attribute::NETWORK, &network.to_ne_bytes());
         let mut data = Vec::new();
         push_attribute(&mut data, attribute::VETH_PEER | attribute::NESTED, &end);
+        self.kind_with("veth", |info| {
+            push_attribute(info, attribute::INFO_DATA | attribute::NESTED, &data);
+        })
+    }
+
+    /// The kind, and what `more` adds to it.
+    fn kind_with(self, kind: &str, more: impl FnOnce(&mut Vec<u8>)) -> Self {
         let mut info = Vec::new();
-        push_attribute(&mut info, attribute::INFO_KIND, b"veth");
-        push_attribute(&mut info, attribute::INFO_DATA | attribute::NESTED, &data);
+        push_attribute(&mut info, attribute::INFO_KIND, kind.as_bytes());
+        more(&mut info);
         self.attribute(attribute::LINKINFO | attribute::NESTED, &info)
     }
 

@@ -88,6 +88,8 @@ fn perform<M: Method>(params: Value, session: &Arc<Session>, reply: AnyReply) {
             if M::KNOWS_CLOSES {
                 session.hub().catch_up();
             }
+            // What the harness has done to a link counts.
+            session.hub().refresh_links();
             method.perform(session, reply.typed());
         }
         Err(error) => reply.fail(Failure::new("bad-params", format_args!("{}: {error}", M::NAME))),

@@ -86,8 +86,6 @@ impl Session {
         }
         let reply = AnyReply { session: Arc::clone(self), id };
         self.open_calls.fetch_add(1, Ordering::Relaxed);
-        // What the harness has done to a link counts.
-        self.hub.refresh_links();
         command::dispatch(&method, params, self, reply);
     }
 

@@ -124,7 +124,7 @@ impl Interfaces {
             (_, None) => return then(self, Err(refuse(nix::errno::Errno::ESRCH))),
         };
         let this = Weak::clone(&self.this);
-        links.make(LinkId(tunnel.0.into()), queue_of(file), network, spec, move |made| {
+        links.make(link_of(tunnel), queue_of(file), network, spec, move |made| {
             let Some(this) = this.upgrade() else { return };
             if let Ok(made) = &made {
                 let kind = made.link.kind();
@@ -183,7 +183,7 @@ impl Interfaces {
             }
         };
         match self.links.get() {
-            Some(links) => links.remove(LinkId(tunnel.0.into()), then),
+            Some(links) => links.remove(link_of(tunnel), then),
             None => then(),
         }
     }
@@ -213,7 +213,7 @@ impl Interfaces {
                 Err(error) => return then(Err(error.to_string())),
             };
             let (Some(hub), Some(links)) = (this.hub.upgrade(), this.links.get()) else { return };
-            let id = LinkId(tunnel.0.into());
+            let id = link_of(tunnel);
             let name = made.state.name;
             for file in &wanted.files[1..] {
                 links.add_queue(id, queue_of(*file), flags, move |added| {
@@ -273,7 +273,6 @@ impl Wanted {
 
 impl LinkKeeper for Interfaces {
     fn perform(&self, request: LinkRequest) {
-        let id = |tunnel: TunnelId| LinkId(tunnel.0.into());
         match request {
             LinkRequest::Make { tunnel, file, scope, name, flags, index, interface } => {
                 let passes_datagrams = interface == Interface::Bridge;
@@ -285,38 +284,38 @@ impl LinkKeeper for Interfaces {
             }
             LinkRequest::Open { tunnel, file, flags, asker } => {
                 if let Some(links) = self.links.get() {
-                    links.add_queue(id(tunnel), queue_of(file), flags, self.report_done(asker));
+                    links.add_queue(
+                        link_of(tunnel),
+                        queue_of(file),
+                        flags,
+                        self.report_done(asker),
+                    );
                 }
             }
             LinkRequest::Close { tunnel, file } => {
                 if let Some(links) = self.links.get() {
-                    links.remove_queue(id(tunnel), queue_of(file));
+                    links.remove_queue(link_of(tunnel), queue_of(file));
                 }
             }
             LinkRequest::SetQueue { tunnel, file, attached, asker } => {
                 if let Some(links) = self.links.get() {
                     let then = self.report_done(asker);
-                    links.set_queue(id(tunnel), queue_of(file), attached, then);
+                    links.set_queue(link_of(tunnel), queue_of(file), attached, then);
                 }
             }
             LinkRequest::Set { tunnel, setting, asker } => {
-                let this = Weak::clone(&self.this);
                 let Some(links) = self.links.get() else { return };
-                links.set(id(tunnel), setting, move |set| {
-                    let Some(this) = this.upgrade() else { return };
-                    match (asker, set) {
-                        (Some(asker), set) => {
-                            let done = set.map(drop).map_err(errno_of);
-                            this.answer(LinkAnswer::Done(asker, done));
-                        }
-                        (None, Ok(_)) => {}
-                        (None, Err(errno)) => {
-                            warn!(tunnel = tunnel.0, ?setting, %errno, "setting an interface failed, ignoring");
-                            // What the harness was told is not so.
-                            if let Some(link) = this.link(tunnel) {
-                                this.answer(LinkAnswer::Changed(tunnel, link.state()));
-                            }
-                        }
+                if let Some(asker) = asker {
+                    let then = self.report_done(asker);
+                    return links.set(link_of(tunnel), setting, |set| then(set.map(drop)));
+                }
+                let this = Weak::clone(&self.this);
+                links.set(link_of(tunnel), setting, move |set| {
+                    let (Some(this), Err(errno)) = (this.upgrade(), set) else { return };
+                    warn!(tunnel = tunnel.0, ?setting, %errno, "setting an interface failed, ignoring");
+                    // What the harness was told is not so.
+                    if let Some(link) = this.link(tunnel) {
+                        this.answer(LinkAnswer::Changed(tunnel, link.state()));
                     }
                 });
             }
@@ -337,20 +336,20 @@ impl LinkKeeper for Interfaces {
 
     fn refresh(&self, tunnel: TunnelId) {
         if let Some(links) = self.links.get() {
-            links.refresh(LinkId(tunnel.0.into()));
+            links.refresh(link_of(tunnel));
         }
     }
 
     fn receive(&self, tunnel: TunnelId, file: FileId) {
         let (Some(links), Some(hub)) = (self.links.get(), self.hub.upgrade()) else { return };
-        links.receive(LinkId(tunnel.0.into()), queue_of(file), |datagram| {
+        links.receive(link_of(tunnel), queue_of(file), |datagram| {
             hub.with(|core| core.handle_link_datagram(tunnel, file, datagram))
         });
     }
 
     fn receive_all(&self, tunnel: TunnelId) {
         let (Some(links), Some(hub)) = (self.links.get(), self.hub.upgrade()) else { return };
-        links.receive_all(LinkId(tunnel.0.into()), |queue, datagram| {
+        links.receive_all(link_of(tunnel), |queue, datagram| {
             let file = FileId(queue.0);
             let _wanted = hub.with(|core| core.handle_link_datagram(tunnel, file, datagram));
         });
@@ -436,6 +435,10 @@ impl Listener for Interfaces {
 
 fn queue_of(file: FileId) -> QueueId {
     QueueId(file.0)
+}
+
+fn link_of(tunnel: TunnelId) -> LinkId {
+    LinkId(tunnel.0.into())
 }
 
 /// Links are numbered by tunnels, whose numbers have 32 bits.
