@@ -33,7 +33,7 @@
 //! | state machine | [`core`] | compute |
 //! | plain data | [`abi`], [`errno`] | - |
 //!
-//! [`packet`] builds and [`render`] shows datagrams, for people. The kernel's protocol is the crate [`cuse_rs`].
+//! [`packet`] builds and [`render`] shows datagrams, for people; what they and the [`log`] print, [`terminal`] makes harmless. The kernel's protocol is the crate [`cuse_rs`].
 
 pub mod abi;
 pub mod cli;
@@ -45,8 +45,10 @@ pub mod daemon;
 pub mod errno;
 pub mod frontend;
 pub mod hub;
+pub mod log;
 pub mod namespace;
 pub mod packet;
 pub mod peer;
 pub mod render;
 mod sys;
+pub mod terminal;

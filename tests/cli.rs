@@ -2,17 +2,18 @@
 
 use std::process::Command;
 
-use crate::support::daemon::{MEMTUN, run};
+use crate::support::daemon::{MEMTUN, Run, run};
 
 pub const TESTS: &[(&str, fn())] = &[
     ("usage_errors_exit_with_2", usage_errors_exit_with_2),
+    ("log_options_are_checked", log_options_are_checked),
     ("help_names_every_verb", help_names_every_verb),
     ("missing_daemon_is_named", missing_daemon_is_named),
     ("missing_cuse_is_named", missing_cuse_is_named),
     ("units_are_valid", units_are_valid),
 ];
 
-fn memtun(arguments: &[&str]) -> crate::support::daemon::Run {
+fn memtun(arguments: &[&str]) -> Run {
     run(Command::new(MEMTUN).args(arguments).env_remove("MEMTUN_CONTROL"), b"")
 }
 
@@ -51,10 +52,40 @@ fn usage_errors_exit_with_2() {
         &["serve", "--cuse", "x", "--number", "5"],
         &["serve", "--cuse", "x", "--owner", "no-such-user"],
     ] {
-        let run = memtun(arguments);
-        assert_eq!((run.status, run.stdout.as_str()), (2, ""), "{arguments:?}: {run:?}");
-        assert!(!run.stderr.is_empty());
+        wrong_usage(memtun(arguments), arguments);
     }
+}
+
+/// Status 2, and how the verb is used.
+#[track_caller]
+fn wrong_usage(run: Run, arguments: &[&str]) -> String {
+    assert_eq!((run.status, run.stdout.as_str()), (2, ""), "{arguments:?}: {run:?}");
+    let verb = arguments.iter().find(|word| !word.starts_with('-') && **word != "fly");
+    let usage = format!("Usage: memtun {}", verb.copied().unwrap_or("[OPTIONS]"));
+    assert!(run.stderr.contains(&usage), "{arguments:?}: {}", run.stderr);
+    run.stderr
+}
+
+fn log_options_are_checked() {
+    for arguments in [["-q", "list", "-v"], ["list", "-vq", "--json"]] {
+        let error = wrong_usage(memtun(&arguments), &arguments);
+        assert!(error.contains("exclude each other"), "{error}");
+    }
+    let with_log = |value: &str, arguments: &[&str]| {
+        let mut command = Command::new(MEMTUN);
+        run(command.args(arguments).env("MEMTUN_LOG", value), b"")
+    };
+    let arguments = ["run", "--", "true"];
+    for value in ["loud", "hyper=debug", "memtun=x"] {
+        let error = wrong_usage(with_log(value, &arguments), &arguments);
+        assert!(error.contains("MEMTUN_LOG: ") && !error.contains("  tip"), "{error}");
+    }
+    // What is said by an option counts more, and an empty variable is none.
+    assert!(memtun(&["--help"]).succeeded().contains("MEMTUN_LOG"));
+    let missing = ["list", "--control", "/nonexistent/control"];
+    with_log("", &missing).failed(1);
+    with_log("loud", &["list", "-v", "--control", "/nonexistent/control"]).failed(1);
+    with_log("warn,memtun::control=debug", &missing).failed(1);
 }
 
 fn help_names_every_verb() {

@@ -5,12 +5,18 @@ mod run;
 mod serve;
 
 use std::{
-    io::Write,
+    ffi::OsStr,
+    io::{self, Write},
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
-use clap::{Parser, Subcommand};
+use clap::{
+    ArgMatches, Command, CommandFactory, FromArgMatches, Parser, Subcommand,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
+use tracing::level_filters::LevelFilter;
 
 use crate::{
     client::Client,
@@ -18,20 +24,75 @@ use crate::{
         delete, host, inject, interface as interface_verb, join, list, part, set, take, wait, watch,
     },
     frontend::device,
+    log::{self, Filter},
+    terminal,
 };
 
 /// Where the control socket is unless it is said.
 pub const DEFAULT_CONTROL: &str = "/run/memtun/control";
 
+const ENVIRONMENT: &str = "\
+Environment:
+  MEMTUN_CONTROL  default of --control; 'memtun run' sets it for its program
+  MEMTUN_LOG      what is logged, unless -q or -v is given: off, error, warn,
+                  info, debug or trace, or levels for parts of memtun, such
+                  as warn,memtun::control=debug
+  NO_COLOR        no colors on a terminal; TERM=dumb does the same";
+
 /// An in-memory /dev/net/tun: test any unmodified tun client.
 #[derive(Debug, Parser)]
-#[command(version, arg_required_else_help = true)]
+#[command(version, arg_required_else_help = true, after_help = ENVIRONMENT)]
 pub struct Cli {
     /// Path of the daemon's control socket [default: /run/memtun/control; of 'run': one in the folder for temporary files].
     #[arg(long, global = true, env = "MEMTUN_CONTROL", value_name = "PATH")]
     control: Option<PathBuf>,
+    #[command(flatten)]
+    verbosity: Verbosity,
     #[command(subcommand)]
     verb: Verb,
+}
+
+/// How much is said.
+#[derive(Clone, Copy, Debug, clap::Args)]
+struct Verbosity {
+    /// Do not report success, and log errors only.
+    #[arg(short, long, global = true)]
+    quiet: bool,
+    /// Log more; -vv and -vvv log still more. MEMTUN_LOG chooses in detail, such as MEMTUN_LOG=warn,memtun::control=debug.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
+
+impl Verbosity {
+    /// What is logged. An option counts more than the variable, and that more than what is usual for the verb.
+    fn filter(self, usual: LevelFilter, variable: Option<&OsStr>) -> Result<Filter, clap::Error> {
+        const LEVELS: [LevelFilter; 5] = [
+            LevelFilter::ERROR,
+            LevelFilter::WARN,
+            LevelFilter::INFO,
+            LevelFilter::DEBUG,
+            LevelFilter::TRACE,
+        ];
+        let usage = |kind, message: String| clap::Error::raw(kind, message);
+        match (self, variable) {
+            (Self { quiet: true, verbose: 1.. }, _) => {
+                let message = "--quiet and --verbose exclude each other".to_owned();
+                Err(usage(ErrorKind::ArgumentConflict, message))
+            }
+            (Self { quiet: true, .. }, _) => Ok(LevelFilter::ERROR.into()),
+            (Self { verbose: 0, .. }, Some(text)) => {
+                let text = terminal::text_of(text.as_bytes());
+                text.parse().map_err(|error| {
+                    usage(ErrorKind::ValueValidation, format!("{}: {error}", log::VARIABLE))
+                })
+            }
+            (Self { verbose, .. }, _) => {
+                let from = LEVELS.iter().position(|level| *level == usual).unwrap_or_default();
+                let level = LEVELS.get(from + usize::from(verbose));
+                Ok(level.copied().unwrap_or(LevelFilter::TRACE).into())
+            }
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -67,13 +128,29 @@ impl From<Admission> for device::Admission {
 }
 
 impl Cli {
-    /// What is logged unless `$MEMTUN_LOG` says otherwise.
+    /// The command line, and what is to be logged. Ends the process after help, and after a usage error with status 2.
     #[must_use]
-    pub fn default_log(&self) -> &'static str {
+    pub fn parse_or_exit() -> (Self, Filter) {
+        let mut command = Self::command();
+        let parsed = command.try_get_matches_from_mut(std::env::args_os());
+        parsed.and_then(|matches| Self::checked(&matches)).unwrap_or_else(|error| {
+            with_usage(error, command).exit();
+        })
+    }
+
+    /// Whether values fit together is beyond clap's own rules.
+    fn checked(matches: &ArgMatches) -> Result<(Self, Filter), clap::Error> {
+        let cli = Self::from_arg_matches(matches)?;
+        let variable = std::env::var_os(log::VARIABLE).filter(|text| !text.is_empty());
+        let filter = cli.verbosity.filter(cli.usual_log(), variable.as_deref())?;
+        Ok((cli, filter))
+    }
+
+    fn usual_log(&self) -> LevelFilter {
         match self.verb {
-            // Standard error is the program's: nothing but which front end was chosen, and what goes wrong.
-            Verb::Run(_) => "warn,memtun::cli=info",
-            Verb::Serve(_)
+            Verb::Serve(_) => LevelFilter::INFO,
+            // Standard error is the program's, or a shell's.
+            Verb::Run(_)
             | Verb::List(_)
             | Verb::Inject(_)
             | Verb::Take(_)
@@ -84,7 +161,7 @@ impl Cli {
             | Verb::Delete(_)
             | Verb::Join(_)
             | Verb::Host(_)
-            | Verb::Part(_) => "info",
+            | Verb::Part(_) => LevelFilter::WARN,
         }
     }
 
@@ -96,13 +173,15 @@ impl Cli {
     pub fn execute(self, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
         let control = self.control.as_deref().unwrap_or(Path::new(DEFAULT_CONTROL));
         let connect = || Client::connect(control);
+        let mut nobody = io::sink();
+        let report: &mut dyn Write = if self.verbosity.quiet { &mut nobody } else { &mut *out };
         match self.verb {
             Verb::Serve(args) => args.run(control)?,
             Verb::Run(args) => return Ok(args.run(self.control.as_deref())),
             Verb::List(args) => args.run(&mut connect()?, out)?,
-            Verb::Inject(args) => args.run(&mut connect()?, out)?,
+            Verb::Inject(args) => args.run(&mut connect()?, report)?,
             Verb::Take(args) => args.run(&mut connect()?, out)?,
-            Verb::Wait(args) => args.run(control, out)?,
+            Verb::Wait(args) => args.run(control, report)?,
             Verb::Watch(args) => args.run(&mut connect()?, out)?,
             Verb::Set(args) => args.run(&mut connect()?)?,
             Verb::Interface(args) => args.run(&mut connect()?)?,
@@ -113,4 +192,22 @@ impl Cli {
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// A usage error shows how the verb is used, whoever found it. clap leaves that out where a value is wrong.
+fn with_usage(error: clap::Error, mut command: Command) -> clap::Error {
+    if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return error;
+    }
+    command.build();
+    let lenient = command.clone().ignore_errors(true).try_get_matches_from(std::env::args_os());
+    let verb = lenient.ok().and_then(|matches| matches.subcommand_name().map(str::to_owned));
+    let used = match verb.and_then(|verb| command.find_subcommand_mut(verb)) {
+        Some(verb) => verb,
+        None => &mut command,
+    };
+    let usage = used.render_usage();
+    let mut error = error.format(used);
+    error.insert(ContextKind::Usage, ContextValue::StyledStr(usage));
+    error
 }

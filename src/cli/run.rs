@@ -50,7 +50,7 @@ use crate::{
         intercept::{InterceptError, Interceptor},
     },
     hub::Observer,
-    namespace, sys,
+    namespace, sys, terminal,
 };
 
 /// memtun itself failed.
@@ -395,8 +395,7 @@ fn exit_code(status: ExitStatus) -> ExitCode {
     ExitCode::from(u8::try_from(number).unwrap_or(FAILED))
 }
 
-#[expect(clippy::print_stderr, reason = "the status, not an error, goes to main")]
 fn fail(status: u8, error: &anyhow::Error) -> ExitCode {
-    eprintln!("memtun: {error}");
+    terminal::complain(error);
     ExitCode::from(status)
 }

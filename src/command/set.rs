@@ -172,7 +172,7 @@ impl FromArgMatches for Changes {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let words = matches.get_many::<String>("changes").unwrap_or_default();
         Self::parse(words.map(String::as_str))
-            .map_err(|error| clap::Error::raw(ErrorKind::ValueValidation, format!("{error}\n")))
+            .map_err(|error| clap::Error::raw(ErrorKind::ValueValidation, error))
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
