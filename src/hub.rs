@@ -17,14 +17,14 @@ use std::{
     collections::BTreeMap,
     fs::Metadata,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
+        Arc, Condvar, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
         atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
-    time::{Duration, Instant, SystemTime},
+    time::{self, Duration, SystemTime},
 };
 
 use crate::core::{
-    Answer, CommandError, Condition, Core, Event, FileId, Forward, Interface, LinkAnswer,
+    Answer, CommandError, Condition, Core, Event, FileId, Forward, Instant, Interface, LinkAnswer,
     LinkRequest, Look, Origin, Outcome, Output, PeerId, Request, RequestId, Scope, Sent, TunnelId,
     WaitId, WakeHandle,
 };
@@ -487,7 +487,9 @@ impl Hub {
 
 #[expect(clippy::disallowed_methods, reason = "the hub is the place that reads the clock")]
 fn now() -> Instant {
-    Instant::now()
+    /// Any moment will do.
+    static ORIGIN: LazyLock<time::Instant> = LazyLock::new(time::Instant::now);
+    Instant::after_origin(ORIGIN.elapsed())
 }
 
 #[expect(clippy::disallowed_methods, reason = "the hub is the place that reads the clock")]

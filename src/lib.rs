@@ -30,8 +30,8 @@
 //! | operator | [`cli`], [`daemon`] | everything |
 //! | edges | [`frontend`], [`control`], [`command`], [`client`], [`peer`] | block, do I/O |
 //! | meeting point | [`hub`] | lock, read the clock |
-//! | state machine | [`core`] | compute |
-//! | plain data | [`abi`], [`errno`] | - |
+//! | state machine | the crate [`memtun_core`] | compute |
+//! | plain data | [`abi`] | - |
 //!
 //! [`packet`] builds and [`render`] shows datagrams, for people; what they and the [`log`] print, [`terminal`] makes harmless. The kernel's protocol is the crate [`cuse_rs`].
 
@@ -40,9 +40,7 @@ pub mod cli;
 pub mod client;
 pub mod command;
 pub mod control;
-pub mod core;
 pub mod daemon;
-pub mod errno;
 pub mod frontend;
 pub mod hub;
 pub mod log;
@@ -52,3 +50,5 @@ pub mod peer;
 pub mod render;
 mod sys;
 pub mod terminal;
+
+pub use memtun_core::{self as core, errno};

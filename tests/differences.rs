@@ -36,7 +36,7 @@ fn differences(path: &Path, into: &mut Vec<String>) {
 
 fn list_is_that_of_the_sources() {
     let mut found = Vec::new();
-    let mut open = ["src", "cuse-rs/src", "tests"]
+    let mut open = ["core/src", "src", "cuse-rs/src", "tests"]
         .map(|folder| Path::new(env!("CARGO_MANIFEST_DIR")).join(folder))
         .to_vec();
     while let Some(path) = open.pop() {

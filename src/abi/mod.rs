@@ -1,5 +1,4 @@
 //! What the kernel's headers define: numbers and layouts, nothing that acts.
 
 pub mod rtnetlink;
-pub mod tun;
-pub mod virtio_net;
+pub use memtun_core::abi::{tun, virtio_net};

@@ -9,13 +9,10 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{
-    abi::tun::Name,
-    core::{Address, CommandError, MacAddress, parse_name},
-};
+use crate::core::CommandError;
 
 /// The protocol's version. It changes when a harness written for the one before would misunderstand.
 pub const PROTOCOL: u32 = 1;
@@ -97,70 +94,7 @@ impl std::error::Error for Failure {}
 
 impl From<CommandError> for Failure {
     fn from(error: CommandError) -> Self {
-        let code = match error {
-            CommandError::UnknownTunnel(_) => "unknown-tunnel",
-            CommandError::AmbiguousTunnel { .. } => "ambiguous-tunnel",
-            CommandError::NotAttached(_) => "not-attached",
-            CommandError::Down(_) => "down",
-            CommandError::NoCarrier(_) => "no-carrier",
-            CommandError::NoQueue(_) => "no-queue",
-            CommandError::Filtered(_) => "filtered",
-            CommandError::BadSetting(_) => "bad-setting",
-            CommandError::QueueFull { .. } => "queue-full",
-            CommandError::EmptyDatagram => "empty-datagram",
-            CommandError::OversizedDatagram { .. } => "oversized-datagram",
-            CommandError::NotIp(_) => "not-ip",
-            CommandError::NotTap(_) => "not-tap",
-            CommandError::ReadTooShort(_) => "read-too-short",
-            CommandError::BadVnet(_) => "bad-vnet",
-            CommandError::HasPeer(_) => "has-peer",
-            CommandError::NoPeer(_) => "no-peer",
-            CommandError::SameTunnel(_) => "same-tunnel",
-            CommandError::ModesDiffer { .. } => "modes-differ",
-            CommandError::Gone(_) => "gone",
-            CommandError::BadCount { .. } => "bad-count",
-            CommandError::TooManyWaits(_) => "too-many-waits",
-        };
-        Self::new(code, error)
-    }
-}
-
-impl Serialize for Address {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Address {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
-    }
-}
-
-impl Serialize for MacAddress {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for MacAddress {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
-    }
-}
-
-impl Serialize for Name {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Name {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        parse_name(&text).map_err(serde::de::Error::custom)
+        Self::new(error.code(), error)
     }
 }
 

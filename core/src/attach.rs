@@ -1,0 +1,393 @@
+//! Binding a file to a tunnel, after `tun_set_iff` and `tun_attach` in `drivers/net/tun.c`, and undoing it.
+//!
+//! The order of the outcomes is the kernel's. What the caller may do is told with the call, or it may do everything:
+//!
+//! DIFFERS: unless `--require-net-admin` is given, TUNSETIFF never asks for CAP_NET_ADMIN, nor whether the caller is the
+//! owner of a persistent tunnel or in its group. Tests run where nobody has that capability.
+
+use alloc::{string::ToString, sync::Arc, vec::Vec};
+
+use super::{
+    CommandError, Core, Credentials, DropReason, Event, File, FileId, LinkRequest, MacAddress,
+    Mode, Output, Scope, Tunnel, TunnelId, tunnel::Identity,
+};
+use crate::{
+    abi::tun::{IFNAMSIZ, IfFlags, Name},
+    errno::Errno,
+};
+
+/// The interface that is in every network namespace.
+pub(super) const LOOPBACK: &[u8] = b"lo";
+/// `LOOPBACK_IFINDEX`.
+const LOOPBACK_IFINDEX: u32 = 1;
+/// `MAX_TAP_QUEUES`.
+const MAX_QUEUES: usize = 256;
+/// How many numbers `__dev_alloc_name` tries: one for each bit of a page.
+const MAX_TEMPLATE_NUMBER: u32 = 8 * 4096;
+
+impl Core {
+    /// TUNSETIFF: attaches a file to the tunnel of that name, or to one made for it; returns the name it got.
+    ///
+    /// # Errors
+    ///
+    /// * `EEXIST`: the file is attached.
+    /// * `EPERM`: the caller is not permitted to.
+    /// * `EINVAL`: `NAPI_FRAGS` without `NAPI` or not on a tap; neither TUN nor TAP; an unusable name; the name is that of
+    ///   another kind of interface, or `MULTI_QUEUE` differs.
+    /// * `EBUSY`: the name is taken and `TUN_EXCL` was asked for, or its only queue is; the number that TUNSETIFINDEX
+    ///   asked for is taken.
+    /// * `E2BIG`: the tunnel has 256 queues.
+    /// * `ENFILE`: every number of a template is taken, or there are too many tunnels.
+    pub(super) fn attach(
+        &mut self,
+        file: FileId,
+        name: Name,
+        flags: IfFlags,
+        caller: Option<&Credentials>,
+    ) -> Result<Name, Errno> {
+        let (scope, wanted_ifindex) = self.check_attach(file, flags, caller)?;
+        let (id, created) = match self.names.get(&(scope, name)) {
+            Some(&id) => (self.check_existing(id, flags, caller)?, false),
+            // Every network namespace has a loopback interface, which is no tun.
+            None if name.as_bytes() == LOOPBACK => {
+                return Err(if flags.contains(IfFlags::TUN_EXCL) {
+                    Errno::EBUSY
+                } else {
+                    Errno::EINVAL
+                });
+            }
+            None if !is_admin(caller) => return Err(Errno::EPERM),
+            None => (self.create(scope, name, flags, wanted_ifindex)?, true),
+        };
+        self.bind(file, id, flags, created)?;
+        Ok(self.tunnels.get(&id).map_or(name, |tunnel| tunnel.name))
+    }
+
+    /// What is checked before the name is looked at; returns the namespace that it is looked up in, and the number that
+    /// TUNSETIFINDEX asked for.
+    pub(super) fn check_attach(
+        &self,
+        file: FileId,
+        flags: IfFlags,
+        caller: Option<&Credentials>,
+    ) -> Result<(Scope, u32), Errno> {
+        let file = self.files.get(&file).ok_or(Errno::EBADF)?;
+        if file.tunnel.is_some() {
+            return Err(Errno::EEXIST);
+        }
+        if flags.contains(IfFlags::NAPI_FRAGS) {
+            if !is_admin(caller) {
+                return Err(Errno::EPERM);
+            }
+            let kind = flags & (IfFlags::TUN | IfFlags::TAP);
+            if !flags.contains(IfFlags::NAPI) || kind != IfFlags::TAP {
+                return Err(Errno::EINVAL);
+            }
+        }
+        Ok((file.opener.scope, file.wanted_ifindex))
+    }
+
+    pub(super) fn check_existing(
+        &self,
+        id: TunnelId,
+        flags: IfFlags,
+        caller: Option<&Credentials>,
+    ) -> Result<TunnelId, Errno> {
+        let tunnel = self.tunnels.get(&id).ok_or(Errno::EBADFD)?;
+        if flags.contains(IfFlags::TUN_EXCL) {
+            return Err(Errno::EBUSY);
+        }
+        if !flags.contains(tunnel.mode.flag()) {
+            return Err(Errno::EINVAL);
+        }
+        let multi_queue = tunnel.flags.contains(IfFlags::MULTI_QUEUE);
+        if flags.contains(IfFlags::MULTI_QUEUE) != multi_queue {
+            return Err(Errno::EINVAL);
+        }
+        if !caller.is_none_or(|caller| is_permitted(tunnel, caller)) {
+            return Err(Errno::EPERM);
+        }
+        if !multi_queue && !tunnel.queues.is_empty() {
+            return Err(Errno::EBUSY);
+        }
+        if tunnel.file_count() >= MAX_QUEUES {
+            return Err(Errno::E2BIG);
+        }
+        Ok(id)
+    }
+
+    fn create(
+        &mut self,
+        scope: Scope,
+        requested_name: Name,
+        flags: IfFlags,
+        wanted_ifindex: u32,
+    ) -> Result<TunnelId, Errno> {
+        let mode = mode_of(flags)?;
+        let template = match (requested_name.as_bytes(), mode) {
+            (b"", Mode::Tun) => Name::new(b"tun%d"),
+            (b"", Mode::Tap) => Name::new(b"tap%d"),
+            _ => requested_name,
+        };
+        let name = self.resolve_name(scope, template)?;
+        let id = self.new_tunnel_id()?;
+        let ifindex = self.reserve_ifindex(scope, wanted_ifindex)?;
+        self.add_tunnel(Identity { id, name, requested_name, scope, ifindex }, mode);
+        Ok(id)
+    }
+
+    pub(super) fn new_tunnel_id(&mut self) -> Result<TunnelId, Errno> {
+        if self.tunnels.len() >= self.limits.tunnels {
+            return Err(Errno::ENFILE);
+        }
+        self.last_tunnel += 1;
+        Ok(TunnelId(self.last_tunnel))
+    }
+
+    /// Adds a tunnel of a name that is free.
+    pub(super) fn add_tunnel(&mut self, identity: Identity, mode: Mode) {
+        let (id, name, scope) = (identity.id, identity.name, identity.scope);
+        let hwaddr = MacAddress::random(&mut self.random);
+        self.tunnels.insert(id, Tunnel::new(identity, mode, hwaddr, &self.limits));
+        self.names.insert((scope, name), id);
+    }
+
+    /// `dev_index_reserve`: the number that is wanted, or the next that is free.
+    fn reserve_ifindex(&mut self, scope: Scope, wanted: u32) -> Result<u32, Errno> {
+        let is_taken = |ifindex| {
+            let mut living = self.tunnels.values().filter(|tunnel| !tunnel.gone);
+            ifindex == LOOPBACK_IFINDEX
+                || living.any(|tunnel| tunnel.scope == scope && tunnel.ifindex == ifindex)
+        };
+        if wanted != 0 {
+            return if is_taken(wanted) { Err(Errno::EBUSY) } else { Ok(wanted) };
+        }
+        let after = |last: u32| if last < i32::MAX.cast_unsigned() { last + 1 } else { 1 };
+        let mut free = after(self.last_ifindex);
+        while is_taken(free) {
+            free = after(free);
+        }
+        self.last_ifindex = free;
+        Ok(free)
+    }
+
+    /// `dev_get_valid_name`: checks a name and puts the lowest free number into a template.
+    pub(super) fn resolve_name(&self, scope: Scope, template: Name) -> Result<Name, Errno> {
+        if !is_valid_name(&template) {
+            return Err(Errno::EINVAL);
+        }
+        let raw = template.as_bytes();
+        let Some(percent) = raw.iter().position(|&b| b == b'%') else {
+            // Both are directories beside the interfaces' own in /proc/sys/net/ipv4/conf.
+            return if raw == b"all" || raw == b"default" {
+                Err(Errno::EINVAL)
+            } else {
+                Ok(template)
+            };
+        };
+        let (before, after) = (&raw[..percent], &raw[percent + 1..]);
+        let Some(after) = after.strip_prefix(b"d").filter(|after| !after.contains(&b'%')) else {
+            return Err(Errno::EINVAL);
+        };
+        (0..MAX_TEMPLATE_NUMBER)
+            .map(|number| Name::new(&[before, number.to_string().as_bytes(), after].concat()))
+            .find(|name| !self.names.contains_key(&(scope, *name)))
+            .ok_or(Errno::ENFILE)
+    }
+
+    /// `tun_attach`, and what `tun_set_iff` does after it.
+    /// Attached it is in any case: with an error only the filter fails.
+    pub(super) fn bind(
+        &mut self,
+        file_id: FileId,
+        id: TunnelId,
+        flags: IfFlags,
+        created: bool,
+    ) -> Result<(), Errno> {
+        let (Some(file), Some(tunnel)) = (self.files.get_mut(&file_id), self.tunnels.get_mut(&id))
+        else {
+            return Ok(());
+        };
+        // A further queue does not change what the first one set.
+        if tunnel.file_count() == 0 {
+            tunnel.flags = flags & IfFlags::STORED;
+            tunnel.carrier = !flags.contains(IfFlags::NO_CARRIER);
+        }
+        tunnel.queues.push(file_id);
+        file.tunnel = Some(id);
+        file.queue = tunnel.new_queue(&self.limits);
+        // Here the bit of IFF_NO_PI means IFF_NOFILTER.
+        let filtered =
+            if flags.contains(IfFlags::NO_PI) { Ok(()) } else { inherit_filter(file, tunnel) };
+        let (name, mode) = (tunnel.name, tunnel.mode);
+        self.event(|| Event::Attached { tunnel: id, name, mode, file: file_id, created });
+        filtered
+    }
+
+    /// TUNSETQUEUE, after `tun_set_queue`: detaches the queue of a file, or attaches it again.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL`: neither was asked for; the queue is not detached, or is; the tunnel has one queue only, or there is none; the
+    /// filter that it gets is bad, and the queue is attached.
+    pub(super) fn set_queue(&mut self, file_id: FileId, flags: IfFlags) -> Result<(), Errno> {
+        let file = self.files.get_mut(&file_id).ok_or(Errno::EBADF)?;
+        let tunnel = file.tunnel.and_then(|id| self.tunnels.get_mut(&id)).ok_or(Errno::EINVAL)?;
+        if flags.contains(IfFlags::ATTACH_QUEUE) {
+            if !file.detached {
+                return Err(Errno::EINVAL);
+            }
+            tunnel.detached.retain(|&other| other != file_id);
+            tunnel.queues.push(file_id);
+            file.detached = false;
+            inherit_filter(file, tunnel)
+        } else if flags.contains(IfFlags::DETACH_QUEUE) {
+            if file.detached || !tunnel.flags.contains(IfFlags::MULTI_QUEUE) {
+                return Err(Errno::EINVAL);
+            }
+            remove_queue(tunnel, file_id);
+            tunnel.detached.push(file_id);
+            file.detached = true;
+            file.queue.clear();
+            Ok(())
+        } else {
+            Err(Errno::EINVAL)
+        }
+    }
+
+    /// The last close of an attached file: its queue is lost, and the tunnel goes with its last file unless it is
+    /// persistent (`__tun_detach`).
+    pub(super) fn detach(&mut self, file_id: FileId, id: TunnelId) {
+        let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
+        remove_queue(tunnel, file_id);
+        tunnel.detached.retain(|&other| other != file_id);
+        if tunnel.last_writer == Some(file_id) {
+            tunnel.last_writer = None;
+        }
+        let is_unused = tunnel.file_count() == 0;
+        if is_unused {
+            tunnel.carrier = false;
+        }
+        let deleted = is_unused && !tunnel.persistent;
+        let name = tunnel.name;
+        if deleted {
+            self.bury(id);
+        } else {
+            self.tell_link(id, |tunnel| LinkRequest::Close { tunnel, file: file_id });
+        }
+        self.event(|| Event::Detached { tunnel: id, name, file: file_id, deleted });
+    }
+
+    /// Deletes a tunnel under its open files, as `ip link delete` does (`tun_detach_all`): blocked reads end with `EFAULT`,
+    /// pollers find `POLLERR`, and a file can be attached to another tunnel.
+    ///
+    /// # Errors
+    ///
+    /// [`CommandError::UnknownTunnel`].
+    pub fn delete(&mut self, id: TunnelId) -> Result<(), CommandError> {
+        let tunnel = self.living_mut(id)?;
+        let name = tunnel.name;
+        let files: Vec<FileId> = tunnel.files().collect();
+        tunnel.queues.clear();
+        tunnel.detached.clear();
+        tunnel.last_writer = None;
+        for file_id in files {
+            let Some(file) = self.files.get_mut(&file_id) else { continue };
+            file.leave_tunnel();
+            for read in core::mem::take(&mut file.parked) {
+                self.outputs.push(Output::Complete(read.id, Err(Errno::EFAULT)));
+            }
+            self.wake(file_id);
+        }
+        self.bury(id);
+        self.event(|| Event::Deleted { tunnel: id, name });
+        self.settle_waits();
+        Ok(())
+    }
+
+    /// Deletes a tunnel. What its client wrote can still be taken: a client often ends before the test looks.
+    fn bury(&mut self, id: TunnelId) {
+        let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
+        self.names.remove(&(tunnel.scope, tunnel.name));
+        tunnel.gone = true;
+        self.tell_link(id, |tunnel| LinkRequest::Remove { tunnel });
+        let is_empty = self.tunnels.get(&id).is_none_or(|tunnel| tunnel.written.is_empty());
+        self.tell_peer_of_end(id);
+        if is_empty {
+            self.tunnels.remove(&id);
+            return;
+        }
+        let gone: Vec<TunnelId> =
+            self.tunnels.values().filter(|tunnel| tunnel.gone).map(|tunnel| tunnel.id).collect();
+        let excess = gone.len().saturating_sub(self.limits.gone_tunnels);
+        for id in &gone[..excess] {
+            self.lose_gone(*id);
+        }
+    }
+
+    /// Gives up what a deleted tunnel's client wrote.
+    fn lose_gone(&mut self, id: TunnelId) {
+        let Some(tunnel) = self.tunnels.remove(&id) else { return };
+        let name = tunnel.name;
+        for datagram in tunnel.written.iter() {
+            let length = datagram.payload.len();
+            self.event(|| Event::Dropped {
+                tunnel: id,
+                name,
+                reason: DropReason::WriteBufferFull,
+                length,
+            });
+        }
+    }
+}
+
+pub(super) fn is_admin(caller: Option<&Credentials>) -> bool {
+    caller.is_none_or(|caller| caller.net_admin)
+}
+
+pub(super) fn mode_of(flags: IfFlags) -> Result<Mode, Errno> {
+    if flags.contains(IfFlags::TUN) {
+        Ok(Mode::Tun)
+    } else if flags.contains(IfFlags::TAP) {
+        Ok(Mode::Tap)
+    } else {
+        Err(Errno::EINVAL)
+    }
+}
+
+/// `tun_not_capable`, turned around: an administrator, or the owner if there is one, who is in the group if there is one.
+fn is_permitted(tunnel: &Tunnel, caller: &Credentials) -> bool {
+    caller.net_admin
+        || (tunnel.owner.is_none_or(|owner| owner == caller.uid)
+            && tunnel.group.is_none_or(|group| caller.groups.contains(&group)))
+}
+
+/// The last queue takes the place of one that leaves, as in `__tun_detach`.
+fn remove_queue(tunnel: &mut Tunnel, file: FileId) {
+    let Some(index) = tunnel.queues.iter().position(|&other| other == file) else { return };
+    tunnel.queues.swap_remove(index);
+    // Not the queue that has left: the kernel is off by one. Until the next one leaves, its flows go to the first.
+    tunnel.flows.forget_queue(tunnel.queues.len() + 1);
+}
+
+/// A queue gets the filter of those before it. It is attached all the same if that is one that nobody has looked at yet, and
+/// bad: `EINVAL`.
+///
+/// DIFFERS: a queue that is attached while TUNATTACHFILTER is in force gets the program, and is attached. The kernel reads it
+/// anew from the address in the caller, and if that succeeds leaves the queue unattached though TUNSETIFF or TUNSETQUEUE
+/// returns 0 (`tun_attach` goes to its end on success).
+fn inherit_filter(file: &mut File, tunnel: &Tunnel) -> Result<(), Errno> {
+    if let Some(program) = &tunnel.packet_filter.program {
+        file.packet_filter = Some(Arc::clone(program.as_ref().map_err(|errno| *errno)?));
+    }
+    Ok(())
+}
+
+/// `dev_valid_name`: not empty, not `.` or `..`, no `/`, no `:`, no white space as the kernel's `isspace` sees it.
+fn is_valid_name(name: &Name) -> bool {
+    let raw = name.as_bytes();
+    let is_space = |b: u8| matches!(b, b' ' | 0x09..=0x0d | 0xa0);
+    const { assert!(IFNAMSIZ == 16) };
+    !matches!(raw, b"" | b"." | b"..")
+        && !raw.iter().any(|&b| b == b'/' || b == b':' || is_space(b))
+}

@@ -1,0 +1,344 @@
+//! One open file of the device (kernel: `struct tun_file`): what it is attached to, its queue, and who waits on it.
+//!
+//! Invariant: a file with a parked read has an empty queue.
+
+use alloc::{collections::VecDeque, sync::Arc};
+
+use bytes::Bytes;
+
+use super::{
+    Datagram, FileId, Opener, Origin, ReadCall, RequestId, TunnelId, WakeHandle, bpf,
+    datagram::{self, Framing},
+};
+use crate::{Outcome, abi::tun};
+
+/// One open file description of the device.
+#[derive(Debug)]
+pub struct File {
+    pub(super) id: FileId,
+    pub(super) origin: Origin,
+    pub(super) opener: Opener,
+    pub(super) flags: u32,
+    pub(super) tunnel: Option<TunnelId>,
+    /// TUNSETQUEUE has detached its queue: no datagram joins it.
+    pub(super) detached: bool,
+    /// `sk_sndbuf`; the file's own, so that it outlives a tunnel that was deleted.
+    pub(super) send_buffer: i32,
+    /// `sk_filter`: which datagrams its queue gets.
+    pub(super) packet_filter: Option<Arc<bpf::Program>>,
+    /// What TUNSETIFINDEX asked for; 0: any.
+    pub(super) wanted_ifindex: u32,
+    pub(super) queue: Queue,
+    pub(super) parked: VecDeque<ParkedRead>,
+    pub(super) waker: Option<WakeHandle>,
+    rest: Option<Rest>,
+}
+
+/// A read that waits for a datagram; no thread of ours waits with it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ParkedRead {
+    pub(super) id: RequestId,
+    pub(super) limit: usize,
+}
+
+/// What a read left of its datagram: due to the next part of the same system call, and to nobody else.
+#[derive(Debug)]
+struct Rest {
+    offset: u64,
+    bytes: Bytes,
+}
+
+impl File {
+    pub(super) fn new(id: FileId, origin: Origin, flags: u32, opener: Opener) -> Self {
+        Self {
+            id,
+            origin,
+            opener,
+            flags,
+            tunnel: None,
+            detached: false,
+            send_buffer: i32::MAX,
+            packet_filter: None,
+            wanted_ifindex: 0,
+            queue: Queue::default(),
+            parked: VecDeque::new(),
+            waker: None,
+            rest: None,
+        }
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn id(&self) -> FileId {
+        self.id
+    }
+
+    /// Who opened it.
+    #[must_use]
+    pub fn opener(&self) -> &Opener {
+        &self.opener
+    }
+
+    /// The flags of `open(2)`; `O_NONBLOCK` as it was at the last read or write.
+    #[must_use]
+    pub fn open_flags(&self) -> u32 {
+        self.flags
+    }
+
+    /// Reads without a datagram wait for one.
+    #[must_use]
+    pub fn is_blocking(&self) -> bool {
+        self.flags & tun::O_NONBLOCK == 0
+    }
+
+    /// The tunnel it is attached to.
+    #[must_use]
+    pub fn tunnel(&self) -> Option<TunnelId> {
+        self.tunnel
+    }
+
+    /// TUNSETQUEUE has detached its queue.
+    #[must_use]
+    pub fn is_detached(&self) -> bool {
+        self.detached
+    }
+
+    /// Datagrams waiting to be read.
+    #[must_use]
+    pub fn queue(&self) -> &Queue {
+        &self.queue
+    }
+
+    /// How many reads wait for a datagram.
+    #[must_use]
+    pub fn parked_reads(&self) -> usize {
+        self.parked.len()
+    }
+
+    /// Somebody polled it and is woken at every event.
+    #[must_use]
+    pub fn is_poll_armed(&self) -> bool {
+        self.waker.is_some()
+    }
+
+    pub(super) fn set_nonblocking(&mut self, nonblock: bool) {
+        self.flags =
+            if nonblock { self.flags | tun::O_NONBLOCK } else { self.flags & !tun::O_NONBLOCK };
+    }
+
+    /// Its tunnel is gone; what belongs to the file itself stays.
+    pub(super) fn leave_tunnel(&mut self) {
+        self.tunnel = None;
+        self.detached = false;
+        self.queue = Queue::default();
+        self.rest = None;
+    }
+
+    /// `sock_writeable`: half of the send buffer is more than the one byte that is always charged.
+    pub(super) fn has_room_to_send(&self) -> bool {
+        self.send_buffer >> 1 > 1
+    }
+
+    /// What one read gets of a datagram; what did not fit stays for the continuation of that read.
+    pub(super) fn deliver(
+        &mut self,
+        datagram: &Datagram,
+        framing: Framing,
+        limit: usize,
+    ) -> Outcome {
+        let (reply, rest) = datagram::read_reply(datagram, framing, limit)?;
+        self.rest = (!rest.is_empty()).then(|| Rest { offset: limit as u64, bytes: rest });
+        Ok(reply)
+    }
+
+    /// The part of a datagram that is due to the continuation of a read; empty if there is none.
+    pub(super) fn continue_read(&mut self, call: ReadCall) -> Bytes {
+        match self.rest.take_if(|rest| rest.offset == call.offset) {
+            Some(mut rest) => {
+                let part = rest.bytes.split_to(rest.bytes.len().min(call.limit));
+                rest.offset += part.len() as u64;
+                self.rest = (!rest.bytes.is_empty()).then_some(rest);
+                part
+            }
+            None => Bytes::new(),
+        }
+    }
+
+    pub(super) fn forget_rest(&mut self) {
+        self.rest = None;
+    }
+}
+
+/// A bounded FIFO of datagrams; what does not fit is refused, so the oldest are kept (kernel: `ptr_ring`).
+#[derive(Debug, Default)]
+pub struct Queue {
+    datagrams: VecDeque<Datagram>,
+    bytes: usize,
+    max_datagrams: usize,
+    max_bytes: usize,
+}
+
+impl Queue {
+    pub(super) fn new(max_datagrams: usize, max_bytes: usize) -> Self {
+        Self { datagrams: VecDeque::new(), bytes: 0, max_datagrams, max_bytes }
+    }
+
+    /// How many datagrams there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.datagrams.len()
+    }
+
+    /// There are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.datagrams.is_empty()
+    }
+
+    /// Their bytes, without headers.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// How many datagrams it holds at most.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.max_datagrams
+    }
+
+    /// The datagrams, oldest first.
+    pub fn iter(&self) -> impl Iterator<Item = &Datagram> {
+        self.datagrams.iter()
+    }
+
+    /// Appends a datagram; false, and nothing changed, if the queue is full.
+    #[must_use]
+    pub(super) fn push(&mut self, datagram: Datagram) -> bool {
+        let bytes = self.bytes + datagram.payload.len();
+        if self.datagrams.len() >= self.max_datagrams || bytes > self.max_bytes {
+            return false;
+        }
+        self.bytes = bytes;
+        self.datagrams.push_back(datagram);
+        true
+    }
+
+    /// Appends a datagram; the oldest make room for it, within tighter limits than the queue's own.
+    pub(super) fn push_over(&mut self, datagram: Datagram, datagrams: usize, bytes: usize) {
+        let length = datagram.payload.len();
+        let (datagrams, bytes) = (datagrams.min(self.max_datagrams), bytes.min(self.max_bytes));
+        while !self.datagrams.is_empty()
+            && (self.datagrams.len() >= datagrams || self.bytes + length > bytes)
+        {
+            self.pop();
+        }
+        // One that is longer than all may be is not kept.
+        let _kept = self.push(datagram);
+    }
+
+    /// `tun_queue_purge`.
+    pub(super) fn clear(&mut self) {
+        self.datagrams.clear();
+        self.bytes = 0;
+    }
+
+    /// `ptr_ring_resize`: the oldest datagrams are kept.
+    pub(super) fn resize(&mut self, max_datagrams: usize) {
+        self.max_datagrams = max_datagrams;
+        for lost in self.datagrams.drain(max_datagrams.min(self.datagrams.len())..) {
+            self.bytes -= lost.payload.len();
+        }
+    }
+
+    pub(super) fn pop(&mut self) -> Option<Datagram> {
+        let datagram = self.datagrams.pop_front()?;
+        self.bytes -= datagram.payload.len();
+        Some(datagram)
+    }
+
+    /// Lengthens the newest datagram; false, and nothing changed, if there is none or it would be too long.
+    #[must_use]
+    pub(super) fn append_to_newest(&mut self, more: &[u8], max_length: usize) -> bool {
+        let Some(newest) = self.datagrams.back_mut() else { return false };
+        let length = newest.payload.len() + more.len();
+        if length > max_length || self.bytes + more.len() > self.max_bytes {
+            return false;
+        }
+        newest.payload = [&newest.payload, more].concat().into();
+        self.bytes += more.len();
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::{vec, vec::Vec};
+
+    use super::*;
+    use crate::{
+        Delivery,
+        abi::tun::IfFlags,
+        errno::Errno,
+        rig::{Rig, bytes_read},
+    };
+
+    #[test]
+    fn read_of_nothing_takes_nothing_and_never_waits() {
+        let mut rig = Rig::new();
+        let file = rig.open();
+        assert_eq!(
+            (rig.read(file, 0), rig.write(file, &[])),
+            (Err(Errno::EBADFD), Err(Errno::EBADFD))
+        );
+        let (file, tunnel) = rig.attached("t", (IfFlags::TUN | IfFlags::NO_PI).bits());
+        let read = rig.read_later(file, 0);
+        assert_eq!(rig.outcome(read).map(bytes_read), Some(Ok(vec![])));
+        assert_eq!(rig.inject(tunnel, &[0x45]), Ok(Delivery::Queued(1)));
+        assert_eq!((rig.read(file, 0), rig.read(file, 9)), (Ok(vec![]), Ok(vec![0x45])));
+        assert_eq!(rig.write(file, &[]), Err(Errno::EINVAL));
+    }
+
+    #[test]
+    fn queue_refuses_the_newest_by_count_and_by_bytes() {
+        let datagram = |length: usize| Datagram::from(Bytes::from(vec![0; length]));
+        let mut queue = Queue::new(2, 10);
+        assert!(queue.push(datagram(4)));
+        assert!(!queue.push(datagram(7)), "by bytes");
+        assert!(queue.push(datagram(6)));
+        assert!(!queue.push(datagram(0)), "by count");
+        assert_eq!((queue.len(), queue.bytes()), (2, 10));
+        assert_eq!(queue.pop().map(|d| d.payload.len()), Some(4));
+        assert_eq!((queue.len(), queue.bytes()), (1, 6));
+        assert!(queue.append_to_newest(&[1, 2], 8));
+        assert!(!queue.append_to_newest(&[1], 8), "too long");
+        assert!(queue.pop().is_some());
+        assert!(queue.pop().is_none());
+        assert_eq!(queue.bytes(), 0);
+    }
+
+    #[test]
+    fn queue_lets_the_oldest_go_if_it_must() {
+        let mut queue = Queue::new(2, 10);
+        for length in [3, 4, 5, 11, 6] {
+            queue.push_over(Datagram::from(Bytes::from(vec![0; length])), 3, 10);
+        }
+        let lengths: Vec<usize> = queue.iter().map(|datagram| datagram.payload.len()).collect();
+        assert_eq!((lengths, queue.bytes()), (vec![6], 6));
+    }
+
+    #[test]
+    fn resized_queue_keeps_the_oldest() {
+        let datagram = |length: usize| Datagram::from(Bytes::from(vec![0; length]));
+        let mut queue = Queue::new(3, 100);
+        assert!((1..=3).all(|length| queue.push(datagram(length))));
+        queue.resize(2);
+        assert_eq!((queue.len(), queue.bytes()), (2, 3));
+        assert!(!queue.push(datagram(4)));
+        queue.resize(3);
+        assert!(queue.push(datagram(4)));
+        assert_eq!(queue.iter().map(|d| d.payload.len()).collect::<Vec<_>>(), [1, 2, 4]);
+        queue.resize(0);
+        assert_eq!((queue.len(), queue.bytes()), (0, 0));
+    }
+}

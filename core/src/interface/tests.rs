@@ -1,0 +1,441 @@
+//! Scenarios of tunnels that have a link, or wait for one.
+
+use alloc::{
+    boxed::Box,
+    string::{String, ToString},
+    vec,
+};
+
+use super::*;
+use crate::{
+    abi::tun::{IfFlags, POLL_ERROR, POLL_WRITABLE, ioctl::*},
+    rig::{Rig, bytes_read},
+    *,
+};
+
+const TUN: u16 = 0x1001;
+const TAP: u16 = 0x1002;
+const DATAGRAM: &[u8] = &[0x45, 1, 2, 3];
+
+fn rig(policy: Interface) -> Rig {
+    let mut rig = Rig::new();
+    rig.core.set_interface_policy(policy);
+    rig
+}
+
+fn state(name: &str, up: bool) -> LinkState {
+    LinkState {
+        index: 7,
+        name: Name::new(name.as_bytes()),
+        up,
+        carrier: true,
+        mtu: 1500,
+        address: Some(MacAddress([2, 0, 0, 0, 0, 1])),
+        queue_length: 500,
+    }
+}
+
+fn made(name: &str) -> Result<Option<MadeLink>, Errno> {
+    Ok(Some(MadeLink { state: state(name, false), persistent: false }))
+}
+
+/// The tunnel that the last request is about.
+fn wanted(rig: &mut Rig) -> TunnelId {
+    match rig.link_requests.pop() {
+        Some(LinkRequest::Make { tunnel, .. }) => tunnel,
+        other => panic!("{other:?} is asked"),
+    }
+}
+
+/// A file attached to a tunnel whose link is down.
+fn attached(rig: &mut Rig, name: &str, flags: u16) -> (FileId, TunnelId) {
+    let file = rig.open();
+    let asked = rig.set_iff_later(file, name, flags);
+    let tunnel = wanted(rig);
+    rig.tell_of_link(LinkAnswer::Made(tunnel, made(name)));
+    assert!(rig.outcome(asked).unwrap().is_ok());
+    (file, tunnel)
+}
+
+fn name_stored(outcome: Outcome) -> String {
+    let Ok(Reply::Ioctl { output, .. }) = outcome else { panic!("{outcome:?}") };
+    IfReq::from_bytes(output.as_bytes()).unwrap().name().to_string()
+}
+
+#[test]
+fn attach_is_answered_when_the_link_is_there() {
+    let mut rig = rig(Interface::Shadow);
+    let file = rig.open();
+    let asked = rig.set_iff_later(file, "tun%d", TUN);
+    assert!(rig.outcome(asked).is_none());
+    assert_eq!(rig.core.tunnels().count(), 0);
+    let tunnel = wanted(&mut rig);
+    rig.tell_of_link(LinkAnswer::Made(tunnel, made("tun5")));
+    assert_eq!(name_stored(rig.outcome(asked).unwrap()), "tun5");
+    let tunnel = rig.core.tunnel(tunnel).unwrap();
+    assert_eq!(tunnel.interface(), Interface::Shadow);
+    assert!(!tunnel.is_up(), "a link starts down");
+    assert_eq!(tunnel.requested_name(), &Name::new(b"tun%d"));
+}
+
+#[test]
+fn refused_link_is_the_clients_error() {
+    let mut rig = rig(Interface::Shadow);
+    let file = rig.open();
+    let asked = rig.set_iff_later(file, "tun0", TUN);
+    let tunnel = wanted(&mut rig);
+    rig.tell_of_link(LinkAnswer::Made(tunnel, Err(Errno::EBUSY)));
+    assert_eq!(rig.outcome(asked), Some(Err(Errno::EBUSY)));
+    assert_eq!(rig.core.tunnels().count(), 0);
+    assert_eq!(rig.poll(file, None), POLL_ERROR);
+}
+
+#[test]
+fn tunnel_may_do_without() {
+    let mut rig = rig(Interface::Bridge);
+    let file = rig.open();
+    let asked = rig.set_iff_later(file, "tun0", TUN);
+    let tunnel = wanted(&mut rig);
+    rig.tell_of_link(LinkAnswer::Made(tunnel, Ok(None)));
+    assert_eq!(name_stored(rig.outcome(asked).unwrap()), "tun0");
+    assert_eq!(rig.write(file, DATAGRAM), Ok(4), "it is up, and the harness gets it");
+    rig.close(file);
+}
+
+#[test]
+fn attaches_of_one_namespace_wait_for_each_other() {
+    let mut rig = rig(Interface::Shadow);
+    let [first, second, third] = [1, 1, 2].map(|scope| rig.open_in(Scope(scope)));
+    let asked = [first, second, third].map(|file| rig.set_iff_later(file, "tun0", TUN));
+    let tunnel_of_third = wanted(&mut rig);
+    let tunnel = wanted(&mut rig);
+    assert!(rig.link_requests.is_empty(), "the second waits");
+    rig.tell_of_link(LinkAnswer::Made(tunnel, made("tun0")));
+    assert!(rig.outcome(asked[0]).unwrap().is_ok());
+    // It has one queue, and that is taken.
+    assert_eq!(rig.outcome(asked[1]), Some(Err(Errno::EBUSY)));
+    rig.tell_of_link(LinkAnswer::Made(tunnel_of_third, made("tun0")));
+    assert!(rig.outcome(asked[2]).unwrap().is_ok());
+}
+
+#[test]
+fn no_signal_ends_the_wait_for_a_link() {
+    let mut rig = rig(Interface::Shadow);
+    let [first, second] = [1, 1].map(|scope| rig.open_in(Scope(scope)));
+    let asked = [first, second].map(|file| rig.set_iff_later(file, "", TUN));
+    assert!(rig.cancel(asked[0]) && rig.cancel(asked[1]));
+    assert!(rig.outcome(asked[0]).is_none());
+    let tunnel = wanted(&mut rig);
+    rig.tell_of_link(LinkAnswer::Made(tunnel, made("tun0")));
+    assert_eq!(name_stored(rig.outcome(asked[0]).unwrap()), "tun0");
+    assert!(!rig.cancel(asked[0]), "it was answered");
+}
+
+#[test]
+fn link_of_a_file_that_is_gone_goes_too() {
+    let mut rig = rig(Interface::Shadow);
+    let file = rig.open();
+    let asked = rig.set_iff_later(file, "tun0", TUN);
+    let tunnel = wanted(&mut rig);
+    rig.close(file);
+    rig.tell_of_link(LinkAnswer::Made(tunnel, made("tun0")));
+    assert_eq!(rig.outcome(asked), Some(Err(Errno::EBADF)));
+    assert_eq!(rig.link_requests, [LinkRequest::Remove { tunnel }]);
+    assert_eq!(rig.core.tunnels().count(), 0);
+}
+
+#[test]
+fn close_is_answered_when_the_link_is_gone() {
+    let mut rig = rig(Interface::Shadow);
+    let (file, tunnel) = attached(&mut rig, "tun0", TUN);
+    let closing = rig.ask(Op::Close(file));
+    assert_eq!(rig.link_requests, [LinkRequest::Remove { tunnel }]);
+    assert!(rig.outcome(closing).is_none());
+    rig.tell_of_link(LinkAnswer::Removed(tunnel));
+    assert_eq!(rig.outcome(closing), Some(Ok(Reply::Closed)));
+}
+
+#[test]
+fn persistent_link_loses_its_queue_and_gets_another() {
+    let mut rig = rig(Interface::Shadow);
+    let (file, tunnel) = attached(&mut rig, "tun0", TUN);
+    let asked = rig.ioctl_later(file, TUNSETPERSIST, 1, &[], 0);
+    let asker = rig.request_id(asked);
+    let set =
+        LinkRequest::Set { tunnel, setting: LinkSetting::Persistent(true), asker: Some(asker) };
+    assert_eq!(rig.link_requests.pop(), Some(set));
+    rig.tell_of_link(LinkAnswer::Done(asker, Ok(())));
+    assert!(rig.outcome(asked).unwrap().is_ok());
+    rig.close(file);
+    assert_eq!(rig.link_requests.pop(), Some(LinkRequest::Close { tunnel, file }));
+
+    let file = rig.open();
+    let asked = rig.set_iff_later(file, "tun0", TUN);
+    let asker = rig.request_id(asked);
+    let flags = IfFlags::TUN | IfFlags::NO_PI;
+    assert_eq!(rig.link_requests.pop(), Some(LinkRequest::Open { tunnel, file, flags, asker }));
+    rig.tell_of_link(LinkAnswer::Done(asker, Ok(())));
+    assert_eq!(name_stored(rig.outcome(asked).unwrap()), "tun0");
+}
+
+#[test]
+fn what_the_link_refuses_is_not_set() {
+    let mut rig = rig(Interface::Shadow);
+    let (file, tunnel) = attached(&mut rig, "tun0", TUN);
+    for (command, value, setting) in [
+        (TUNSETOWNER, 5, LinkSetting::Owner(5)),
+        (TUNSETGROUP, 6, LinkSetting::Group(6)),
+        (TUNSETLINK, 0x1_0001, LinkSetting::LinkType(1)),
+        (TUNSETOFFLOAD, 0x181, LinkSetting::Offload(1)),
+    ] {
+        let asked = rig.ioctl_later(file, command, value, &[], 0);
+        let asker = rig.request_id(asked);
+        let set = LinkRequest::Set { tunnel, setting, asker: Some(asker) };
+        assert_eq!(rig.link_requests.pop(), Some(set));
+        rig.tell_of_link(LinkAnswer::Done(asker, Err(Errno::EINVAL)));
+        assert_eq!(rig.outcome(asked), Some(Err(Errno::EINVAL)));
+    }
+    assert_eq!(rig.core.tunnel(tunnel).unwrap().owner(), (None, None));
+}
+
+#[test]
+fn address_is_set_on_the_link_first() {
+    let mut rig = rig(Interface::Shadow);
+    let (file, tunnel) = attached(&mut rig, "tap0", TAP);
+    let mut request = IfReq::zeroed(false);
+    request.set_hwaddr(1, [2, 0, 0, 0, 0, 9]);
+    let asked = rig.ioctl_later(file, SIOCSIFHWADDR, 0, request.as_bytes(), 0);
+    let asker = rig.request_id(asked);
+    let address = MacAddress([2, 0, 0, 0, 0, 9]);
+    let setting = LinkSetting::Address(address);
+    let set = LinkRequest::Set { tunnel, setting, asker: Some(asker) };
+    assert_eq!(rig.link_requests.pop(), Some(set));
+    rig.tell_of_link(LinkAnswer::Done(asker, Ok(())));
+    assert!(rig.outcome(asked).unwrap().is_ok());
+    assert_eq!(rig.core.tunnel(tunnel).unwrap().hwaddr(), Some(address));
+    // Of another family: the core knows that without asking.
+    request.set_hwaddr(7, [2, 0, 0, 0, 0, 9]);
+    let stored = rig.ioctl(file, SIOCSIFHWADDR, 0, request.as_bytes());
+    assert_eq!(stored, Err(Errno::EINVAL));
+}
+
+#[test]
+fn queue_is_detached_on_the_link_first() {
+    const MULTI_QUEUE: u16 = 0x100;
+    let mut rig = rig(Interface::Bridge);
+    let (file, tunnel) = attached(&mut rig, "tun0", TUN | MULTI_QUEUE);
+    let mut set_queue = |flags: u16, answer| {
+        let mut request = IfReq::zeroed(false);
+        request.set_flags(IfFlags::from_bits_retain(flags));
+        let asked = rig.ioctl_later(file, TUNSETQUEUE, 0x1000, request.as_bytes(), 0);
+        if let Some(LinkRequest::SetQueue { attached, asker, .. }) = rig.link_requests.last() {
+            let (attached, asker) = (*attached, *asker);
+            let request = LinkRequest::SetQueue { tunnel, file, attached, asker };
+            assert_eq!(rig.link_requests.pop(), Some(request));
+            assert!(rig.outcome(asked).is_none());
+            rig.tell_of_link(LinkAnswer::Done(asker, answer));
+            return (Some(attached), rig.outcome(asked).unwrap().map(drop));
+        }
+        (None, rig.outcome(asked).unwrap().map(drop))
+    };
+    assert_eq!(set_queue(0x400, Err(Errno::ENOMEM)), (Some(false), Err(Errno::ENOMEM)));
+    assert_eq!(set_queue(0x400, Ok(())), (Some(false), Ok(())));
+    assert_eq!(set_queue(0x600, Ok(())), (Some(true), Ok(())), "attach wins");
+    assert_eq!(set_queue(0x800, Ok(())), (None, Err(Errno::EINVAL)));
+}
+
+#[test]
+fn link_is_looked_at_before_a_read() {
+    let mut rig = rig(Interface::Bridge);
+    let (file, tunnel) = attached(&mut rig, "tun0", TUN);
+    assert_eq!(rig.read(file, 100), Err(Errno::EAGAIN));
+    assert_eq!(rig.looks, [Look { tunnel, sent: Sent::To(file) }], "it might have been deleted");
+    rig.send_by_link(tunnel, file, DATAGRAM);
+    assert_eq!(rig.read(file, 100), Ok(DATAGRAM.to_vec()));
+    assert_eq!(
+        rig.looks[1..],
+        [Look { tunnel, sent: Sent::Nothing }],
+        "or lost what was queued with the length of its queue"
+    );
+}
+
+#[test]
+fn what_happens_to_the_link_happens_to_the_tunnel() {
+    let mut rig = rig(Interface::Shadow);
+    let (file, tunnel) = attached(&mut rig, "tap0", TAP);
+    assert_eq!(rig.poll(file, Some(WakeHandle(1))), 0, "it is down");
+    assert_eq!(rig.write(file, &[0; 14]), Err(Errno::EIO));
+    assert_eq!(
+        rig.looks,
+        [Look { tunnel, sent: Sent::Nothing }; 2],
+        "the link was looked at before it was said"
+    );
+    let changed = LinkState {
+        mtu: 1400,
+        address: Some(MacAddress([2, 0, 0, 0, 0, 9])),
+        ..state("other", true)
+    };
+    rig.tell_of_link(LinkAnswer::Changed(tunnel, changed));
+    assert_eq!(rig.wakes, 1);
+    assert_eq!(rig.poll(file, None), POLL_WRITABLE);
+    assert_eq!(rig.write(file, &[0; 14]), Ok(14));
+    let stored = rig.ioctl(file, TUNGETIFF, 0x1000, &[]).unwrap();
+    assert_eq!(IfReq::from_bytes(&stored).unwrap().name(), Name::new(b"other"));
+    let shown = rig.core.tunnel(tunnel).unwrap();
+    assert_eq!((shown.mtu(), shown.hwaddr()), (1400, changed.address));
+    let named = |name: &[u8]| rig.core.find(&Address::Name(Name::new(name))).ok();
+    assert_eq!((named(b"tap0"), named(b"other")), (None, Some(tunnel)));
+    // Its name of before is free.
+    attached(&mut rig, "tap0", TAP);
+}
+
+#[test]
+fn tunnel_goes_with_its_link() {
+    let mut rig = rig(Interface::Shadow);
+    let (file, tunnel) = attached(&mut rig, "tun0", TUN);
+    rig.poll(file, Some(WakeHandle(1)));
+    let reading = rig.read_later(file, 100);
+    rig.tell_of_link(LinkAnswer::Gone(tunnel));
+    assert_eq!(rig.outcome(reading).map(bytes_read), Some(Err(Errno::EFAULT)));
+    assert_eq!(rig.wakes, 1);
+    assert_eq!(rig.poll(file, None), POLL_ERROR);
+    assert_eq!(rig.read(file, 100), Err(Errno::EBADFD));
+    assert_eq!(rig.write(file, DATAGRAM), Err(Errno::EBADFD));
+    assert!(rig.link_requests.is_empty(), "there is nothing to remove");
+    let asked = rig.set_iff_later(file, "tun0", TUN);
+    let again = wanted(&mut rig);
+    assert_ne!(again, tunnel);
+    rig.tell_of_link(LinkAnswer::Made(again, made("tun0")));
+    assert!(rig.outcome(asked).unwrap().is_ok());
+}
+
+#[test]
+fn shadow_counts_what_the_kernel_sends() {
+    let mut rig = rig(Interface::Shadow);
+    rig.core.set_observed(true);
+    let (file, tunnel) = attached(&mut rig, "tun0", TUN);
+    rig.send_by_link(tunnel, file, DATAGRAM);
+    assert_eq!(rig.read(file, 100), Err(Errno::EAGAIN));
+    let counted = rig.core.tunnel(tunnel).unwrap().counters().to_link;
+    assert_eq!(counted, Count { datagrams: 1, bytes: 4 });
+    assert!(matches!(rig.events.pop(), Some(Event::ToLink { .. })));
+}
+
+/// So the queue is the kernel's, with its length and its order.
+#[test]
+fn bridge_leaves_what_nobody_reads_to_the_kernel() {
+    let mut rig = rig(Interface::Bridge);
+    let (file, tunnel) = attached(&mut rig, "tun0", TUN);
+    assert_eq!(rig.readable(tunnel, file), []);
+    let first = rig.read_later(file, 100);
+    assert_eq!(
+        rig.receives.pop(),
+        Some((tunnel, file)),
+        "it may have come before it was waited for"
+    );
+    let second = rig.read_later(file, 100);
+    assert_eq!(rig.readable(tunnel, file), [file, file], "one by the read, one by the event");
+    assert!(rig.send_by_link(tunnel, file, DATAGRAM), "there is one more who reads");
+    assert!(!rig.send_by_link(tunnel, file, &[0x46]));
+    let read = [first, second].map(|asked| bytes_read(rig.outcome(asked).unwrap()).unwrap());
+    assert_eq!(read, [DATAGRAM.to_vec(), vec![0x46]]);
+    assert!(!rig.send_by_link(tunnel, file, DATAGRAM), "that one has looked for, and finds it");
+    assert_eq!(rig.read(file, 100), Ok(DATAGRAM.to_vec()));
+}
+
+#[test]
+fn bridge_wakes_pollers_for_each_that_comes() {
+    let mut rig = rig(Interface::Bridge);
+    let (file, tunnel) = attached(&mut rig, "tun0", TUN);
+    rig.poll(file, Some(WakeHandle(1)));
+    let before = rig.wakes;
+    assert_eq!(rig.readable(tunnel, file), []);
+    assert_eq!(rig.readable(tunnel, file), []);
+    assert_eq!(rig.wakes, before + 2);
+    rig.send_by_link(tunnel, file, DATAGRAM);
+    assert_eq!(rig.wakes, before + 2, "it was told of when it came");
+}
+
+#[test]
+fn bridge_takes_all_before_its_filter_changes() {
+    let mut rig = rig(Interface::Bridge);
+    let (file, tunnel) = attached(&mut rig, "tap0", TAP);
+    let _refused = rig.ioctl(file, TUNATTACHFILTER, 0x1000, &[0; 16]);
+    assert!(rig.looks.contains(&Look { tunnel, sent: Sent::All }));
+}
+
+#[test]
+fn bridge_that_becomes_a_shadow_takes_what_was_left() {
+    let mut rig = rig(Interface::Bridge);
+    let (file, tunnel) = attached(&mut rig, "tun0", TUN);
+    rig.core.set_interface(tunnel, Interface::Shadow);
+    assert_eq!(rig.readable(tunnel, file), [file, file]);
+    assert!(rig.send_by_link(tunnel, file, DATAGRAM), "all is counted");
+}
+
+#[test]
+fn bridge_asks_the_kernel_and_says_what_it_said() {
+    let mut rig = rig(Interface::Bridge);
+    let (file, tunnel) = attached(&mut rig, "tun0", 0x4001);
+    let written = [&[0, 0, 8, 0][..], &[0, 0, 0, 0, 0, 0, 0, 0, 2, 0], DATAGRAM].concat();
+    let asked = rig.write_later(file, &written);
+    assert!(rig.outcome(asked).is_none());
+    let forward = rig.forwards.pop().unwrap();
+    assert_eq!(forward.head.as_bytes(), &written[..14]);
+    assert_eq!(forward.datagram.payload, DATAGRAM);
+    rig.tell_of_link(LinkAnswer::Forwarded(Box::new(forward.clone()), Err(Errno::EIO)));
+    assert_eq!(rig.outcome(asked), Some(Err(Errno::EIO)));
+    assert_eq!(rig.take(tunnel), None);
+
+    let asked = rig.write_later(file, &written);
+    let forward = rig.forwards.pop().unwrap();
+    rig.tell_of_link(LinkAnswer::Forwarded(Box::new(forward), Ok(())));
+    assert_eq!(rig.outcome(asked), Some(Ok(Reply::Written(18))));
+    assert_eq!(rig.take(tunnel).as_deref(), Some(DATAGRAM), "a copy");
+    assert_eq!(rig.core.tunnel(tunnel).unwrap().counters().from_client.datagrams, 1);
+    // The rest of a write that was split cannot be put behind what the kernel has.
+    assert_eq!(rig.write_part(file, &[1], 18), Ok(1));
+    assert!(rig.forwards.is_empty());
+}
+
+#[test]
+fn bridge_gives_the_client_what_the_kernel_sends() {
+    let mut rig = rig(Interface::Bridge);
+    let (file, tunnel) = attached(&mut rig, "tun0", 0x5001);
+    let sent = [&[1, 0, 0, 0, 0, 0, 0, 0, 2, 0], DATAGRAM].concat();
+    rig.send_by_link(tunnel, file, &sent);
+    assert_eq!(rig.read(file, 100), Ok(sent));
+    // Still, the harness may inject, though the link is down for the kernel.
+    rig.set_link(tunnel, true);
+    assert!(rig.inject(tunnel, DATAGRAM).is_ok());
+    assert_eq!(rig.set_peer(tunnel, PeerId(1)), Err(CommandError::HasPeer(Name::new(b"tun0"))));
+}
+
+#[test]
+fn harness_brings_the_link_up() {
+    let mut rig = rig(Interface::Shadow);
+    let (_, tunnel) = attached(&mut rig, "tun0", TUN);
+    rig.set_link(tunnel, true);
+    let setting = LinkSetting::Up(true);
+    assert_eq!(rig.link_requests, [LinkRequest::Set { tunnel, setting, asker: None }]);
+    rig.tell_of_link(LinkAnswer::Changed(tunnel, state("tun0", true)));
+    assert!(rig.core.tunnel(tunnel).unwrap().is_up());
+}
+
+#[test]
+fn name_of_a_tunnel_without_a_link_is_not_given_twice() {
+    let mut rig = rig(Interface::Shadow);
+    let (file, tunnel) = attached(&mut rig, "tun0", TUN);
+    rig.core.set_interface(tunnel, Interface::None);
+    rig.close(file);
+    let file = rig.open();
+    rig.core.set_interface_policy(Interface::None);
+    rig.set_iff(file, "tun0", TUN).unwrap();
+    rig.core.set_interface_policy(Interface::Shadow);
+    let other = rig.open();
+    let asked = rig.set_iff_later(other, "tun%d", TUN);
+    let tunnel = wanted(&mut rig);
+    rig.tell_of_link(LinkAnswer::Made(tunnel, made("tun0")));
+    assert_eq!(rig.outcome(asked), Some(Err(Errno::EBUSY)));
+    assert_eq!(rig.link_requests, [LinkRequest::Remove { tunnel }]);
+}

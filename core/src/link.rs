@@ -1,0 +1,183 @@
+//! What passes between the core and whoever keeps links: what it wants of one, and what it is told.
+
+use alloc::boxed::Box;
+
+use super::{Datagram, FileId, Head, Interface, MacAddress, RequestId, Scope, TunnelId};
+use crate::{
+    abi::tun::{IfFlags, Name},
+    errno::Errno,
+};
+
+/// How a link is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkState {
+    /// Its index.
+    pub index: u32,
+    /// Its name by now.
+    pub name: Name,
+    /// Somebody brought it up.
+    pub up: bool,
+    /// It has a carrier.
+    pub carrier: bool,
+    /// Its MTU.
+    pub mtu: u32,
+    /// Its Ethernet address, if it has one.
+    pub address: Option<MacAddress>,
+    /// The length of its queue.
+    pub queue_length: u32,
+}
+
+/// What can be set on a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkSetting {
+    /// Up or down.
+    Up(bool),
+    /// The MTU.
+    Mtu(u32),
+    /// The Ethernet address.
+    Address(MacAddress),
+    /// The length of the queue.
+    QueueLength(u32),
+    /// The name.
+    Name(Name),
+    /// The carrier.
+    Carrier(bool),
+    /// It stays when nobody uses it.
+    Persistent(bool),
+    /// The user who may use it.
+    Owner(u32),
+    /// The group who may.
+    Group(u32),
+    /// `ARPHRD_*`.
+    LinkType(u16),
+    /// `TUN_F_*`: how the kernel may leave what it sends.
+    Offload(u64),
+}
+
+/// What the core wants of a link; answered by [`Core::handle_link`](super::Core::handle_link).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkRequest {
+    /// Make one, with a queue for a file; answered with [`LinkAnswer::Made`].
+    Make {
+        /// The tunnel that it will stand beside.
+        tunnel: TunnelId,
+        /// The file.
+        file: FileId,
+        /// The namespace.
+        scope: Scope,
+        /// As TUNSETIFF has it.
+        name: Name,
+        /// As TUNSETIFF has them.
+        flags: IfFlags,
+        /// As TUNSETIFINDEX has it; 0 leaves it to the kernel.
+        index: u32,
+        /// What for.
+        interface: Interface,
+    },
+    /// Give a further file a queue; answered with [`LinkAnswer::Done`].
+    Open {
+        /// The tunnel.
+        tunnel: TunnelId,
+        /// The file.
+        file: FileId,
+        /// As TUNSETIFF has them.
+        flags: IfFlags,
+        /// The client's call.
+        asker: RequestId,
+    },
+    /// A file's queue is not used any more.
+    Close {
+        /// The tunnel.
+        tunnel: TunnelId,
+        /// The file.
+        file: FileId,
+    },
+    /// A file's queue gets datagrams from now on, or none; answered with [`LinkAnswer::Done`].
+    SetQueue {
+        /// The tunnel.
+        tunnel: TunnelId,
+        /// The file.
+        file: FileId,
+        /// As TUNSETQUEUE has it.
+        attached: bool,
+        /// The client's call.
+        asker: RequestId,
+    },
+    /// Set something; answered with [`LinkAnswer::Done`] if somebody asked.
+    Set {
+        /// The tunnel.
+        tunnel: TunnelId,
+        /// What.
+        setting: LinkSetting,
+        /// The client's call.
+        asker: Option<RequestId>,
+    },
+    /// Remove it; answered with [`LinkAnswer::Removed`].
+    Remove {
+        /// The tunnel.
+        tunnel: TunnelId,
+    },
+}
+
+/// What is to be known before a request can be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Look {
+    /// How the link beside this tunnel is, by [`LinkAnswer::Changed`] or [`LinkAnswer::Gone`].
+    pub tunnel: TunnelId,
+    /// What the kernel has sent, by [`Core::handle_link_datagram`](super::Core::handle_link_datagram).
+    pub sent: Sent,
+}
+
+/// What of that which the kernel has sent is to be known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// Nothing.
+    Nothing,
+    /// What there is for this file, as much as is wanted.
+    To(FileId),
+    /// All that there is.
+    All,
+}
+
+/// What the core is told about a link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkAnswer {
+    /// It was made; or the tunnel is to do without (`None`); or the client's call ends with an error.
+    Made(TunnelId, Result<Option<MadeLink>, Errno>),
+    /// What was asked for a client's call was done, or not.
+    Done(RequestId, Result<(), Errno>),
+    /// It is no more.
+    Removed(TunnelId),
+    /// It has changed.
+    Changed(TunnelId, LinkState),
+    /// Somebody deleted it.
+    Gone(TunnelId),
+    /// The kernel took a datagram, or not.
+    Forwarded(Box<Forward>, Result<(), Errno>),
+}
+
+/// A link that was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MadeLink {
+    /// How it is.
+    pub state: LinkState,
+    /// It was there before, made persistent by somebody.
+    pub persistent: bool,
+}
+
+/// A datagram that a client wrote, on its way to the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forward {
+    /// The client's call.
+    pub asker: RequestId,
+    /// The tunnel.
+    pub tunnel: TunnelId,
+    /// The file.
+    pub file: FileId,
+    /// The headers that the link wants before it.
+    pub head: Head,
+    /// The datagram.
+    pub datagram: Datagram,
+    /// What the call returns if the kernel takes it.
+    pub length: usize,
+}

@@ -1,0 +1,112 @@
+//! The segments of a datagram: each has headers that follow from those of the whole.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::partial_checksum;
+use crate::{
+    Datagram,
+    abi::virtio_net::{Gso, VnetHeader},
+    headers::{IPV6_HEADER, Layout, Zero, fill_checksum, fold, get_u16, low_u16, put_u16, sum},
+};
+
+/// The segments of a datagram, made one by one.
+#[derive(Clone, Debug)]
+pub(super) struct Segments {
+    pub(super) gso: Gso,
+    pub(super) layout: Layout,
+    /// The headers that stand before each.
+    pub(super) head: Bytes,
+    /// What has not been handed out.
+    pub(super) rest: Bytes,
+    pub(super) size: usize,
+    /// Bytes that have been handed out.
+    pub(super) done: usize,
+    /// Of the checksum: the part that is the same in all of them.
+    pub(super) sum: u16,
+    /// The checksum is filled in here.
+    pub(super) fill: bool,
+    pub(super) protocol: Option<u16>,
+}
+
+impl Iterator for Segments {
+    type Item = Datagram;
+
+    fn next(&mut self) -> Option<Datagram> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let part = self.rest.split_to(self.size.min(self.rest.len()));
+        let mut bytes = BytesMut::with_capacity(self.head.len() + part.len());
+        bytes.put_slice(&self.head);
+        bytes.put_slice(&part);
+        self.change_network_header(&mut bytes);
+        let vnet = self.change_transport_header(&mut bytes);
+        self.done += part.len();
+        Some(Datagram { payload: bytes.freeze(), protocol: self.protocol, vnet: Some(vnet) })
+    }
+}
+
+impl Segments {
+    /// `inet_gso_segment`, `ipv6_gso_segment`.
+    fn change_network_header(&self, bytes: &mut [u8]) {
+        let ip = &mut bytes[self.layout.network..];
+        let length = ip.len();
+        if self.layout.version == 6 {
+            put_u16(ip, 4, low_u16(length - IPV6_HEADER));
+            return;
+        }
+        put_u16(ip, 2, low_u16(length));
+        if self.gso == Gso::UdpFragments {
+            let more = if self.rest.is_empty() { 0 } else { 0x2000 };
+            put_u16(ip, 6, low_u16(self.done / 8) | more);
+        } else {
+            let id = get_u16(ip, 4).wrapping_add(low_u16(self.done / self.size));
+            put_u16(ip, 4, id);
+        }
+        let header = self.layout.transport - self.layout.network;
+        put_u16(ip, 10, 0);
+        let sum = sum(&ip[..header]);
+        put_u16(ip, 10, !sum);
+    }
+
+    /// `tcp_gso_segment`, `__udp_gso_segment`; the checksum of a fragmented datagram is complete.
+    fn change_transport_header(&self, bytes: &mut [u8]) -> VnetHeader {
+        let transport = self.layout.transport;
+        let length = low_u16(bytes.len() - transport);
+        let zero = match self.gso {
+            Gso::UdpFragments => {
+                return VnetHeader { flags: VnetHeader::DATA_VALID, ..VnetHeader::default() };
+            }
+            Gso::Udp => {
+                put_u16(bytes, transport + 4, length);
+                Zero::IsNone
+            }
+            Gso::Tcp4 | Gso::Tcp6 => {
+                let tcp = &mut bytes[transport..];
+                let sequence = u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]);
+                let done = u32::try_from(self.done).expect("MAX_SEGMENTS of at most 65,534 bytes");
+                let sequence = sequence.wrapping_add(done);
+                tcp[4..8].copy_from_slice(&sequence.to_be_bytes());
+                if self.done > 0 {
+                    tcp[13] &= !TCP_CWR;
+                }
+                if !self.rest.is_empty() {
+                    tcp[13] &= !(TCP_FIN | TCP_PSH);
+                }
+                Zero::IsSum
+            }
+        };
+        let offset = self.gso.checksum_offset();
+        put_u16(bytes, transport + offset, fold(u64::from(self.sum) + u64::from(length)));
+        if self.fill {
+            fill_checksum(bytes, transport, offset, zero);
+            VnetHeader::default()
+        } else {
+            partial_checksum(transport, offset)
+        }
+    }
+}
+
+pub(super) const TCP_FIN: u8 = 0x01;
+pub(super) const TCP_PSH: u8 = 0x08;
+pub(super) const TCP_CWR: u8 = 0x80;

@@ -1,0 +1,427 @@
+//! Scenarios for the core: clients and the harness in one line each, time as the test says.
+
+use alloc::{
+    borrow::ToOwned,
+    boxed::Box,
+    collections::BTreeMap,
+    string::{String, ToString},
+    vec::Vec,
+};
+use core::time::Duration;
+
+use bytes::Bytes;
+
+use super::*;
+use crate::abi::tun::{IfFlags, IfReq, Name, ioctl};
+
+/// A core, and everything it has put out so far.
+pub(super) struct Rig {
+    pub(super) core: Core,
+    last_request: u64,
+    outcomes: BTreeMap<u64, Outcome>,
+    pub(super) wakes: usize,
+    answers: BTreeMap<WaitId, Answer>,
+    pub(super) notified: usize,
+    pub(super) events: Vec<Event>,
+    pub(super) link_requests: Vec<LinkRequest>,
+    pub(super) forwards: Vec<Forward>,
+    pub(super) looks: Vec<Look>,
+    pub(super) receives: Vec<(TunnelId, FileId)>,
+}
+
+impl Rig {
+    pub(super) fn new() -> Self {
+        Self::with_limits(Limits::default())
+    }
+
+    pub(super) fn with_limits(limits: Limits) -> Self {
+        Self {
+            core: Core::new(limits, 1),
+            last_request: 0,
+            outcomes: BTreeMap::new(),
+            wakes: 0,
+            answers: BTreeMap::new(),
+            notified: 0,
+            events: Vec::new(),
+            link_requests: Vec::new(),
+            forwards: Vec::new(),
+            looks: Vec::new(),
+            receives: Vec::new(),
+        }
+    }
+
+    pub(super) fn at(&self, ms: u64) -> Instant {
+        Instant::ORIGIN + Duration::from_millis(ms)
+    }
+
+    pub(super) fn pass_until(&mut self, ms: u64) {
+        self.core.handle_timeout(self.at(ms));
+        self.drain();
+    }
+
+    fn drain(&mut self) {
+        let mut outputs = Vec::new();
+        self.core.take_outputs(&mut outputs);
+        for output in outputs {
+            match output {
+                Output::Complete(id, outcome) => {
+                    let before = self.outcomes.insert(id.unique, outcome);
+                    assert!(before.is_none(), "request {} was answered twice", id.unique);
+                }
+                Output::Wake(..) => self.wakes += 1,
+                Output::Answer(wait, answer) => {
+                    assert!(
+                        self.answers.insert(wait, answer).is_none(),
+                        "{wait:?} was answered twice"
+                    );
+                }
+                Output::Notify(_) => self.notified += 1,
+                Output::Link(request) => self.link_requests.push(request),
+                Output::Forward(forward) => self.forwards.push(*forward),
+                Output::Refresh(look, request) => {
+                    self.looks.push(look);
+                    self.core.handle_fresh_request(*request);
+                    self.drain();
+                }
+                Output::Receive(tunnel, file) => self.receives.push((tunnel, file)),
+                Output::Left(_) => {}
+                Output::Event(event) => self.events.push(event),
+            }
+        }
+    }
+
+    /// Sends a request and returns its number; [`outcome`](Self::outcome) has the answer, if there is one.
+    pub(super) fn ask(&mut self, op: Op) -> u64 {
+        self.last_request += 1;
+        self.core.handle_request(Request { id: id(self.last_request), op });
+        self.drain();
+        self.last_request
+    }
+
+    /// How the core knows a request.
+    pub(super) fn request_id(&self, request: u64) -> RequestId {
+        id(request)
+    }
+
+    pub(super) fn outcome(&mut self, request: u64) -> Option<Outcome> {
+        self.outcomes.remove(&request)
+    }
+
+    fn answered(&mut self, op: Op) -> Outcome {
+        let request = self.ask(op);
+        self.outcome(request).expect("the request is answered at once")
+    }
+
+    pub(super) fn cancel(&mut self, request: u64) -> bool {
+        let known = self.core.handle_cancel(id(request));
+        self.drain();
+        known
+    }
+
+    pub(super) fn open(&mut self) -> FileId {
+        self.open_in(Scope(1))
+    }
+
+    pub(super) fn open_in(&mut self, scope: Scope) -> FileId {
+        let opener = Opener { pid: 7, command: "client".to_owned(), scope, ..Opener::default() };
+        match self.answered(Op::Open { flags: 2, opener }) {
+            Ok(Reply::Opened(file)) => file,
+            other => panic!("open gave {other:?}"),
+        }
+    }
+
+    pub(super) fn close(&mut self, file: FileId) {
+        assert_eq!(self.answered(Op::Close(file)), Ok(Reply::Closed));
+    }
+
+    /// An ioctl with everything it asks for: the return value, and what it stored.
+    pub(super) fn ioctl(
+        &mut self,
+        file: FileId,
+        command: u32,
+        argument: u64,
+        input: &[u8],
+    ) -> Result<Vec<u8>, Errno> {
+        let (result, stored) = self.ioctl_by(file, command, argument, input, None)?;
+        assert_eq!(result, 0, "ioctl {command:#x}");
+        Ok(stored)
+    }
+
+    /// The same by a caller that may not do everything. The memory at `argument` is `input`, and goes on as far as the command
+    /// wants to read.
+    pub(super) fn ioctl_by(
+        &mut self,
+        file: FileId,
+        command: u32,
+        argument: u64,
+        input: &[u8],
+        credentials: Option<&Credentials>,
+    ) -> Result<(i32, Vec<u8>), Errno> {
+        let mut call = IoctlCall { argument, ..call(command) };
+        call.credentials = credentials.cloned().map(Box::new);
+        for _ in 0..4 {
+            match self.answered(Op::Ioctl(file, call.clone()))? {
+                Reply::Fetch { input: wanted, output } => {
+                    assert!(wanted[0].length == 0 || wanted[0].address == argument);
+                    let wanted: usize = wanted.iter().map(|range| range.length).sum();
+                    assert!(wanted <= input.len(), "{command:#x} wants {wanted} bytes");
+                    call.input = Bytes::copy_from_slice(&input[..wanted]);
+                    call.output_room = output.length;
+                }
+                Reply::Ioctl { result, output } => {
+                    assert!(output.as_bytes().len() <= call.output_room);
+                    return Ok((result, output.as_bytes().to_vec()));
+                }
+                other @ (Reply::Opened(_)
+                | Reply::Read { .. }
+                | Reply::Written(_)
+                | Reply::Ready(_)
+                | Reply::Closed) => panic!("ioctl {command:#x} gave {other:?}"),
+            }
+        }
+        panic!("ioctl {command:#x} does not come to an end")
+    }
+
+    pub(super) fn set_iff(
+        &mut self,
+        file: FileId,
+        name: &str,
+        flags: u16,
+    ) -> Result<String, Errno> {
+        self.set_iff_by(file, name, flags, None)
+    }
+
+    pub(super) fn set_iff_by(
+        &mut self,
+        file: FileId,
+        name: &str,
+        flags: u16,
+        credentials: Option<&Credentials>,
+    ) -> Result<String, Errno> {
+        let mut request = IfReq::zeroed(false);
+        request.copy_name(&Name::new(name.as_bytes()));
+        request.set_flags(IfFlags::from_bits_retain(flags));
+        let bytes = request.as_bytes();
+        let (_, stored) = self.ioctl_by(file, ioctl::TUNSETIFF, 0x1000, bytes, credentials)?;
+        Ok(IfReq::from_bytes(&stored).expect("a whole ifreq").name().to_string())
+    }
+
+    pub(super) fn set_queue(&mut self, file: FileId, flags: u16) -> Result<(), Errno> {
+        let mut request = IfReq::zeroed(false);
+        request.set_flags(IfFlags::from_bits_retain(flags));
+        self.ioctl(file, ioctl::TUNSETQUEUE, 0x1000, request.as_bytes()).map(|_| ())
+    }
+
+    /// A file attached to a tunnel of its own.
+    pub(super) fn attached(&mut self, name: &str, flags: u16) -> (FileId, TunnelId) {
+        let file = self.open();
+        let name = self.set_iff(file, name, flags).expect("TUNSETIFF succeeds");
+        (
+            file,
+            self.core
+                .find(&Address::Name(Name::new(name.as_bytes())))
+                .expect("the tunnel is there"),
+        )
+    }
+
+    pub(super) fn read_later(&mut self, file: FileId, limit: usize) -> u64 {
+        self.ask(Op::Read(file, ReadCall { limit, offset: 0, nonblock: false }))
+    }
+
+    /// A read that does not wait.
+    pub(super) fn read(&mut self, file: FileId, limit: usize) -> Result<Vec<u8>, Errno> {
+        self.read_part(file, limit, 0)
+    }
+
+    pub(super) fn read_part(
+        &mut self,
+        file: FileId,
+        limit: usize,
+        offset: u64,
+    ) -> Result<Vec<u8>, Errno> {
+        bytes_read(self.answered(Op::Read(file, ReadCall { limit, offset, nonblock: true })))
+    }
+
+    pub(super) fn write(&mut self, file: FileId, data: &[u8]) -> Result<usize, Errno> {
+        self.write_part(file, data, 0)
+    }
+
+    pub(super) fn write_part(
+        &mut self,
+        file: FileId,
+        data: &[u8],
+        offset: u64,
+    ) -> Result<usize, Errno> {
+        let data = Bytes::copy_from_slice(data);
+        let reply = self.answered(Op::Write(file, WriteCall { data, offset, nonblock: false }))?;
+        let Reply::Written(count) = reply else { panic!("write gave {reply:?}") };
+        Ok(count)
+    }
+
+    pub(super) fn poll(&mut self, file: FileId, arm: Option<WakeHandle>) -> u32 {
+        match self.answered(Op::Poll { file, arm }) {
+            Ok(Reply::Ready(events)) => events,
+            other => panic!("poll gave {other:?}"),
+        }
+    }
+
+    pub(super) fn inject(
+        &mut self,
+        tunnel: TunnelId,
+        bytes: &[u8],
+    ) -> Result<Delivery, CommandError> {
+        self.inject_as(tunnel, bytes, Wrap::Raw)
+    }
+
+    pub(super) fn inject_as(
+        &mut self,
+        to: TunnelId,
+        bytes: &[u8],
+        wrap: Wrap,
+    ) -> Result<Delivery, CommandError> {
+        self.inject_datagram(to, Bytes::copy_from_slice(bytes).into(), wrap)
+    }
+
+    pub(super) fn inject_datagram(
+        &mut self,
+        to: TunnelId,
+        datagram: Datagram,
+        wrap: Wrap,
+    ) -> Result<Delivery, CommandError> {
+        let injected = self.core.inject(to, datagram, wrap);
+        self.drain();
+        injected
+    }
+
+    pub(super) fn take(&mut self, tunnel: TunnelId) -> Option<Vec<u8>> {
+        self.core.take(tunnel).map(|datagram| datagram.payload.to_vec())
+    }
+
+    pub(super) fn set_link(&mut self, tunnel: TunnelId, up: bool) {
+        self.core.set_link(tunnel, up).expect("the tunnel is there");
+        self.drain();
+    }
+
+    pub(super) fn configure(
+        &mut self,
+        tunnel: TunnelId,
+        settings: &Settings,
+    ) -> Result<(), CommandError> {
+        let configured = self.core.configure(tunnel, settings);
+        self.drain();
+        configured
+    }
+
+    pub(super) fn delete(&mut self, tunnel: TunnelId) {
+        self.core.delete(tunnel).expect("the tunnel is there");
+        self.drain();
+    }
+
+    pub(super) fn wait(
+        &mut self,
+        id: u64,
+        condition: Condition,
+        deadline_ms: u64,
+    ) -> Result<(), CommandError> {
+        let deadline = self.at(deadline_ms);
+        let waiting = self.core.wait(WaitId(id), condition, Some(deadline));
+        self.drain();
+        waiting
+    }
+
+    pub(super) fn answer(&mut self, wait: u64) -> Option<Answer> {
+        self.answers.remove(&WaitId(wait))
+    }
+
+    pub(super) fn inject_from_peer(
+        &mut self,
+        to: TunnelId,
+        bytes: &[u8],
+    ) -> Result<Delivery, CommandError> {
+        let injected = self.core.inject_from_peer(to, Bytes::copy_from_slice(bytes).into());
+        self.drain();
+        injected
+    }
+
+    /// Whoever keeps links says something.
+    pub(super) fn tell_of_link(&mut self, answer: LinkAnswer) {
+        self.core.handle_link(answer);
+        self.drain();
+    }
+
+    /// Tells that something was sent by a link, and returns for which files it is taken.
+    pub(super) fn readable(&mut self, tunnel: TunnelId, queue: FileId) -> Vec<FileId> {
+        self.core.handle_link_readable(tunnel, queue);
+        self.drain();
+        core::mem::take(&mut self.receives).into_iter().map(|(_, file)| file).collect()
+    }
+
+    /// Takes what was sent by a link; whether more is wanted.
+    pub(super) fn send_by_link(&mut self, tunnel: TunnelId, queue: FileId, bytes: &[u8]) -> bool {
+        let wanted = self.core.handle_link_datagram(tunnel, queue, Bytes::copy_from_slice(bytes));
+        self.drain();
+        wanted
+    }
+
+    pub(super) fn set_iff_later(&mut self, file: FileId, name: &str, flags: u16) -> u64 {
+        let mut request = IfReq::zeroed(false);
+        request.copy_name(&Name::new(name.as_bytes()));
+        request.set_flags(IfFlags::from_bits_retain(flags));
+        self.ioctl_later(file, ioctl::TUNSETIFF, 0x1000, request.as_bytes(), IfReq::SIZE)
+    }
+
+    /// An ioctl whose memory has been fetched: its number.
+    pub(super) fn ioctl_later(
+        &mut self,
+        file: FileId,
+        command: u32,
+        argument: u64,
+        input: &[u8],
+        output_room: usize,
+    ) -> u64 {
+        let input = Bytes::copy_from_slice(input);
+        self.ask(Op::Ioctl(
+            file,
+            IoctlCall { command, argument, compat: false, input, output_room, credentials: None },
+        ))
+    }
+
+    pub(super) fn write_later(&mut self, file: FileId, data: &[u8]) -> u64 {
+        let data = Bytes::copy_from_slice(data);
+        self.ask(Op::Write(file, WriteCall { data, offset: 0, nonblock: false }))
+    }
+
+    pub(super) fn join(&mut self, left: TunnelId, right: TunnelId) -> Result<(), CommandError> {
+        let joined = self.core.join(left, right);
+        self.drain();
+        joined
+    }
+
+    pub(super) fn set_peer(&mut self, tunnel: TunnelId, peer: PeerId) -> Result<(), CommandError> {
+        let set = self.core.set_peer(tunnel, peer);
+        self.drain();
+        set
+    }
+}
+
+/// A call in its first round.
+pub(super) fn call(command: u32) -> IoctlCall {
+    IoctlCall {
+        command,
+        argument: 0,
+        compat: false,
+        credentials: None,
+        input: Bytes::new(),
+        output_room: 0,
+    }
+}
+
+fn id(unique: u64) -> RequestId {
+    RequestId { origin: Origin(0), unique }
+}
+
+pub(super) fn bytes_read(outcome: Outcome) -> Result<Vec<u8>, Errno> {
+    let reply = outcome?;
+    let Reply::Read { head, body } = reply else { panic!("read gave {reply:?}") };
+    Ok([head.as_bytes(), &body].concat())
+}

@@ -1,0 +1,337 @@
+//! One emulated interface (kernel: `struct tun_struct` and its `net_device`).
+
+use alloc::vec::Vec;
+
+use super::{
+    Address, FileId, Interface, Limits, MacAddress, Peer, Scope,
+    datagram::Framing,
+    file::Queue,
+    filter::{PacketFilter, TxFilter},
+    flow::FlowTable,
+};
+use crate::abi::{
+    tun::{ARPHRD_ETHER, ARPHRD_NONE, IfFlags, MAX_MTU, Name, Offload},
+    virtio_net::VnetHeader,
+};
+
+/// A tunnel's number; never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TunnelId(pub u32);
+
+/// Layer 3 or layer 2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// IP datagrams.
+    Tun,
+    /// Ethernet frames.
+    Tap,
+}
+
+impl Mode {
+    /// `"tun"` or `"tap"`.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Tun => "tun",
+            Self::Tap => "tap",
+        }
+    }
+
+    /// `tx_queue_len` at first: `TUN_READQ_SIZE` for tun, what `ether_setup` sets for tap.
+    fn tx_queue_length(self) -> usize {
+        match self {
+            Self::Tun => 500,
+            Self::Tap => 1000,
+        }
+    }
+
+    /// The type of its flag.
+    pub(super) fn flag(self) -> IfFlags {
+        match self {
+            Self::Tun => IfFlags::TUN,
+            Self::Tap => IfFlags::TAP,
+        }
+    }
+
+    /// `max_mtu`.
+    #[must_use]
+    pub fn max_mtu(self) -> u32 {
+        match self {
+            Self::Tun => MAX_MTU,
+            Self::Tap => MAX_MTU - 14,
+        }
+    }
+}
+
+/// What was counted, in datagrams and bytes since the tunnel was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Given to a reader or to a file's queue.
+    pub to_client: Count,
+    /// Written by a client.
+    pub from_client: Count,
+    /// Injected and lost: a full queue, or a read without room for the headers.
+    pub to_client_dropped: Count,
+    /// Written and lost: the harness did not take what was written before.
+    pub from_client_dropped: Count,
+    /// Sent by the kernel into the link beside the tunnel, and not given to a client.
+    pub to_link: Count,
+}
+
+/// Datagrams and their bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// How many.
+    pub datagrams: u64,
+    /// Their bytes, without headers.
+    pub bytes: u64,
+}
+
+impl Count {
+    pub(super) fn add(&mut self, bytes: usize) {
+        self.datagrams += 1;
+        self.bytes += bytes as u64;
+    }
+}
+
+/// By what a tunnel is known.
+pub(super) struct Identity {
+    pub(super) id: TunnelId,
+    pub(super) name: Name,
+    pub(super) requested_name: Name,
+    pub(super) scope: Scope,
+    pub(super) ifindex: u32,
+}
+
+/// One emulated interface.
+#[derive(Debug)]
+pub struct Tunnel {
+    pub(super) id: TunnelId,
+    pub(super) name: Name,
+    pub(super) requested_name: Name,
+    pub(super) scope: Scope,
+    pub(super) mode: Mode,
+    pub(super) flags: IfFlags,
+    pub(super) persistent: bool,
+    pub(super) owner: Option<u32>,
+    pub(super) group: Option<u32>,
+    pub(super) ifindex: u32,
+    pub(super) up: bool,
+    /// Off, nothing reaches the client.
+    pub(super) carrier: bool,
+    pub(super) mtu: u32,
+    /// How many datagrams a queue holds.
+    pub(super) tx_queue_length: usize,
+    pub(super) hwaddr: MacAddress,
+    pub(super) link_type: u16,
+    pub(super) vnet_header_size: i32,
+    pub(super) vnet_little_endian: bool,
+    pub(super) offload: Offload,
+    pub(super) tx_filter: TxFilter,
+    pub(super) packet_filter: PacketFilter,
+    pub(super) flows: FlowTable,
+    /// Files whose queue gets datagrams, by the index of the queue (kernel: `tfiles`).
+    pub(super) queues: Vec<FileId>,
+    /// Files whose queue TUNSETQUEUE has detached (kernel: `disabled`).
+    pub(super) detached: Vec<FileId>,
+    /// What clients wrote and the harness has not taken.
+    pub(super) written: Queue,
+    /// The file whose write is the newest in `written`.
+    pub(super) last_writer: Option<FileId>,
+    pub(super) peer: Option<Peer>,
+    pub(super) interface: Interface,
+    pub(super) counters: Counters,
+    /// Deleted; kept only until the harness has taken what was written.
+    pub(super) gone: bool,
+}
+
+impl Tunnel {
+    /// A tunnel as TUNSETIFF makes it, except that it is up.
+    ///
+    /// DIFFERS: a tunnel without an interface starts up, the kernel's starts down. Nobody else could bring it up.
+    pub(super) fn new(identity: Identity, mode: Mode, hwaddr: MacAddress, limits: &Limits) -> Self {
+        let Identity { id, name, requested_name, scope, ifindex } = identity;
+        Self {
+            id,
+            name,
+            requested_name,
+            scope,
+            ifindex,
+            mode,
+            flags: IfFlags::empty(),
+            persistent: false,
+            owner: None,
+            group: None,
+            up: true,
+            carrier: true,
+            mtu: 1500,
+            tx_queue_length: mode.tx_queue_length(),
+            hwaddr,
+            link_type: match mode {
+                Mode::Tun => ARPHRD_NONE,
+                Mode::Tap => ARPHRD_ETHER,
+            },
+            vnet_header_size: 10,
+            vnet_little_endian: false,
+            offload: Offload::empty(),
+            tx_filter: TxFilter::default(),
+            packet_filter: PacketFilter::default(),
+            flows: FlowTable::default(),
+            queues: Vec::new(),
+            detached: Vec::new(),
+            written: Queue::new(limits.written_datagrams, limits.written_bytes),
+            last_writer: None,
+            peer: None,
+            interface: Interface::None,
+            counters: Counters::default(),
+            gone: false,
+        }
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn id(&self) -> TunnelId {
+        self.id
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &Name {
+        &self.name
+    }
+
+    /// The name that was asked for: perhaps empty, or a template such as `tun%d`.
+    #[must_use]
+    pub fn requested_name(&self) -> &Name {
+        &self.requested_name
+    }
+
+    /// The network namespace its name is in.
+    #[must_use]
+    pub fn scope(&self) -> Scope {
+        self.scope
+    }
+
+    /// Layer 3 or layer 2.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// The flags that TUNSETIFF gave it, without the mode.
+    #[must_use]
+    pub fn flags(&self) -> IfFlags {
+        self.flags
+    }
+
+    /// It outlives its files.
+    #[must_use]
+    pub fn is_persistent(&self) -> bool {
+        self.persistent
+    }
+
+    /// The user and the group that TUNSETOWNER and TUNSETGROUP set.
+    #[must_use]
+    pub fn owner(&self) -> (Option<u32>, Option<u32>) {
+        (self.owner, self.group)
+    }
+
+    /// Clients can write to it.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.up
+    }
+
+    /// Datagrams reach the client.
+    #[must_use]
+    pub fn has_carrier(&self) -> bool {
+        self.carrier
+    }
+
+    /// Its number among the interfaces of its scope.
+    #[must_use]
+    pub fn ifindex(&self) -> u32 {
+        self.ifindex
+    }
+
+    /// Maximum transmission unit in bytes.
+    #[must_use]
+    pub fn mtu(&self) -> u32 {
+        self.mtu
+    }
+
+    /// Its Ethernet address, in tap mode.
+    #[must_use]
+    pub fn hwaddr(&self) -> Option<MacAddress> {
+        (self.mode == Mode::Tap).then_some(self.hwaddr)
+    }
+
+    /// The attached files: first those whose queue gets datagrams, by its index.
+    pub fn files(&self) -> impl Iterator<Item = FileId> {
+        self.queues.iter().chain(&self.detached).copied()
+    }
+
+    /// Those among them whose queue TUNSETQUEUE has detached.
+    pub fn detached_files(&self) -> impl Iterator<Item = FileId> {
+        self.detached.iter().copied()
+    }
+
+    /// How many datagrams a queue holds.
+    #[must_use]
+    pub fn tx_queue_length(&self) -> usize {
+        self.tx_queue_length
+    }
+
+    /// What clients wrote and the harness has not taken.
+    #[must_use]
+    pub fn written(&self) -> &Queue {
+        &self.written
+    }
+
+    /// What was counted.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// What gets what clients write, if it is not the harness.
+    #[must_use]
+    pub fn peer(&self) -> Option<Peer> {
+        self.peer
+    }
+
+    /// The tunnel was deleted; it is kept until the harness has taken what was written.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.gone
+    }
+
+    /// How its datagrams are framed.
+    #[must_use]
+    pub fn framing(&self) -> Framing {
+        Framing::new(
+            self.mode,
+            self.flags,
+            usize::try_from(self.vnet_header_size).unwrap_or(VnetHeader::SIZE),
+        )
+    }
+
+    /// Whether an address means it; a name may mean others too.
+    pub(super) fn is_at(&self, address: &Address) -> bool {
+        match address {
+            Address::Id(id) => self.id == *id,
+            Address::Name(name) => self.name == *name,
+            Address::Scoped(name, scope) => self.name == *name && self.scope == *scope,
+        }
+    }
+
+    /// How many files are attached.
+    pub(super) fn file_count(&self) -> usize {
+        self.queues.len() + self.detached.len()
+    }
+
+    /// `tun_queue_resize`, of a queue that is empty.
+    pub(super) fn new_queue(&self, limits: &Limits) -> Queue {
+        Queue::new(self.tx_queue_length, limits.queue_bytes)
+    }
+}

@@ -1,0 +1,185 @@
+//! What the harness waits for: requests from its side that are answered when something happens, or at their deadline.
+//!
+//! A wait holds no thread. It is looked at after each change of the core, in the order waits were made, so of takers who
+//! want as many the first is served first.
+
+use alloc::vec::Vec;
+
+use super::{Address, CommandError, Core, Datagram, Instant, Output, Tunnel, TunnelId};
+
+/// One wait, as the hub numbers them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WaitId(pub u64);
+
+/// What is waited for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// A file is attached to the tunnel.
+    Attached(Address),
+    /// No tunnel answers to the address, or no file is attached to it.
+    Detached(Address),
+    /// A client is blocked in `read` on the tunnel.
+    Reading(Address),
+    /// The client wrote a datagram that has not been taken.
+    Written(Address),
+    /// A living tunnel answers to each of the addresses.
+    Exist(Vec<Address>),
+    /// So many datagrams can be taken; the answer takes them.
+    Take(TunnelId, usize),
+}
+
+/// How a wait ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// What was waited for is the case, on this tunnel (`None`: it is gone, as was waited for).
+    Met(Option<TunnelId>),
+    /// The datagrams, oldest first.
+    Taken(Vec<Datagram>),
+    /// The deadline came first. For [`Condition::Take`]: how many there were; they stay.
+    TimedOut(usize),
+    /// For [`Condition::Take`]: the tunnel is gone, and the rest of what its client wrote with it.
+    Gone,
+}
+
+#[derive(Debug)]
+pub(super) struct Wait {
+    pub(super) id: WaitId,
+    pub(super) condition: Condition,
+    pub(super) deadline: Option<Instant>,
+}
+
+impl Core {
+    /// It is so late: waits whose deadline has come end.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let (due, waits) = core::mem::take(&mut self.waits)
+            .into_iter()
+            .partition(|wait| wait.deadline.is_some_and(|at| at <= now));
+        self.waits = waits;
+        for Wait { id, condition, .. } in due {
+            let available = match condition {
+                Condition::Take(tunnel, _) => {
+                    self.tunnels.get(&tunnel).map_or(0, |tunnel| tunnel.written.len())
+                }
+                Condition::Attached(_)
+                | Condition::Detached(_)
+                | Condition::Reading(_)
+                | Condition::Written(_)
+                | Condition::Exist(_) => 0,
+            };
+            self.outputs.push(Output::Answer(id, Answer::TimedOut(available)));
+        }
+    }
+
+    /// Answers when the condition holds, or at the deadline; at once if it holds now.
+    ///
+    /// # Errors
+    ///
+    /// [`CommandError::BadCount`], [`CommandError::TooManyWaits`], [`CommandError::UnknownTunnel`] for a tunnel to take
+    /// from, and [`CommandError::AmbiguousTunnel`].
+    pub fn wait(
+        &mut self,
+        id: WaitId,
+        condition: Condition,
+        deadline: Option<Instant>,
+    ) -> Result<(), CommandError> {
+        match &condition {
+            Condition::Take(tunnel, count) => {
+                self.tunnel_or_unknown(*tunnel)?;
+                let (count, limit) = (*count, self.limits.written_datagrams);
+                if !(1..=limit).contains(&count) {
+                    return Err(CommandError::BadCount { count, limit });
+                }
+            }
+            Condition::Attached(address)
+            | Condition::Detached(address)
+            | Condition::Reading(address)
+            | Condition::Written(address) => {
+                self.refuse_ambiguous(address)?;
+            }
+            Condition::Exist(addresses) => {
+                addresses.iter().try_for_each(|address| self.refuse_ambiguous(address))?;
+            }
+        }
+        if self.waits.len() >= self.limits.waits {
+            return Err(CommandError::TooManyWaits(self.limits.waits));
+        }
+        self.waits.push(Wait { id, condition, deadline });
+        self.settle_waits();
+        Ok(())
+    }
+
+    /// Nobody waits any more.
+    pub fn cancel_wait(&mut self, id: WaitId) {
+        self.waits.retain(|wait| wait.id != id);
+    }
+
+    /// Answers the waits whose condition holds. Costs nothing while nobody waits.
+    pub(super) fn settle_waits(&mut self) {
+        let mut at = 0;
+        while let Some(wait) = self.waits.get(at) {
+            match self.check(&wait.condition) {
+                None => at += 1,
+                Some(met) => {
+                    let Wait { id, condition, .. } = self.waits.remove(at);
+                    let answer = match (met, condition) {
+                        (Answer::Met(Some(tunnel)), Condition::Take(_, count)) => {
+                            Answer::Taken((0..count).filter_map(|_| self.take(tunnel)).collect())
+                        }
+                        (met, _) => met,
+                    };
+                    self.outputs.push(Output::Answer(id, answer));
+                }
+            }
+        }
+    }
+
+    fn refuse_ambiguous(&self, address: &Address) -> Result<(), CommandError> {
+        match self.find(address) {
+            Err(error @ CommandError::AmbiguousTunnel { .. }) => Err(error),
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
+    fn check(&self, condition: &Condition) -> Option<Answer> {
+        // A name may have come to mean several tunnels since; any of them will do.
+        let living = |address| {
+            self.tunnels.values().filter(move |tunnel| !tunnel.gone && tunnel.is_at(address))
+        };
+        let met = |tunnel: &Tunnel| Answer::Met(Some(tunnel.id));
+        match condition {
+            Condition::Attached(address) => {
+                living(address).find(|tunnel| tunnel.file_count() > 0).map(met)
+            }
+            Condition::Detached(address) => match living(address).next_back() {
+                None => Some(Answer::Met(None)),
+                Some(tunnel) => {
+                    living(address).all(|tunnel| tunnel.file_count() == 0).then(|| met(tunnel))
+                }
+            },
+            Condition::Reading(address) => {
+                living(address).find(|tunnel| self.has_parked_read(tunnel)).map(met)
+            }
+            Condition::Written(address) => {
+                let has_written = |tunnel: &&Tunnel| !tunnel.written.is_empty();
+                let gone =
+                    || self.tunnels.values().rfind(|tunnel| tunnel.gone && tunnel.is_at(address));
+                living(address).find(has_written).or_else(|| gone().filter(has_written)).map(met)
+            }
+            Condition::Exist(addresses) => addresses
+                .iter()
+                .all(|address| living(address).next().is_some())
+                .then_some(Answer::Met(None)),
+            Condition::Take(id, count) => match self.tunnels.get(id) {
+                Some(tunnel) if tunnel.peer.is_none() && tunnel.written.len() >= *count => {
+                    Some(met(tunnel))
+                }
+                Some(tunnel) if !tunnel.gone => None,
+                Some(_) | None => Some(Answer::Gone),
+            },
+        }
+    }
+
+    fn has_parked_read(&self, tunnel: &Tunnel) -> bool {
+        tunnel.files().filter_map(|id| self.files.get(&id)).any(|file| !file.parked.is_empty())
+    }
+}
