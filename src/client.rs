@@ -19,7 +19,12 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::{
-    command::{Method, attach::Attach, list::List, watch::WatchEvent},
+    command::{
+        Method,
+        attach::Attach,
+        list::{List, TunnelView},
+        watch::WatchEvent,
+    },
     control::wire::{Call, Failure, Greeting, Line, PROTOCOL},
     core::Address,
 };
@@ -200,12 +205,14 @@ impl Client {
     pub fn is_tap(&mut self, address: &Address) -> Result<bool, ClientError> {
         let listing = self.call(&List {})?;
         let shown = address.to_string();
-        let is_meant = |name: &str, id: u32, scope: u64| {
-            shown == name || shown == format!("#{id}") || shown == format!("{name}@{scope}")
+        let is_meant = |tunnel: &&TunnelView| {
+            let TunnelView { name, id, scope, .. } = tunnel;
+            shown == *name || shown == format!("#{id}") || shown == format!("{name}@{scope}")
         };
-        let tunnel =
-            listing.tunnels.iter().find(|tunnel| is_meant(&tunnel.name, tunnel.id, tunnel.scope));
-        Ok(tunnel.is_some_and(|tunnel| tunnel.mode == "tap"))
+        // As Core::find: a deleted tunnel is still listed, and gives way to a living one of its name.
+        let mut meant = listing.tunnels.iter().filter(is_meant);
+        let living = meant.clone().find(|tunnel| tunnel.link != "gone");
+        Ok(living.or_else(|| meant.next_back()).is_some_and(|tunnel| tunnel.mode == "tap"))
     }
 
     fn receive<T: DeserializeOwned>(&mut self) -> Result<T, ClientError> {

@@ -46,6 +46,7 @@ pub const TESTS: &[DeviceTest] = &[
     ("run_covers_the_path_for_its_program_alone", run_covers_the_path_for_its_program_alone),
     ("ping_is_answered_by_an_unmodified_program", ping_is_answered_by_an_unmodified_program),
     ("inject_takes_every_source", inject_takes_every_source),
+    ("mode_asked_for_is_that_of_the_living_tunnel", mode_asked_for_is_that_of_the_living_tunnel),
     ("take_prints_every_format", take_prints_every_format),
     ("mistakes_get_one_line_that_helps", mistakes_get_one_line_that_helps),
     ("second_daemon_is_told_what_is_taken", second_daemon_is_told_what_is_taken),
@@ -595,6 +596,20 @@ fn inject_takes_every_source(backend: Backend) {
     assert_eq!(tap.read(), Ok(vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0, 0x45]));
     daemon.memtun(&["inject", "tap0", "--frame", "--hex", "0102"]).succeeded();
     assert_eq!(tap.read(), Ok(vec![1, 2]), "untouched");
+}
+
+fn mode_asked_for_is_that_of_the_living_tunnel(backend: Backend) {
+    let daemon = Daemon::start(backend);
+    let tap = TunFile::attached(&daemon.device, "t", TAP | NO_PI);
+    let frame = [&[0xff; 6][..], &[2; 6], &[8, 0], &datagram(1)].concat();
+    tap.write(&frame).unwrap();
+    daemon.memtun(&["delete", "t"]).succeeded();
+    let mut client = daemon.client();
+    assert!(client.is_tap(&"t".parse().unwrap()).unwrap(), "it is kept for its frame");
+    let _tun = TunFile::attached(&daemon.device, "t", TUN | NO_PI);
+    for (address, is_tap) in [("t", false), ("#1", true), ("#2", false), ("none", false)] {
+        assert_eq!(client.is_tap(&address.parse().unwrap()).unwrap(), is_tap, "{address}");
+    }
 }
 
 fn take_prints_every_format(backend: Backend) {
