@@ -23,10 +23,11 @@ use crate::{
     device::{inject, take},
     support::{
         Background, DEADLINE,
-        daemon::{Backend, Daemon},
+        daemon::{Backend, Daemon, run},
         datagram,
         device::{NO_PI, TAP, TUN, TunFile, set_up},
         network::Network,
+        program::compiled,
         until, within_deadline,
     },
 };
@@ -48,6 +49,7 @@ pub const TESTS: &[DeviceTest] = &[
     ("bridge_passes_datagrams_and_errors", bridge_passes_datagrams_and_errors),
     ("bridge_keeps_a_gso_datagram_whole", bridge_keeps_a_gso_datagram_whole),
     ("interface_is_switched_while_in_use", interface_is_switched_while_in_use),
+    ("interface_made_amid_signals_costs_no_storm", interface_made_amid_signals_costs_no_storm),
 ];
 
 /// On a file TUNSETPERSIST gets through to programs of `memtun run` alone.
@@ -156,6 +158,35 @@ fn first_interfaces_are_made_at_the_same_time(backend: Backend) {
             }
         });
     }
+}
+
+fn interface_made_amid_signals_costs_no_storm(backend: Backend) {
+    const COUNT: usize = 20;
+    let network = Network::new();
+    let daemon = Daemon::start_with(backend, &["--interface", "shadow"]);
+    let reads = || {
+        let io = std::fs::read_to_string(format!("/proc/{}/io", daemon.pid())).unwrap();
+        let count = io.lines().find_map(|line| line.strip_prefix("syscr: ")).unwrap();
+        count.parse::<u64>().unwrap()
+    };
+    // How many reads of the daemon the attaches take.
+    let attach = |signals: &[&str]| {
+        let before = reads();
+        let mut command = network.command();
+        command.arg(compiled("interrupted")).arg(&daemon.device).arg(COUNT.to_string());
+        let said = run(command.args(signals), b"").succeeded();
+        let attached = said.lines().filter(|line| line.starts_with("attached ")).count();
+        // Where the server fetches the argument itself, a signal ends the call before that.
+        assert!(said.lines().all(|line| line.starts_with("attached ") || line == "failed EINTR"));
+        (attached, reads() - before)
+    };
+    let (attached, quiet) = attach(&[]);
+    assert_eq!(attached, COUNT);
+    let (attached, amid_signals) = attach(&["signals"]);
+    assert!(attached > COUNT / 2, "{attached} of {COUNT}");
+    // A call brings one INTERRUPT at most, however many signals come.
+    let limit = quiet + 2 * COUNT as u64;
+    assert!(amid_signals <= limit, "{amid_signals} reads, {quiet} without signals");
 }
 
 fn interface_decides_whether_writes_succeed(backend: Backend) {

@@ -33,6 +33,7 @@ use nix::unistd::read;
 use crate::abi::{self, OpenFlags};
 use crate::codec::{self, DecodeError, Message, Reply, Request};
 use crate::crew;
+use crate::desk::Desks;
 use crate::device::Device;
 use crate::fuse_file::Node;
 use crate::pace::{Next, Pace};
@@ -47,6 +48,7 @@ pub struct Channel {
     fd: OwnedFd,
     max_write: u32,
     reported: AtomicU32,
+    desks: Desks,
     /// What is behind the file of a FUSE mount; `None`: a character device.
     node: Option<Node>,
 }
@@ -64,7 +66,7 @@ impl Channel {
     ///
     /// For a descriptor that another process has opened, and for tests. The descriptor should be blocking.
     pub fn from_fd(fd: OwnedFd, max_write: u32) -> Self {
-        Self { fd, max_write, reported: AtomicU32::new(0), node: None }
+        Self { fd, max_write, reported: AtomicU32::new(0), desks: Desks::default(), node: None }
     }
 
     /// Takes over the channel of a FUSE mount whose file is `node`.
@@ -114,10 +116,15 @@ impl Channel {
     ) -> Result<(), ServeError> {
         let member = || {
             let (mut buffer, mut pace) = (vec![0; self.buffer_size()], pace());
+            let desk = self.desks.add();
             move || match self.receive(&mut buffer, pace.as_mut()) {
                 Ok(Some(length)) => {
                     match codec::decode(&buffer[..length]) {
-                        Ok(message) => self.dispatch(device, &message),
+                        Ok(message) => {
+                            if desk.handle(message.id, || self.dispatch(device, &message)) {
+                                self.interrupt(device, message.id);
+                            }
+                        }
                         Err(error) => self.reject(&error),
                     }
                     ControlFlow::Continue(())
@@ -269,14 +276,7 @@ impl Channel {
             },
             Request::Poll(poll) => device.poll(caller, poll, ReplyPoll::new(self, id)),
             Request::Release(file) => device.release(file, ReplyRelease::new(self, id)),
-            Request::Interrupt(target) => {
-                // Of all replies to INTERRUPT only two mean something: EAGAIN brings it again, and ENOSYS ends
-                // interrupts for good (fuse_dev_do_write), so that clients could not be killed any more.
-                let is_known = self.node.as_ref().is_some_and(|node| node.interrupt(self, target));
-                if !is_known && !device.interrupt(target) {
-                    self.answer(id, &Reply::Error(Errno::EAGAIN));
-                }
-            }
+            Request::Interrupt(target) => self.interrupt(device, target),
             Request::Destroy => {
                 self.answer(id, &Reply::Done);
             }
@@ -291,6 +291,18 @@ impl Channel {
                 None => self.refuse(id, opcode),
             },
             Request::CuseInit(_) | Request::Init(_) | Request::Unknown => self.refuse(id, opcode),
+        }
+    }
+
+    /// The caller of a request got a signal.
+    fn interrupt<D: Device + ?Sized>(&self, device: &D, target: RequestId) {
+        let is_known = self.node.as_ref().is_some_and(|node| node.interrupt(self, target))
+            || self.desks.leave_note(target)
+            || device.interrupt(target);
+        // Of all replies to INTERRUPT only two mean something: EAGAIN brings it again, and ENOSYS ends interrupts for good
+        // (fuse_dev_do_write), so that clients could not be killed any more.
+        if !is_known {
+            self.answer(RequestId(target.0 | abi::INT_REQ_BIT), &Reply::Error(Errno::EAGAIN));
         }
     }
 

@@ -60,9 +60,12 @@ pub trait Device: Send + Sync {
     /// The device answers a deferred request at once then, with [`Errno::EINTR`] if it has nothing better;
     /// until that the caller cannot even be killed. A request that does not wait is just answered.
     ///
-    /// Returns whether `target` is known: it has been, is being or will be answered. With several threads in
+    /// While another thread is in the method that got the request, the channel remembers the signal, and calls this when that
+    /// method has returned.
+    ///
+    /// Returns whether `target` is known: it has been or will be answered. With several threads in
     /// [`Channel::serve`](crate::Channel::serve) the interrupt may overtake its request; on `false` the kernel
-    /// delivers it again, unless the request has been answered meanwhile.
+    /// delivers it again at once, unless the request has been answered meanwhile.
     fn interrupt(&self, target: RequestId) -> bool {
         let _ = target;
         true

@@ -244,6 +244,13 @@ impl FakeKernel {
         }
     }
 
+    /// How often the server has wanted the INTERRUPT of `target` again, as far as messages have arrived.
+    #[track_caller]
+    pub fn times_postponed(&mut self, target: RequestId) -> usize {
+        self.drain();
+        self.postponed.get(&target).copied().unwrap_or_default()
+    }
+
     /// Whether a request is unanswered, as far as messages have arrived.
     #[track_caller]
     pub fn is_open(&mut self, id: RequestId) -> bool {

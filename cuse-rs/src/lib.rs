@@ -36,6 +36,7 @@
 //! | `channel` | [`Channel`]: the file, the read loop, one `writev` per reply | yes |
 //! | `pace` | how long that loop looks for a message before it sleeps | no |
 //! | `crew` | threads that take the loop over from each other | threads |
+//! | `desk` | which requests are being handed to the device, for signals that come meanwhile | no |
 //! | [`cuse`] | the CUSE_INIT handshake, the device's name, node and end | yes |
 //! | [`fuse_file`] | the FUSE_INIT handshake, the mount and its end; attributes; the memory of ioctls | yes |
 //! | `fake` (feature `fake-kernel`) | a strict kernel on a socket pair, for tests | yes |
@@ -81,6 +82,7 @@ mod channel;
 pub mod codec;
 mod crew;
 pub mod cuse;
+mod desk;
 mod device;
 #[cfg(feature = "fake-kernel")]
 pub mod fake;

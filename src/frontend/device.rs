@@ -190,8 +190,10 @@ impl Device for DeviceFrontEnd {
     }
 
     fn interrupt(&self, target: cuse_rs::RequestId) -> bool {
-        // An ioctl never waits, so it is none.
-        self.hub.cancel(RequestId { origin: self.origin, unique: Form::Plain.mark(target) })
+        // An ioctl waits for a link that is being made, and a read of nothing that is carried by one waits as others do.
+        [Form::Plain, Form::Ioctl].into_iter().any(|form| {
+            self.hub.cancel(RequestId { origin: self.origin, unique: form.mark(target) })
+        })
     }
 }
 

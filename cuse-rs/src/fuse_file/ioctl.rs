@@ -64,6 +64,8 @@ struct Call {
     /// The output ranges of the last retry.
     output: Vec<UserRange>,
     phase: Phase,
+    /// The caller got a signal while the device was being asked.
+    interrupted: bool,
 }
 
 #[derive(Debug)]
@@ -92,15 +94,20 @@ impl Calls {
     ) {
         let stored_by_kernel =
             UserRange { address: ioctl.argument, length: ioctl.output_size as usize };
-        let call =
-            Call { tid: caller.tid, stored_by_kernel, output: Vec::new(), phase: Phase::Asked };
+        let call = Call {
+            tid: caller.tid,
+            stored_by_kernel,
+            output: Vec::new(),
+            phase: Phase::Asked,
+            interrupted: false,
+        };
         self.open().insert(id, call);
         let flags = ioctl.flags | IoctlFlags::UNRESTRICTED;
         let (mut input, mut output_size) = (Vec::new(), 0);
         loop {
             let round = Ioctl { flags, input: &input, output_size, ..ioctl };
             device.ioctl(caller, round, ReplyIoctl::new(channel, id));
-            let Some((from, to)) = self.take_retry(id) else { return };
+            let Some((from, to)) = self.take_retry(channel, id) else { return };
             let fetched = check(&from, &to, flags)
                 .and_then(|size| Ok((fetch(caller.tid, &from, &ioctl)?, size)));
             match fetched {
@@ -164,15 +171,21 @@ impl Calls {
     /// The caller of a call got a signal; true if that is all there is to do.
     pub(super) fn interrupt(&self, channel: &Channel, id: RequestId) -> bool {
         let mut open = self.open();
-        match open.get(&id).map(|call| &call.phase) {
-            Some(Phase::Fetching) => {
+        let Some(call) = open.get_mut(&id) else { return false };
+        match call.phase {
+            Phase::Fetching => {
                 open.remove(&id);
                 drop(open);
                 channel.answer(id, &Reply::Error(Errno::EINTR));
                 true
             }
-            Some(Phase::Storing) => true,
-            Some(Phase::Asked | Phase::Retry(..) | Phase::Deferred) | None => false,
+            Phase::Storing => true,
+            // If it wants memory next it is not to wait for that; else the device may wait, and is told.
+            Phase::Asked | Phase::Retry(..) => {
+                call.interrupted = true;
+                false
+            }
+            Phase::Deferred => false,
         }
     }
 
@@ -203,11 +216,21 @@ impl Calls {
         false
     }
 
-    /// What the device wants in the next round; `None`: it has answered, or will.
-    fn take_retry(&self, id: RequestId) -> Option<(Vec<UserRange>, Vec<UserRange>)> {
+    /// What the device wants in the next round; `None`: it has answered, or will, or the caller is not to wait for more.
+    fn take_retry(
+        &self,
+        channel: &Channel,
+        id: RequestId,
+    ) -> Option<(Vec<UserRange>, Vec<UserRange>)> {
         let mut open = self.open();
         let call = open.get_mut(&id)?;
         match std::mem::replace(&mut call.phase, Phase::Deferred) {
+            Phase::Retry(..) if call.interrupted => {
+                open.remove(&id);
+                drop(open);
+                channel.answer(id, &Reply::Error(Errno::EINTR));
+                None
+            }
             Phase::Retry(input, output) => {
                 call.phase = Phase::Fetching;
                 Some((input, output))
