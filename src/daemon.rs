@@ -15,7 +15,6 @@ use std::{
     convert::Infallible,
     fs, io,
     num::NonZero,
-    path::PathBuf,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -35,6 +34,7 @@ use crate::{
     frontend::{
         Registered,
         device::{Admission, DeviceFrontEnd},
+        fuse::Occupied,
     },
     hub::Hub,
     peer::interface::{self, Interfaces},
@@ -54,9 +54,9 @@ pub enum DaemonError {
     /// The file that behaves as the device.
     #[error(transparent)]
     Mount(#[from] MountError),
-    /// A file of another daemon is there.
-    #[error("{0} is served by another daemon; stop that one, or give another path with --fuse")]
-    Served(PathBuf),
+    /// Another daemon's file is there.
+    #[error(transparent)]
+    Occupied(#[from] Occupied),
     /// The system.
     #[error("{what}: {error}")]
     System {

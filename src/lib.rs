@@ -44,6 +44,7 @@ pub mod daemon;
 pub mod frontend;
 pub mod hub;
 pub mod log;
+mod mounts;
 pub mod namespace;
 pub mod packet;
 pub mod peer;

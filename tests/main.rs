@@ -27,6 +27,7 @@ mod links;
 mod native;
 mod offload;
 mod peers;
+mod restart;
 mod run;
 mod support;
 
@@ -135,6 +136,7 @@ fn device_trials(backend: Backend, compat: &Gate) -> Vec<Trial> {
         Backend::Cuse => [interface::OF_CHARACTER_DEVICES, conformance::OF_LINKS_OF_CUSE],
         Backend::Fuse => [&[][..]; 2],
     };
+    let of_files = Some(restart::OF_FILES).filter(|_| backend == Backend::Fuse).unwrap_or_default();
     let of_this_kind = of_this_kind.into_iter().flatten();
     let of_interfaces = interface::TESTS.iter().chain(of_this_kind).map(|(name, test)| {
         let gate = match &kind {
@@ -143,6 +145,7 @@ fn device_trials(backend: Backend, compat: &Gate) -> Vec<Trial> {
         };
         gate.trial(backend, name, *test)
     });
+    let tests = tests.chain(of_files);
     let tests = tests.map(|(name, test)| kind.trial(backend, name, *test));
     tests.chain(of_compat).chain(of_interfaces).chain(of_clients).collect()
 }

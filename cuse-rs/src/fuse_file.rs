@@ -44,6 +44,7 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::statfs::fstatfs;
 use nix::unistd::{getegid, geteuid};
 
 use crate::abi::{self, InitFlags};
@@ -58,6 +59,9 @@ const FUSE: &str = "/dev/fuse";
 
 /// How many stale mounts on top of each other are taken away.
 const MAX_STALE: usize = 64;
+
+/// How many symbolic links are followed, as the kernel does (`MAXSYMLINKS`).
+const MAX_LINKS: usize = 40;
 
 /// A file to be mounted.
 #[derive(Debug)]
@@ -79,7 +83,7 @@ impl FileOptions {
     /// carries.
     ///
     /// Whatever is at `path`, except a folder, is covered. If nothing is, an empty file is created there, and removed at
-    /// the end.
+    /// the end. A symbolic link is followed, as `mount(2)` does.
     pub fn mount_at(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
@@ -157,20 +161,21 @@ impl FileOptions {
         self
     }
 
-    /// Where the file will be.
+    /// Where the file will be, as it was given.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// Mounts the file: opens `/dev/fuse`, takes a stale mount away, mounts, and does the handshake.
     ///
-    /// Nobody gets an answer from the file until somebody is in [`Channel::serve`].
+    /// Nobody gets an answer from the file until somebody is in [`Channel::serve`]. If a file system is mounted at the path
+    /// already, its server is asked whether it lives (`statfs(2)`), which takes as long as that server likes.
     ///
     /// # Errors
     ///
     /// A [`MountError`] whose message names the obstacle and says what to do. Nothing is left behind.
     pub fn mount(mut self) -> Result<Mount, MountError> {
-        let path = std::path::absolute(&self.path)
+        let path = resolve(&self.path)
             .map_err(|error| MountError::MountPoint { path: self.path.clone(), error })?;
         let fd = match self.device.take() {
             Some(fd) => fd,
@@ -276,7 +281,7 @@ impl Mount {
         &self.channel
     }
 
-    /// Where the file is.
+    /// Where the file is: an absolute path without symbolic links.
     pub fn path(&self) -> &Path {
         &self.attached.path
     }
@@ -326,7 +331,7 @@ impl Attached {
     /// Aborts the connection and takes the mount away, and no other mount that covers it.
     fn detach(&self) -> Result<(), UnmountError> {
         let failed = |errno| UnmountError::Unmount { path: self.path.clone(), errno };
-        let top = open_path(&self.path).map_err(failed)?;
+        let top = open_path(&self.path, OFlag::empty()).map_err(failed)?;
         let through_proc = PathBuf::from(format!("/proc/self/fd/{}", top.as_raw_fd()));
         // The descriptor names the mount, whatever happens to the path meanwhile.
         let target = match (self.mount_id, mount_id_of(&top)) {
@@ -359,20 +364,24 @@ impl Placeholder {
     fn prepare(path: &Path) -> Result<Option<Self>, MountError> {
         let mount_point = |error| MountError::MountPoint { path: path.to_owned(), error };
         for _ in 0..MAX_STALE {
-            match fs::metadata(path) {
-                Ok(metadata) if metadata.is_dir() => {
-                    return Err(MountError::Folder { path: path.to_owned() });
-                }
-                Ok(_) => return Ok(None),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let there = match open_path(path, OFlag::empty()) {
+                Err(Errno::ENOENT) => {
                     return Self::create(path).map(Some).map_err(mount_point);
                 }
-                Err(error) if is_stale(&error) => {
+                there => there.map_err(|errno| mount_point(errno.into()))?,
+            };
+            if open_path(path, OFlag::O_DIRECTORY).is_ok() {
+                return Err(MountError::Folder { path: path.to_owned() });
+            }
+            // The kernel answers `stat` from attributes that it keeps, long after the server has ended. This it always asks.
+            match fstatfs(&there) {
+                Err(errno) if is_stale(errno) => {
                     tracing::warn!(path = %path.display(), "stale mount, taking it away");
                     umount2(path, MntFlags::MNT_DETACH)
                         .map_err(|errno| MountError::Stale { path: path.to_owned(), errno })?;
                 }
-                Err(error) => return Err(mount_point(error)),
+                // Any other error is the server's own.
+                Ok(_) | Err(_) => return Ok(None),
             }
         }
         Err(MountError::Stale { path: path.to_owned(), errno: Errno::ENOTCONN })
@@ -404,18 +413,35 @@ fn open_fuse() -> Result<OwnedFd, MountError> {
 }
 
 /// Whether the server of a mount is gone.
-fn is_stale(error: &io::Error) -> bool {
-    matches!(errno_of(error), Errno::ENOTCONN | Errno::ECONNABORTED)
+fn is_stale(errno: Errno) -> bool {
+    matches!(errno, Errno::ENOTCONN | Errno::ECONNABORTED)
+}
+
+/// The path that `mount(2)` comes to, without symbolic links. It need not be there, but its folder must.
+fn resolve(path: &Path) -> io::Result<PathBuf> {
+    let mut path = std::path::absolute(path)?;
+    for _ in 0..MAX_LINKS {
+        let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { return Ok(path) };
+        let folder = fs::canonicalize(folder)?;
+        path = folder.join(name);
+        match fs::read_link(&path) {
+            Ok(target) => path = folder.join(target),
+            // It is no link, or not there.
+            Err(_) => return Ok(path),
+        }
+    }
+    Err(Errno::ELOOP.into())
 }
 
 /// A descriptor that names what is at the path; asks no server.
-fn open_path(path: &Path) -> Result<File, Errno> {
-    let options = OpenOptions::new().read(true).custom_flags(OFlag::O_PATH.bits()).open(path);
-    options.map_err(|error| errno_of(&error))
+fn open_path(path: &Path, flags: OFlag) -> Result<File, Errno> {
+    let flags = OFlag::O_PATH | flags;
+    let opened = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path);
+    opened.map_err(|error| errno_of(&error))
 }
 
 fn read_mount_id(path: &Path) -> io::Result<u64> {
-    mount_id_of(&open_path(path)?)
+    mount_id_of(&open_path(path, OFlag::empty())?)
 }
 
 /// The number of the mount a descriptor is of (`seq_show` of `fs/proc/fd.c`).

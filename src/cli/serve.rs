@@ -68,6 +68,8 @@ type Owner = (Option<u32>, Option<u32>);
 
 impl Args {
     pub(super) fn run(self, control: &Path) -> Result<(), DaemonError> {
+        // While a signal still ends this process: to look at a file whose daemon hangs takes a while.
+        self.fuse.as_deref().map_or(Ok(()), fuse::admit)?;
         // Before there are threads, so that all inherit it and only the wait below gets these.
         let signals =
             SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, DEVICE_LOST]);
@@ -111,10 +113,6 @@ impl Args {
             devices.push(cuse::register(device)?);
         }
         if let Some(path) = &self.fuse {
-            let path = &fuse::resolved(path);
-            if fuse::is_served(path) {
-                return Err(DaemonError::Served(path.clone()));
-            }
             let file = FileOptions::mount_at(path).mode(self.mode).owner(uid, gid);
             devices.push(fuse::mount(file.allow_other(true))?);
         }

@@ -1,19 +1,28 @@
 //! A single file by `/dev/fuse`, where there is no CUSE.
 
 use std::{
-    fs,
+    io,
+    os::fd::AsFd,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use cuse_rs::fuse_file::{FileOptions, Mount, MountError};
-use nix::sys::stat::makedev;
+use nix::{errno::Errno, sys::statfs::statfs};
 use tracing::{info, warn};
 
 use super::{Registered, device::Identity};
+use crate::{
+    mounts::{self, open_path},
+    sys,
+};
 
 /// What the list of mounts calls it, after `fuse.`.
 const FILE_SYSTEM: &str = "memtun";
+
+/// How long a daemon may take to say that it lives.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Mounts the file.
 ///
@@ -32,44 +41,65 @@ pub fn mount(options: FileOptions) -> Result<Registered, MountError> {
     })
 }
 
-/// A path as the list of mounts has it: without symbolic links in its folder.
-#[must_use]
-pub fn resolved(path: &Path) -> PathBuf {
-    let folder =
-        path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    match (fs::canonicalize(folder), path.file_name()) {
-        (Ok(folder), Some(name)) => folder.join(name),
-        _ => path.to_owned(),
+/// Why a file cannot be mounted at a path.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Occupied {
+    /// Another daemon has its file there.
+    #[error("{0} is served by another daemon; stop that one, or give another path with --fuse")]
+    Served(PathBuf),
+    /// So does one that does not answer.
+    #[error(
+        "{0} is served by another process, which does not answer; end that one, or give another path with --fuse"
+    )]
+    Silent(PathBuf),
+    /// Nobody can be asked.
+    #[error("asking who serves {path}: {error}")]
+    Unknown {
+        /// The path.
+        path: PathBuf,
+        /// What the kernel said.
+        error: io::Error,
+    },
+}
+
+/// Makes sure that no living daemon serves the file at a path. The mount of one that has ended may be replaced. To be called
+/// while there is one thread.
+///
+/// # Errors
+///
+/// As [`Occupied`] says.
+pub fn admit(path: &Path) -> Result<(), Occupied> {
+    let Some(kind) = kind_at(path).filter(|kind| kind.starts_with("fuse")) else { return Ok(()) };
+    match is_alive(path) {
+        Ok(Some(true)) if kind == format!("fuse.{FILE_SYSTEM}") => {
+            Err(Occupied::Served(path.to_owned()))
+        }
+        Ok(Some(_)) => Ok(()),
+        Ok(None) => Err(Occupied::Silent(path.to_owned())),
+        Err(error) => Err(Occupied::Unknown { path: path.to_owned(), error }),
     }
 }
 
-/// A living daemon has its file at a path. That of one that is gone gives ENOTCONN, and may be replaced.
-#[must_use]
-pub fn is_served(path: &Path) -> bool {
-    mount_at(path).is_some_and(|(kind, _)| kind == format!("fuse.{FILE_SYSTEM}"))
-        && fs::metadata(path).is_ok_and(|metadata| metadata.is_file())
+/// The type of the file system at a path.
+fn kind_at(path: &Path) -> Option<String> {
+    mounts::Mount::of(&open_path(path).ok()?).map(|mount| mount.kind)
 }
 
-/// The number of the file system mounted at a path, as `st_dev`. From the list of mounts: the file itself answers only
-/// once it is served.
+/// Whether the server of the file system at a path lives; `None`: it does not answer. A process that waits for a server that hangs
+/// cannot be interrupted, so it is a child that asks.
+fn is_alive(path: &Path) -> io::Result<Option<bool>> {
+    sys::ask_in_a_child(PATIENCE, || {
+        // The kernel would answer `stat` from attributes that it keeps.
+        let asked = statfs(path);
+        u8::from(!matches!(asked, Err(Errno::ENOTCONN | Errno::ECONNABORTED)))
+    })
+    .map(|answer| answer.map(|alive| alive != 0))
+}
+
+/// The number of the file system at a path, as `st_dev`. The file itself answers only once it is served.
 fn file_system_at(path: &Path) -> Option<u64> {
-    mount_at(path).map(|(_, number)| number)
-}
-
-/// Type and number of the file system that is mounted at a path, after `proc_pid_mountinfo(5)`.
-fn mount_at(path: &Path) -> Option<(String, u64)> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    // In that list a space is written \040, and so on; the last mount covers those before.
-    let shown = path
-        .to_str()?
-        .replace('\\', "\\134")
-        .replace(' ', "\\040")
-        .replace('\t', "\\011")
-        .replace('\n', "\\012");
-    let is_meant = |line: &&str| line.split(' ').nth(4) == Some(&shown);
-    let (before, after) = mounts.lines().rev().find(is_meant)?.split_once(" - ")?;
-    let (major, minor) = before.split(' ').nth(2)?.split_once(':')?;
-    Some((after.split(' ').next()?.to_owned(), makedev(major.parse().ok()?, minor.parse().ok()?)))
+    sys::file_system_of(open_path(path).ok()?.as_fd()).ok()
 }
 
 fn stop(mount: &Mount) -> bool {
@@ -85,13 +115,18 @@ fn stop(mount: &Mount) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
+    use std::{fs, os::unix::fs::MetadataExt};
 
     use super::*;
 
     #[test]
-    fn number_of_a_file_system_is_found_among_the_mounts() {
-        assert_eq!(file_system_at(Path::new("/proc")), Some(fs::metadata("/proc").unwrap().dev()));
-        assert_eq!(file_system_at(Path::new("/proc/self")), None);
+    fn file_system_at_a_path_is_found() {
+        let proc = Path::new("/proc/self/status");
+        assert_eq!(file_system_at(proc), Some(fs::metadata(proc).unwrap().dev()));
+        assert_eq!(kind_at(proc).as_deref(), Some("proc"));
+        let nothing = Path::new("/proc/no-such-file");
+        assert_eq!((file_system_at(nothing), kind_at(nothing)), (None, None));
+        assert!(admit(proc).is_ok() && admit(nothing).is_ok());
+        assert_eq!(is_alive(proc).unwrap(), Some(true));
     }
 }

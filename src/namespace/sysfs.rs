@@ -5,7 +5,7 @@
 //! what a container covers) comes along, or programs would miss the one and see the other.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     os::fd::AsRawFd,
     path::{Path, PathBuf},
 };
@@ -20,6 +20,7 @@ use nix::{
 };
 
 use super::{NamespaceError, mount_at};
+use crate::mounts::{self, Mount};
 
 const PATH: &str = "/sys";
 
@@ -71,18 +72,12 @@ fn flags_of(file: &File) -> Result<MsFlags, Errno> {
 
 /// Where there is something mounted on a mount of [`PATH`], as paths from there.
 fn mounted_on(mount: &File) -> Vec<PathBuf> {
-    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", mount.as_raw_fd()));
-    let info = info.unwrap_or_default();
-    let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:")).unwrap_or_default().trim();
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let below = |line: &str| {
-        // Its own number, that of what it is on, the device, the root, the path (proc_pid_mountinfo(5)).
-        let mut fields = line.split(' ').skip(1);
-        fields.next().filter(|parent| *parent == id)?;
-        let path = Path::new(fields.nth(2)?).strip_prefix(PATH).ok()?;
+    let Some(Mount { id, .. }) = Mount::of(mount) else { return Vec::new() };
+    let below = |mount: Mount| {
+        let path = mount.path.strip_prefix(PATH).ok().filter(|_| mount.parent == id)?;
         (path != Path::new("")).then(|| path.to_owned())
     };
-    mounts.lines().filter_map(below).collect()
+    mounts::all().into_iter().filter_map(below).collect()
 }
 
 fn failed(at: &Path, errno: Errno) -> NamespaceError {

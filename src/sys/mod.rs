@@ -6,14 +6,15 @@ pub(crate) mod seccomp;
 pub(crate) mod tun;
 
 use std::{
-    io,
+    io::{self, Read},
     mem::MaybeUninit,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
-        unix::process::CommandExt,
+        unix::{net::UnixStream, process::CommandExt},
     },
     panic::{AssertUnwindSafe, catch_unwind},
     process::{Child, Command},
+    time::Duration,
 };
 
 use nix::{
@@ -22,11 +23,11 @@ use nix::{
     libc,
     sys::{
         prctl,
-        signal::{SigSet, Signal},
+        signal::{SigSet, Signal, kill},
         stat::makedev,
         wait::waitpid,
     },
-    unistd::{ForkResult, dup2_stdin, fork, setsid},
+    unistd::{ForkResult, dup2_stdin, fork, setsid, write},
 };
 
 pub(crate) use self::guard::Guard;
@@ -98,6 +99,43 @@ fn leave_all_but(keep: BorrowedFd<'_>) -> io::Stdin {
     // SAFETY: closing descriptors that nothing in this process uses any more.
     unsafe { libc::close_range(1, libc::c_uint::MAX, 0) };
     io::stdin()
+}
+
+/// Has a child do what may never come to its end; `None`: it did not within this time, and is given up. To be called while there is
+/// one thread.
+pub(crate) fn ask_in_a_child(
+    patience: Duration,
+    ask: impl FnOnce() -> u8,
+) -> io::Result<Option<u8>> {
+    let (to_parent, to_child) = UnixStream::pair()?;
+    // SAFETY: the process has one thread, by the caller's word, so the child may do whatever this process could.
+    let child = match unsafe { fork() }? {
+        ForkResult::Parent { child } => child,
+        ForkResult::Child => {
+            let _killed_with_us = prctl::set_pdeathsig(Signal::SIGKILL);
+            // Who waits for the end of our output is not to wait for a child that was given up.
+            let to_parent = leave_all_but(to_parent.as_fd());
+            // It must not return into what the parent goes on with.
+            if let Ok(answer) = catch_unwind(AssertUnwindSafe(ask)) {
+                let _told = write(to_parent, &[answer]);
+            }
+            exit_at_once()
+        }
+    };
+    drop(to_parent);
+    to_child.set_read_timeout(Some(patience))?;
+    let mut answer = [0];
+    match (&to_child).read_exact(&mut answer) {
+        Ok(()) => {
+            waitpid(child, None)?;
+            Ok(Some(answer[0]))
+        }
+        Err(error) => {
+            // It ends when it can; its remains go with this process.
+            let _ended = kill(child, Signal::SIGKILL);
+            if error.kind() == io::ErrorKind::WouldBlock { Ok(None) } else { Err(error) }
+        }
+    }
 }
 
 fn exit_at_once() -> ! {

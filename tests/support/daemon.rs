@@ -105,6 +105,16 @@ impl Daemon {
         let name =
             format!("memtun-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let (device_options, device) = backend.options(&name);
+        Self::start_device(&device_options, &device, control, options)
+    }
+
+    /// A daemon with the device that these options make at a path. It is ready.
+    pub fn start_device(
+        device_options: &[OsString],
+        device: &Path,
+        control: &Path,
+        options: &[&str],
+    ) -> Self {
         let mut child = Command::new(MEMTUN)
             .arg("serve")
             .args(device_options)
@@ -117,7 +127,7 @@ impl Daemon {
             .expect("memtun serve can be run");
         let log = Arc::default();
         let ready = collect(BufReader::new(child.stderr.take().expect("it is piped")), &log);
-        let control = control.to_owned();
+        let (device, control) = (device.to_owned(), control.to_owned());
         let daemon = Self { child, device, control, log, ended: false, folder: None };
         if ready.recv_timeout(DEADLINE).is_err() {
             panic!("the daemon did not become ready");
