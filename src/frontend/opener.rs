@@ -8,6 +8,7 @@ use std::{
 use crate::{
     abi::tun::O_CLOEXEC,
     core::{Credentials, Opener, Scope},
+    terminal::text_of,
 };
 
 /// What can be found out about the thread that made a call.
@@ -52,7 +53,8 @@ struct Status(String);
 
 impl Status {
     fn of(tid: u32) -> Option<Self> {
-        fs::read_to_string(format!("/proc/{tid}/status")).ok().map(Self)
+        // A program may have any bytes in its name.
+        fs::read(format!("/proc/{tid}/status")).ok().map(|bytes| Self(text_of(&bytes)))
     }
 
     fn field(&self, key: &str) -> Option<&str> {
@@ -126,6 +128,18 @@ mod tests {
         assert_ne!(opener.scope, Scope::default());
         assert!(!opener.command.is_empty());
         assert_eq!((opener.uid, opener.gid), (1, 2));
+    }
+
+    #[test]
+    fn a_name_that_is_no_text_hides_nobody() {
+        let thread = std::thread::spawn(|| {
+            fs::write("/proc/thread-self/comm", b"a\xff\x1b[2J").unwrap();
+            let tid = nix::unistd::gettid().as_raw().unsigned_abs();
+            (look_up(tid, 1, 2), credentials(tid, 9, 9))
+        });
+        let (opener, credentials) = thread.join().unwrap();
+        assert_eq!((opener.pid, opener.command.as_str()), (std::process::id(), "a\\xff\x1b[2J"));
+        assert_eq!(credentials.uid, nix::unistd::geteuid().as_raw());
     }
 
     #[test]
