@@ -7,7 +7,7 @@ mod sysfs;
 use std::{
     fs, io,
     os::{
-        fd::AsRawFd,
+        fd::{AsFd, AsRawFd},
         unix::fs::{OpenOptionsExt, PermissionsExt, symlink},
     },
     path::{Path, PathBuf},
@@ -18,17 +18,23 @@ use nix::{
     libc::{self, dev_t},
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
+    sys::socket::{AddressFamily, SockFlag, SockType, socket},
     sys::stat::{Mode, SFlag, mknod},
     unistd::{getegid, geteuid},
 };
-use tracing::info;
+use tracing::{info, warn};
+
+use crate::{
+    abi::tun::{IfReq, Name},
+    sys::{self, tun::IfReqCommand},
+};
 
 /// Which namespaces a program gets, beside the one for mounts.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
     /// Look like root inside, if a user namespace is needed.
     pub map_root: bool,
-    /// An empty network namespace, and a `/sys` that shows it if the kernel allows that.
+    /// A network namespace with a loopback interface that is up, and a `/sys` that shows it if the kernel allows that.
     pub net: bool,
 }
 
@@ -120,11 +126,23 @@ pub fn enter(options: Options) -> Result<(), NamespaceError> {
     if options.net {
         unshare(CloneFlags::CLONE_NEWNET)
             .map_err(|errno| NamespaceError::Unshare { what: "network", errno })?;
+        if let Err(errno) = bring_loopback_up() {
+            warn!(%errno, "bringing up the loopback interface failed, ignoring");
+        }
         if let Err(error) = sysfs::renew() {
             info!(%error, "/sys goes on to show the interfaces of the network namespace before, ignoring");
         }
     }
     Ok(())
+}
+
+/// The kernel makes it down, and most programs take 127.0.0.1 for granted.
+fn bring_loopback_up() -> Result<(), Errno> {
+    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    let mut request = IfReq::zeroed(false);
+    request.copy_name(&Name::new(b"lo"));
+    request.set_up();
+    sys::tun::with_ifreq(socket.as_fd(), IfReqCommand::SetFlags, &request).map(drop)
 }
 
 fn write_map(path: &'static str, text: &str) -> Result<(), NamespaceError> {

@@ -19,6 +19,8 @@ pub(crate) enum IfReqCommand {
     Address = ioctl::SIOCGIFHWADDR,
     SetAddress = ioctl::SIOCSIFHWADDR,
     SetQueue = ioctl::TUNSETQUEUE,
+    /// On any socket, of the interface that is named.
+    SetFlags = ioctl::SIOCSIFFLAGS,
 }
 
 /// Commands that take a value.

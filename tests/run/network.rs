@@ -39,6 +39,9 @@ fn network_is_empty_if_wanted(user: User) {
     assert_eq!(count(&["--net"]), 1, "the loopback interface alone");
     let here = fs::read_to_string("/proc/net/dev").unwrap().matches(':').count();
     assert_eq!(usize::try_from(count(&[])).ok(), Some(here), "else it is untouched");
+    let loopback = "ip -o address show dev lo up | grep -c 'inet 127.0.0.1/8'";
+    let run = memtun_run(user, &["--net", "--", "sh", "-c", loopback]);
+    assert_eq!((run.status, run.stdout.as_str()), (0, "1\n"), "it is up: {run:?}");
 }
 
 fn sysfs_shows_the_programs_interfaces(user: User) {

@@ -103,6 +103,8 @@ pub mod ioctl {
     pub const TUNSETFILTEREBPF: u32 = 0x8004_54e1;
     pub const TUNSETCARRIER: u32 = 0x4004_54e2;
     pub const TUNGETDEVNETNS: u32 = 0x0000_54e3;
+    /// Sets the flags of an interface; the driver does not know it.
+    pub const SIOCSIFFLAGS: u32 = 0x8914;
     pub const SIOCSIFHWADDR: u32 = 0x8924;
     pub const SIOCGIFHWADDR: u32 = 0x8927;
     pub const SIOCGSKNS: u32 = 0x894c;
@@ -362,6 +364,12 @@ impl IfReq {
     /// Stores `ifr_flags`.
     pub fn set_flags(&mut self, flags: IfFlags) {
         self.bytes[Self::FLAGS..Self::FLAGS + 2].copy_from_slice(&flags.bits().to_ne_bytes());
+    }
+
+    /// Stores `IFF_UP` alone in `ifr_flags`: those of an interface, where the driver has flags of its own.
+    pub fn set_up(&mut self) {
+        const IFF_UP: u16 = 1;
+        self.bytes[Self::FLAGS..Self::FLAGS + 2].copy_from_slice(&IFF_UP.to_ne_bytes());
     }
 
     /// `ifr_hwaddr`: its family and the six bytes of an Ethernet address.
