@@ -2,10 +2,11 @@
 
 use std::{
     collections::VecDeque,
+    fs,
     io::{self, IoSliceMut, Write},
     os::{
         fd::{AsRawFd, OwnedFd},
-        unix::net::UnixStream,
+        unix::{fs::MetadataExt, net::UnixStream},
     },
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -14,6 +15,7 @@ use std::{
 use nix::{
     poll::{PollTimeout, poll},
     sys::socket::{ControlMessageOwned, MsgFlags, recvmsg},
+    unistd::{Uid, User},
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -48,9 +50,7 @@ pub struct Client {
 #[non_exhaustive]
 pub enum ClientError {
     /// Nobody listens.
-    #[error(
-        "connecting to control socket {path}: {source}; is 'memtun serve' running, and is this its --control path?"
-    )]
+    #[error("connecting to control socket {path}: {source}; {}", advice(path, source))]
     Connect {
         /// The path.
         path: PathBuf,
@@ -256,6 +256,24 @@ impl Client {
         self.received.extend_from_slice(&buffer[..length]);
         self.descriptors.extend(arrived.into_iter().map(crate::sys::own_received));
         Ok(length)
+    }
+}
+
+/// What to do where nobody answers.
+fn advice(path: &Path, error: &io::Error) -> String {
+    if error.kind() != io::ErrorKind::PermissionDenied {
+        return "is 'memtun serve' running, and is this its --control path?".to_owned();
+    }
+    match fs::metadata(path) {
+        Ok(socket) => {
+            let owner = User::from_uid(Uid::from_raw(socket.uid())).ok().flatten();
+            let owner = owner.map_or_else(|| socket.uid().to_string(), |user| user.name);
+            let mode = socket.mode() & 0o7777;
+            format!(
+                "it belongs to user {owner}, with mode {mode:04o}; use sudo, or give the daemon --control-group or --control-mode"
+            )
+        }
+        Err(_) => "you may not look into one of its folders; use sudo, or another path".to_owned(),
     }
 }
 

@@ -17,8 +17,6 @@ use pcap_file::{
 
 use crate::core::datagram::{ETHERNET_HEADER, ip_version};
 
-/// Identifier of the echo requests: "mt".
-const ECHO_ID: u16 = 0x6d74;
 /// What echo requests carry; as long as what ping(8) sends.
 const ECHO_DATA: [u8; 56] = *b"memtun memtun memtun memtun memtun memtun memtun memtun ";
 const TIME_TO_LIVE: u8 = 64;
@@ -34,17 +32,33 @@ pub enum BuildError {
     TooLong(BuildWriteError),
 }
 
+/// What tells an echo request from others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Echo {
+    /// Its identifier.
+    pub id: u16,
+    /// Its sequence number.
+    pub seq: u16,
+}
+
+impl Default for Echo {
+    fn default() -> Self {
+        Self { id: u16::from_be_bytes(*b"mt"), seq: 1 }
+    }
+}
+
 /// An ICMP or ICMPv6 echo request.
 ///
 /// # Errors
 ///
 /// [`BuildError::MixedVersions`].
-pub fn echo_request(from: IpAddr, to: IpAddr) -> Result<Vec<u8>, BuildError> {
+pub fn echo_request(from: IpAddr, to: IpAddr, echo: Echo) -> Result<Vec<u8>, BuildError> {
+    let Echo { id, seq } = echo;
     let mut bytes = Vec::new();
     let step = ip(from, to)?;
     let built = match from {
-        IpAddr::V4(_) => step.icmpv4_echo_request(ECHO_ID, 1).write(&mut bytes, &ECHO_DATA),
-        IpAddr::V6(_) => step.icmpv6_echo_request(ECHO_ID, 1).write(&mut bytes, &ECHO_DATA),
+        IpAddr::V4(_) => step.icmpv4_echo_request(id, seq).write(&mut bytes, &ECHO_DATA),
+        IpAddr::V6(_) => step.icmpv6_echo_request(id, seq).write(&mut bytes, &ECHO_DATA),
     };
     built.map(|()| bytes).map_err(BuildError::TooLong)
 }
@@ -167,14 +181,19 @@ mod tests {
 
     #[test]
     fn what_is_built_is_valid() {
-        let ping = echo_request("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap()).unwrap();
+        let ping =
+            echo_request("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap(), Echo::default())
+                .unwrap();
         assert_eq!(ping.len(), 84);
         assert!(SlicedPacket::from_ip(&ping).is_ok());
         let udp =
             udp("[fd00::1]:5".parse().unwrap(), "[fd00::2]:6".parse().unwrap(), b"hi").unwrap();
         assert_eq!(udp.len(), 40 + 8 + 2);
         assert!(SlicedPacket::from_ip(&udp).is_ok());
-        assert!(echo_request("10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()).is_err());
+        assert!(
+            echo_request("10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap(), Echo::default())
+                .is_err()
+        );
     }
 
     #[test]
@@ -185,7 +204,9 @@ mod tests {
 
     #[test]
     fn frames_of_a_capture_fit_the_tunnel() {
-        let ping = echo_request("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap()).unwrap();
+        let ping =
+            echo_request("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap(), Echo::default())
+                .unwrap();
         let frame = [&[0; 12][..], &[8, 0], &ping].concat();
         let arp = [&[0; 12][..], &[8, 6], &[0; 28]].concat();
         let mut captured = Captured::default();

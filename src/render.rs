@@ -1,10 +1,12 @@
 //! Text for people: datagrams on one line, events on one line, the table of tunnels.
 
 use std::{
+    borrow::Cow,
     fmt::Write,
     net::{IpAddr, Ipv4Addr},
 };
 
+use anstyle::Style;
 use etherparse::{ArpPacketSlice, LaxNetSlice, LaxSlicedPacket, LinkSlice, TransportSlice};
 
 use crate::{
@@ -13,6 +15,7 @@ use crate::{
         watch::{Passed, WatchEvent, What},
     },
     core::{MacAddress, Mode},
+    terminal::{Styles, escaped},
 };
 
 /// Bytes of something unknown that are shown.
@@ -144,7 +147,9 @@ fn socket(address: IpAddr, port: u16) -> String {
 /// A short payload that is text is worth showing.
 fn text(payload: &[u8]) -> String {
     match std::str::from_utf8(payload) {
-        Ok(text) if !text.is_empty() && payload.len() <= 40 => format!(" {text:?}"),
+        Ok(text) if !text.is_empty() && payload.len() <= 40 => {
+            format!(" {}", escaped(&format!("{text:?}")))
+        }
         Ok(_) | Err(_) => String::new(),
     }
 }
@@ -211,12 +216,12 @@ pub fn event(event: &WatchEvent) -> String {
     } else {
         String::new()
     };
-    format!("{:.6} {what}{missed}", event.time)
+    escaped(&format!("{:.6} {what}{missed}", event.time)).into_owned()
 }
 
 /// The table of tunnels, with the files of each below it.
 #[must_use]
-pub fn listing(listing: &Listing) -> String {
+pub fn listing(listing: &Listing, styles: Styles) -> String {
     if listing.tunnels.is_empty() && listing.unattached_files.is_empty() {
         return "no tunnels; a client makes one by TUNSETIFF\n".to_owned();
     }
@@ -269,10 +274,10 @@ pub fn listing(listing: &Listing) -> String {
             or_dash(tunnel.files.iter().map(client).collect::<Vec<_>>().join(", ")),
         ]);
     }
-    let mut text = table(&rows);
+    let mut text = table(&rows, styles.head);
     for file in &listing.unattached_files {
         // A String takes all that is written.
-        let _written = writeln!(text, "open, attached to no tunnel: {}", client(file));
+        let _written = writeln!(text, "open, attached to no tunnel: {}", escaped(&client(file)));
     }
     text
 }
@@ -302,16 +307,20 @@ fn or_dash(text: String) -> String {
     if text.is_empty() { "-".to_owned() } else { text }
 }
 
-fn table<const N: usize>(rows: &[[String; N]]) -> String {
+/// Columns that line up; the first row is their head. Each cell is on one line, whatever is in it.
+fn table<const N: usize>(rows: &[[String; N]], head: Style) -> String {
+    let rows: Vec<[Cow<'_, str>; N]> =
+        rows.iter().map(|row| row.each_ref().map(|cell| escaped(cell))).collect();
     let width =
         |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..N).map(width).collect();
     let mut text = String::new();
-    for row in rows {
+    for (number, row) in rows.iter().enumerate() {
         let cells: Vec<String> =
             row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}")).collect();
-        text.push_str(cells.join("  ").trim_end());
-        text.push('\n');
+        let line = cells.join("  ");
+        let style = if number == 0 { head } else { Style::new() };
+        let _written = writeln!(text, "{style}{}{style:#}", line.trim_end());
     }
     text
 }
@@ -323,8 +332,12 @@ mod tests {
 
     #[test]
     fn datagrams_are_shown_on_one_line() {
-        let ping =
-            packet::echo_request("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap()).unwrap();
+        let ping = packet::echo_request(
+            "10.0.0.1".parse().unwrap(),
+            "10.0.0.2".parse().unwrap(),
+            packet::Echo::default(),
+        )
+        .unwrap();
         assert_eq!(
             datagram(&ping, Mode::Tun),
             "10.0.0.1 > 10.0.0.2: ICMP echo request, id 28020, seq 1, length 64"
@@ -351,6 +364,10 @@ mod tests {
     #[test]
     fn the_table_lines_up() {
         let rows = [["A", "BB"].map(str::to_owned), ["CCC", "D"].map(str::to_owned)];
-        assert_eq!(table(&rows), "A    BB\nCCC  D\n");
+        assert_eq!(table(&rows, Style::new()), "A    BB\nCCC  D\n");
+        let bold = table(&rows, Style::new().bold());
+        assert_eq!(bold, "\x1b[1mA    BB\x1b[0m\nCCC  D\n");
+        let rows = [["A", "B"].map(str::to_owned), ["\x1b[2J\n", "D"].map(str::to_owned)];
+        assert_eq!(table(&rows, Style::new()), "A            B\n\\x1b[2J\\x0a  D\n");
     }
 }

@@ -6,6 +6,10 @@ use crate::support::daemon::{MEMTUN, Run, run};
 
 pub const TESTS: &[(&str, fn())] = &[
     ("usage_errors_exit_with_2", usage_errors_exit_with_2),
+    (
+        "bad_values_are_named_before_a_daemon_is_asked",
+        bad_values_are_named_before_a_daemon_is_asked,
+    ),
     ("log_options_are_checked", log_options_are_checked),
     ("help_names_every_verb", help_names_every_verb),
     ("missing_daemon_is_named", missing_daemon_is_named),
@@ -24,6 +28,11 @@ fn usage_errors_exit_with_2() {
         &["inject"],
         &["inject", "tun0", "--hex", "45", "--ping"],
         &["inject", "tun0", "--ping", "--from", "10.0.0.1"],
+        &["inject", "tun0", "--hex", "45", "--frame", "--source-mac", "02:00:00:00:00:01"],
+        &["inject", "tun0", "--ping", "--from", "10.0.0.1", "--to", "10.0.0.2", "--frame"],
+        &["inject", "tun0", "--hex", "45", "--id", "5"],
+        &["inject", "tun0", "--hex", "45", "--seq", "5"],
+        &["inject", "tun0", "--hex", "45", "--data", "x"],
         &["inject", "", "--hex", "45"],
         &["take", "tun0", "--hex", "--json"],
         &["take", "tun0", "--vnet"],
@@ -45,15 +54,69 @@ fn usage_errors_exit_with_2() {
         &["host", "tun0", "--addr", "10.0.0.1"],
         &["part"],
         &["run", "--use", "/dev/null", "--require-net-admin", "--", "true"],
-        &["serve"],
+        &["run", "--cpu", "100000", "--", "true"],
+        &["run", "--at", "relative", "--", "true"],
+        &["run", "--ready-fd", "1", "--", "true"],
+        &["take", "tun0", "-n", "0"],
         &["serve", "--cuse", ""],
         &["serve", "--cuse", "../x"],
         &["serve", "--cuse", "x", "--mode", "rw"],
         &["serve", "--cuse", "x", "--number", "5"],
         &["serve", "--cuse", "x", "--owner", "no-such-user"],
+        &["serve", "--cuse", "x", "--control-group", "no-such-group"],
+        &["serve", "--cuse", "x", "--control-mode", "8"],
+        &["serve", "--cuse", "x", "--threads", "0"],
+        &["serve", "--mode", "0600"],
     ] {
         wrong_usage(memtun(arguments), arguments);
     }
+}
+
+fn bad_values_are_named_before_a_daemon_is_asked() {
+    let ping = |from, to| ["inject", "tun0", "--ping", "--from", from, "--to", to];
+    let udp = |from, to| ["inject", "tun0", "--udp", "--from", from, "--to", to];
+    let host = |forward| ["host", "tun0", "--addr", "10.0.0.1/24", "--forward", forward];
+    for (arguments, said) in [
+        (&["inject", "tun0", "--hex", "4"][..], "give two hex digits for each byte"),
+        (&["inject", "tun0", "--hex", "4x"], "give two hex digits for each byte"),
+        (&["inject", "tun0", "--hex", "45", "--from", "10.0.0.1"], "without --ping or --udp"),
+        (&["inject", "tun0", "--to", "10.0.0.1", "--from", "10.0.0.2"], "without --ping or --udp"),
+        (&ping("ten", "10.0.0.1"), "'ten' for '--from"),
+        (&ping("10.0.0.1", "10.0.0.2:5"), "a ping has no ports"),
+        (&ping("::1", "10.0.0.1"), "give two IPv4 or two IPv6 addresses"),
+        (&udp("10.0.0.1", "10.0.0.2:1"), "--udp needs ports"),
+        (&udp("10.0.0.1:1", "[fd00::1]:1"), "give two IPv4 or two IPv6 addresses"),
+        (&["set", "tun0", "up", "down"], "up or down may be given once"),
+        (&["set", "tun0", "mtu", "1400", "mtu", "1300"], "mtu may be given once"),
+        (&["set", "tun0", "mtu", "-5"], "mtu takes a number, not \"-5\""),
+        (&["join", "tun0", "tun0"], "cannot be joined to itself"),
+        (&host("7:127.0.0.1:7"), "port 7 of the host has a service already"),
+        (&["serve"], "<--cuse <NAME>|--fuse <PATH>>"),
+    ] {
+        let error = wrong_usage(memtun(arguments), arguments);
+        assert!(error.contains(said), "{arguments:?}: {error}");
+    }
+    // A negative number is a bad value, and not taken for an option.
+    for arguments in [
+        &["take", "tun0", "--timeout", "-1s"][..],
+        &["wait", "tun0", "attached", "--timeout", "-1s"],
+        &["join", "tun0", "tun1", "--timeout", "-1"],
+        &["host", "tun0", "--addr", "10.0.0.1/24", "--timeout", "-1s"],
+        &["take", "tun0", "-n", "-1"],
+        &["inject", "tun0", "--ping", "--id", "-1"],
+        &["serve", "--cuse", "x", "--mode", "-1"],
+        &["serve", "--cuse", "x", "--number", "-1:0"],
+        &["serve", "--cuse", "x", "--threads", "-1"],
+        &["run", "--cpu", "-1", "--", "true"],
+        &["run", "--ready-fd", "-1", "--", "true"],
+    ] {
+        let error = wrong_usage(memtun(arguments), arguments);
+        let value = arguments.iter().find(|word| word.starts_with("-1")).unwrap();
+        assert!(error.contains(&format!("invalid value '{value}'")), "{arguments:?}: {error}");
+        assert!(!error.contains("tip"), "{arguments:?}: {error}");
+    }
+    let word = ["take", "tun0", "-1s"];
+    assert!(!wrong_usage(memtun(&word), &word).contains("-- -1s"));
 }
 
 /// Status 2, and how the verb is used.

@@ -534,9 +534,9 @@ fn ping_is_answered_by_an_unmodified_program(backend: Backend) {
     );
     for _ in 0..2 {
         let ping = ["inject", "tun0", "--ping", "--from", "10.0.0.1", "--to", "10.0.0.2"];
-        daemon.memtun(&ping).succeeded();
+        daemon.memtun(&[&ping[..], &["--id", "28020", "--seq", "65535"]].concat()).succeeded();
         let reply = daemon.memtun(&["take", "tun0", "--timeout", "30s"]).succeeded();
-        assert_eq!(reply, "10.0.0.2 > 10.0.0.1: ICMP echo reply, id 28020, seq 1, length 64\n");
+        assert_eq!(reply, "10.0.0.2 > 10.0.0.1: ICMP echo reply, id 28020, seq 65535, length 64\n");
     }
     assert_eq!(pong.wait().code(), Some(0));
     assert_eq!(daemon.memtun(&["wait", "tun0", "detached"]).succeeded(), "");
@@ -651,8 +651,6 @@ fn mistakes_get_one_line_that_helps(backend: Backend) {
             &["inject", "tun9", "--hex", "45"][..],
             "no tunnel tun9; 'memtun list' shows those there are",
         ),
-        (&["inject", "tun0", "--hex", "4"], "give two hex digits for each byte"),
-        (&["inject", "tun0", "--hex", "4x"], "give two hex digits for each byte"),
         (&["inject", "tun0", "--hex", ""], "the datagram is empty"),
         (
             &["inject", "tun0", "--file", large.to_str().unwrap()],
@@ -660,21 +658,8 @@ fn mistakes_get_one_line_that_helps(backend: Backend) {
         ),
         (&["inject", "tun0", "--file", "/no/such/file"], "/no/such/file"),
         (&["inject", "tun0", "--pcap", "/etc/passwd"], "a pcap or pcapng file is needed"),
-        (&["inject", "tun0", "--hex", "45", "--from", "10.0.0.1"], "give one of those too"),
         (&["inject", "tun0", "--frame", "--hex", "45"], "is a tun, which carries no frames"),
         (&["inject", "tap0", "--hex", "01"], "with --frame"),
-        (
-            &["inject", "tun0", "--ping", "--from", "ten", "--to", "10.0.0.1"],
-            "--from \"ten\" is not an IP address",
-        ),
-        (
-            &["inject", "tun0", "--ping", "--from", "::1", "--to", "10.0.0.1"],
-            "give two IPv4 or two IPv6 addresses",
-        ),
-        (
-            &["inject", "tun0", "--udp", "--from", "10.0.0.1", "--to", "10.0.0.1:1"],
-            "an address with a port",
-        ),
         (&["take", "tun9"], "no tunnel tun9"),
         (&["take", "tun0", "--timeout", "1ms"], "the client wrote 0 of 1 datagrams within 1ms"),
         (

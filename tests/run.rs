@@ -36,6 +36,8 @@ const OF_PROGRAMS: &[RunTest] = &[
         what_the_program_leaves_behind_never_meets_the_real_device,
     ),
     ("program_stays_on_the_cpu_it_is_given", program_stays_on_the_cpu_it_is_given),
+    ("memtun_says_nothing_of_its_own", memtun_says_nothing_of_its_own),
+    ("closed_socket_says_whose_it_is", closed_socket_says_whose_it_is),
     ("nested_runs_have_sockets_of_their_own", nested_runs_have_sockets_of_their_own),
     ("net_admin_is_asked_for_if_wanted", net_admin_is_asked_for_if_wanted),
     ("signals_are_passed_on", signals_are_passed_on),
@@ -115,7 +117,8 @@ fn exit_status_is_the_programs(user: User) {
         (&["--", "sh", "-c", "kill -TERM $$"], 143),
         (&["--", "no-such-program"], 127),
         (&["--", "/etc/passwd"], 126),
-        (&["--at", "relative/path", "--", "true"], 125),
+        (&["--at", "relative/path", "--", "true"], 2),
+        (&["--at", "/none/of/it", "--", "true"], 125),
     ] {
         let run = memtun_run(user, arguments);
         assert_eq!(run.status, status, "{arguments:?}: {run:?}");
@@ -135,8 +138,18 @@ fn program_is_pinged_at_dev_net_tun(user: User) {
     };
     assert_eq!(memtun(&["wait", "tun0", "reading", "--timeout", "30s"]).succeeded(), "tun0 #1\n");
     memtun(&["inject", "tun0", "--ping", "--from", "10.0.0.1", "--to", "10.0.0.2"]).succeeded();
-    let reply = memtun(&["take", "tun0", "--timeout", "30s"]).succeeded();
-    assert_eq!(reply, "10.0.0.2 > 10.0.0.1: ICMP echo reply, id 28020, seq 1, length 64\n");
+    let id = |reply: &str| {
+        let (before, after) = ("10.0.0.2 > 10.0.0.1: ICMP echo reply, id ", ", seq 1, length 64\n");
+        let id = reply.strip_prefix(before).and_then(|rest| rest.strip_suffix(after));
+        id.and_then(|id| id.parse::<u16>().ok()).unwrap_or_else(|| panic!("{reply}"))
+    };
+    let first = id(&memtun(&["take", "tun0", "--timeout", "30s"]).succeeded());
+    // Of many pings one at least has another identifier.
+    let differs = (0..20).any(|_| {
+        memtun(&["inject", "tun0", "--ping", "--from", "10.0.0.1", "--to", "10.0.0.2"]).succeeded();
+        id(&memtun(&["take", "tun0", "--timeout", "30s"]).succeeded()) != first
+    });
+    assert!(differs, "a ping can be told from others");
     program.signal(Signal::SIGTERM);
     assert_eq!(program.wait().code(), Some(143));
 }
@@ -191,12 +204,48 @@ fn program_stays_on_the_cpu_it_is_given(user: User) {
         )
     };
     assert_eq!(cpus(&["--cpu", "0"]).stdout, "Cpus_allowed_list:\t0\n");
-    let run = cpus(&["--cpu", "1000000"]);
-    assert_eq!(
-        (run.status, run.stderr.contains("--cpu 1000000: Invalid argument")),
-        (125, true),
-        "{run:?}"
-    );
+    for (cpu, status, said) in
+        [("1023", 125, "--cpu 1023: Invalid argument"), ("1000000", 2, "from 0 to 1023")]
+    {
+        let run = cpus(&["--cpu", cpu]);
+        assert_eq!((run.status, run.stderr.contains(said)), (status, true), "{run:?}");
+    }
+}
+
+/// Nothing unless asked, on standard error too: that is the program's.
+fn memtun_says_nothing_of_its_own(user: User) {
+    assert_eq!(memtun_run(user, &["--", "true"]).succeeded(), "");
+    assert_eq!(memtun_run(user, &["--net", "-q", "--", "true"]).succeeded(), "");
+    let told = memtun_run(user, &["-v", "--", "true"]);
+    assert!(told.status == 0 && told.stderr.contains("INFO chosen front_end="), "{told:?}");
+    assert!(!told.stderr.contains("DEBUG"), "{told:?}");
+    assert!(memtun_run(user, &["-vv", "--", "true"]).stderr.contains("DEBUG"));
+}
+
+/// A socket of root's, or in a folder of root's, is there and closed to others.
+fn closed_socket_says_whose_it_is(user: User) {
+    let (folder, control) = folder();
+    let socket = std::os::unix::net::UnixListener::bind(&control).unwrap();
+    let list = || {
+        let mut list = user.memtun();
+        list.args(["list", "--control"]).arg(&control);
+        list
+    };
+    fs::set_permissions(&control, fs::Permissions::from_mode(0o640)).unwrap();
+    if user == User::Root {
+        // Nothing is closed to root, and this one never answers.
+        let mut child = list().stderr(std::process::Stdio::null()).spawn().unwrap();
+        let harness = socket.accept().unwrap();
+        drop(harness);
+        assert_eq!(child.wait().unwrap().code(), Some(1));
+        return;
+    }
+    let error = run(&mut list(), b"").failed(1);
+    let advice = "Permission denied (os error 13); it belongs to user root, with mode 0640; use sudo, or give the daemon --control-group or --control-mode";
+    assert!(error.ends_with(advice), "{error}");
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    let error = run(&mut list(), b"").failed(1);
+    assert!(error.contains("you may not look into one of its folders; use sudo"), "{error}");
 }
 
 fn nested_runs_have_sockets_of_their_own(user: User) {

@@ -21,11 +21,12 @@ use tracing::level_filters::LevelFilter;
 use crate::{
     client::Client,
     command::{
-        delete, host, inject, interface as interface_verb, join, list, part, set, take, wait, watch,
+        delete, host, inject, interface as interface_verb, join, list, part, set, take,
+        usage_error, wait, watch,
     },
     frontend::device,
     log::{self, Filter},
-    terminal,
+    terminal::{self, Styles},
 };
 
 /// Where the control socket is unless it is said.
@@ -73,18 +74,15 @@ impl Verbosity {
             LevelFilter::DEBUG,
             LevelFilter::TRACE,
         ];
-        let usage = |kind, message: String| clap::Error::raw(kind, message);
         match (self, variable) {
             (Self { quiet: true, verbose: 1.. }, _) => {
-                let message = "--quiet and --verbose exclude each other".to_owned();
-                Err(usage(ErrorKind::ArgumentConflict, message))
+                Err(usage_error("--quiet and --verbose exclude each other"))
             }
             (Self { quiet: true, .. }, _) => Ok(LevelFilter::ERROR.into()),
             (Self { verbose: 0, .. }, Some(text)) => {
                 let text = terminal::text_of(text.as_bytes());
-                text.parse().map_err(|error| {
-                    usage(ErrorKind::ValueValidation, format!("{}: {error}", log::VARIABLE))
-                })
+                text.parse()
+                    .map_err(|error| usage_error(format_args!("{}: {error}", log::VARIABLE)))
             }
             (Self { verbose, .. }, _) => {
                 let from = LEVELS.iter().position(|level| *level == usual).unwrap_or_default();
@@ -140,7 +138,22 @@ impl Cli {
 
     /// Whether values fit together is beyond clap's own rules.
     fn checked(matches: &ArgMatches) -> Result<(Self, Filter), clap::Error> {
-        let cli = Self::from_arg_matches(matches)?;
+        let mut cli = Self::from_arg_matches(matches)?;
+        match &mut cli.verb {
+            Verb::Inject(args) => args.check()?,
+            Verb::Join(args) => args.check()?,
+            Verb::Host(args) => args.check()?,
+            Verb::Serve(_)
+            | Verb::Run(_)
+            | Verb::List(_)
+            | Verb::Take(_)
+            | Verb::Wait(_)
+            | Verb::Watch(_)
+            | Verb::Set(_)
+            | Verb::Interface(_)
+            | Verb::Delete(_)
+            | Verb::Part(_) => {}
+        }
         let variable = std::env::var_os(log::VARIABLE).filter(|text| !text.is_empty());
         let filter = cli.verbosity.filter(cli.usual_log(), variable.as_deref())?;
         Ok((cli, filter))
@@ -178,7 +191,7 @@ impl Cli {
         match self.verb {
             Verb::Serve(args) => args.run(control)?,
             Verb::Run(args) => return Ok(args.run(self.control.as_deref())),
-            Verb::List(args) => args.run(&mut connect()?, out)?,
+            Verb::List(args) => args.run(&mut connect()?, out, Styles::of(&io::stdout()))?,
             Verb::Inject(args) => args.run(&mut connect()?, report)?,
             Verb::Take(args) => args.run(&mut connect()?, out)?,
             Verb::Wait(args) => args.run(control, report)?,
@@ -209,5 +222,10 @@ fn with_usage(error: clap::Error, mut command: Command) -> clap::Error {
     let usage = used.render_usage();
     let mut error = error.format(used);
     error.insert(ContextKind::Usage, ContextValue::StyledStr(usage));
+    // No verb takes a word such as '-1' where clap proposes '-- -1'.
+    if let Some(ContextValue::StyledStrs(tips)) = error.remove(ContextKind::Suggested) {
+        let useful = tips.into_iter().filter(|tip| !tip.to_string().contains("as a value, use"));
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(useful.collect()));
+    }
     error
 }

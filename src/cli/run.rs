@@ -71,7 +71,7 @@ pub(super) struct Args {
     #[arg(long = "use", value_name = "DEVICE", conflicts_with_all = ["front_end", "ready_fd", "wait_attached", "require_net_admin", "interface", "interface_optional"])]
     device: Option<PathBuf>,
     /// The path at which the program finds the device.
-    #[arg(long, value_name = "PATH", default_value = "/dev/net/tun")]
+    #[arg(long, value_name = "PATH", default_value = "/dev/net/tun", value_parser = absolute)]
     at: PathBuf,
     /// How the program's calls get here.
     #[arg(long, value_enum, default_value_t = Kind::Auto)]
@@ -79,7 +79,7 @@ pub(super) struct Args {
     /// Let the program look like root, where a user namespace takes the place of it.
     #[arg(long)]
     map_root: bool,
-    /// Give the program an empty network namespace.
+    /// Give the program a network namespace of its own, with nothing but a loopback interface, which is up.
     #[arg(long)]
     net: bool,
     #[command(flatten)]
@@ -87,7 +87,7 @@ pub(super) struct Args {
     #[command(flatten)]
     admission: super::Admission,
     /// Keep the program and what serves it on one CPU, by its number: a call is cheapest when nobody has to be woken on another.
-    #[arg(long, value_name = "N", conflicts_with = "device")]
+    #[arg(long, value_name = "N", conflicts_with = "device", allow_negative_numbers = true, value_parser = cpu)]
     cpu: Option<usize>,
     /// Sleep at once when the program makes no call. Else what serves it looks for the next one for up to 100 us where calls are
     /// frequent and the CPU is not wanted.
@@ -99,7 +99,7 @@ pub(super) struct Args {
     #[arg(long)]
     no_intercept: bool,
     /// Write a line to this descriptor when the device and the control socket are ready, just before the program starts.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(3..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(3..), allow_negative_numbers = true)]
     ready_fd: Option<RawFd>,
     /// Write that line only when the program has attached to a tunnel.
     #[arg(long, requires = "ready_fd")]
@@ -268,6 +268,20 @@ impl Args {
             if error.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE };
         fail(status, &anyhow::anyhow!("running {}: {error}", self.program[0].display()))
     }
+}
+
+/// A number that a set of CPUs can hold; whether there is such a CPU, the kernel says.
+fn cpu(text: &str) -> Result<usize, String> {
+    let last = CpuSet::count() - 1;
+    text.parse().ok().filter(|number| *number <= last).ok_or_else(|| {
+        format!("a CPU has a number from 0 to {last}; 'nproc' tells how many there are")
+    })
+}
+
+fn absolute(text: &str) -> Result<PathBuf, &'static str> {
+    Some(PathBuf::from(text))
+        .filter(|path| path.is_absolute())
+        .ok_or("give an absolute path, such as /dev/net/tun")
 }
 
 /// Begins to intercept calls of this thread and of the program that it will start.

@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use clap::ArgGroup;
 use cuse_rs::{
     cuse::{DeviceName, DeviceOptions},
     fuse_file::FileOptions,
@@ -29,37 +30,38 @@ use crate::{
 
 /// Registers the device and serves it until SIGTERM or SIGINT.
 #[derive(Debug, clap::Args)]
+#[command(group = ArgGroup::new("device").args(["cuse", "fuse"]).required(true).multiple(true))]
 pub(super) struct Args {
     /// Register the character device /dev/NAME; a slash in it is fine, as in net/tun.
-    #[arg(long, value_name = "NAME", required_unless_present = "fuse")]
+    #[arg(long, value_name = "NAME")]
     cuse: Option<DeviceName>,
     /// Mount a file that behaves as the device at PATH, to be bind-mounted into containers; made if it is not there.
     #[arg(long, value_name = "PATH")]
     fuse: Option<PathBuf>,
     /// Permission bits of device and file, octal.
-    #[arg(long, value_name = "MODE", default_value = "0600", value_parser = octal)]
+    #[arg(long, value_name = "MODE", default_value = "0600", value_parser = octal, allow_negative_numbers = true)]
     mode: u32,
     /// Owner of device and file, as USER, USER:GROUP or :GROUP, by name or number.
     #[arg(long, value_name = "USER[:GROUP]", value_parser = owner)]
     owner: Option<Owner>,
     /// Number of the device, as MAJOR:MINOR; default: one that is free.
-    #[arg(long, value_name = "MAJOR:MINOR", value_parser = number, requires = "cuse")]
+    #[arg(long, value_name = "MAJOR:MINOR", value_parser = number, requires = "cuse", allow_hyphen_values = true)]
     number: Option<(u32, u32)>,
     #[command(flatten)]
     admission: super::Admission,
     /// Threads that read each device; one serves any number of blocked clients.
-    #[arg(long, value_name = "N", default_value = "1")]
+    #[arg(long, value_name = "N", default_value = "1", allow_negative_numbers = true)]
     threads: NonZero<u8>,
     /// Sleep at once when there is no call. Else a single thread looks for the next one for up to 100 us where calls are frequent and
     /// the CPU is not wanted.
     #[arg(long)]
     no_spin: bool,
     /// Permission bits of the control socket, octal.
-    #[arg(long, value_name = "MODE", default_value = "0600", value_parser = octal)]
+    #[arg(long, value_name = "MODE", default_value = "0600", value_parser = octal, allow_negative_numbers = true)]
     control_mode: u32,
     /// Group of the control socket, by name or number.
-    #[arg(long, value_name = "GROUP")]
-    control_group: Option<String>,
+    #[arg(long, value_name = "GROUP", value_parser = group)]
+    control_group: Option<u32>,
     #[command(flatten)]
     interface: interface::Args,
 }
@@ -78,7 +80,7 @@ impl Args {
         let socket = SocketOptions {
             path: control.to_owned(),
             mode: self.control_mode,
-            group: self.control_group.clone(),
+            group: self.control_group,
         };
         // The socket comes first: two daemons by mistake would else both make a device.
         let server = match inherited_socket() {
@@ -159,8 +161,15 @@ fn number(text: &str) -> Result<(u32, u32), String> {
 fn owner(text: &str) -> Result<Owner, String> {
     let (user, group) = text.split_once(':').unwrap_or((text, ""));
     let uid = |name: &str| User::from_name(name).ok().flatten().map(|user| user.uid.as_raw());
-    let gid = |name: &str| Group::from_name(name).ok().flatten().map(|group| group.gid.as_raw());
-    Ok((resolve(user, "user", uid)?, resolve(group, "group", gid)?))
+    Ok((resolve(user, "user", uid)?, resolve(group, "group", find_group)?))
+}
+
+fn group(text: &str) -> Result<u32, String> {
+    resolve(text, "group", find_group)?.ok_or_else(|| "give a group by name or number".to_owned())
+}
+
+fn find_group(name: &str) -> Option<u32> {
+    Group::from_name(name).ok().flatten().map(|group| group.gid.as_raw())
 }
 
 fn resolve(
@@ -190,5 +199,9 @@ mod tests {
         assert_eq!(owner("root"), Ok((Some(0), None)));
         assert_eq!(owner(":5"), Ok((None, Some(5))));
         assert!(owner("no-such-user").is_err());
+        assert_eq!(group("root"), Ok(0));
+        assert_eq!(group("17"), Ok(17));
+        assert!(group("no-such-group").unwrap_err().contains("no-such-group"));
+        assert!(group("").is_err());
     }
 }

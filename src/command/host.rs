@@ -4,7 +4,7 @@ use std::{io::Write, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
-use super::{Method, when_they_exist};
+use super::{Method, usage_error, when_they_exist};
 use crate::{
     client::{Client, ClientError},
     control::{
@@ -96,11 +96,21 @@ pub struct Args {
     #[arg(long, value_name = "PORT:ADDRESS:PORT")]
     forward: Vec<Forward>,
     /// How long to wait until the tunnel exists, such as 500ms or 5s.
-    #[arg(long, value_name = "DURATION", default_value = "0s")]
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = super::duration, allow_hyphen_values = true)]
     timeout: humantime::Duration,
 }
 
 impl Args {
+    /// Whether there can be such a host.
+    ///
+    /// # Errors
+    ///
+    /// A usage error: too much of something, or twice the same.
+    pub fn check(&self) -> Result<(), clap::Error> {
+        let config = Config { addresses: self.addr.clone(), forwards: self.forward.clone() };
+        config.check().map_err(usage_error)
+    }
+
     /// Runs it.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ use std::{
     io::{Read, Write},
     net::{IpAddr, SocketAddr},
     path::PathBuf,
+    str::FromStr,
     sync::Arc,
 };
 
@@ -12,7 +13,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Method,
+    Method, usage_error,
     vnet::{self, Vnet},
 };
 use crate::{
@@ -23,7 +24,7 @@ use crate::{
         wire::hex_bytes,
     },
     core::{Address, Datagram, Delivery, MacAddress, Mode, Wrap, offload::OffloadError},
-    packet::{self, Captured},
+    packet::{self, Captured, Echo},
 };
 
 /// Parameters on the wire.
@@ -94,15 +95,27 @@ pub struct Args {
     source: Source,
     /// Source of --ping (ADDR) or --udp (ADDR:PORT; IPv6 in brackets).
     #[arg(long, value_name = "ADDR[:PORT]")]
-    from: Option<String>,
+    from: Option<Endpoint>,
     /// Destination of --ping (ADDR) or --udp (ADDR:PORT).
     #[arg(long, value_name = "ADDR[:PORT]")]
-    to: Option<String>,
+    to: Option<Endpoint>,
+    /// Identifier of --ping; default: a random number, so that answers of two pings can be told apart.
+    #[arg(long, value_name = "N", requires = "ping", allow_negative_numbers = true)]
+    id: Option<u16>,
+    /// Sequence number of --ping.
+    #[arg(
+        long,
+        value_name = "N",
+        requires = "ping",
+        allow_negative_numbers = true,
+        default_value = "1"
+    )]
+    seq: u16,
     /// Payload of --udp.
     #[arg(long, value_name = "TEXT", requires = "udp")]
     data: Option<String>,
     /// The bytes are a whole Ethernet frame for a tap, and go untouched.
-    #[arg(long, conflicts_with_all = ["source_mac", "destination_mac"])]
+    #[arg(long, conflicts_with_all = ["source_mac", "destination_mac", "pcap", "ping", "udp"])]
     frame: bool,
     /// Source address of a tap's Ethernet header; default: the tunnel's own.
     #[arg(long, value_name = "MAC")]
@@ -112,6 +125,9 @@ pub struct Args {
     destination_mac: Option<MacAddress>,
     #[command(flatten)]
     vnet: vnet::Options,
+    /// What `--ping` or `--udp` describes.
+    #[arg(skip)]
+    built: Option<Bytes>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -119,7 +135,7 @@ pub struct Args {
 struct Source {
     /// One datagram, as hex digits; white space and colons between bytes are fine.
     #[arg(long, value_name = "HEX")]
-    hex: Option<String>,
+    hex: Option<Hex>,
     /// One datagram, the bytes of a file.
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
@@ -135,7 +151,81 @@ struct Source {
     udp: bool,
 }
 
+/// The digits of `--hex`.
+#[derive(Clone, Debug)]
+struct Hex(Bytes);
+
+impl FromStr for Hex {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let digits: String = text.chars().filter(|c| !c.is_whitespace() && *c != ':').collect();
+        hex::decode(&digits)
+            .map(|bytes| Self(bytes.into()))
+            .map_err(|error| format!("{error}; give two hex digits for each byte"))
+    }
+}
+
+/// `--from` or `--to`.
+#[derive(Clone, Copy, Debug)]
+struct Endpoint {
+    address: IpAddr,
+    port: Option<u16>,
+}
+
+impl FromStr for Endpoint {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let with_port =
+            text.parse().map(|end: SocketAddr| Self { address: end.ip(), port: Some(end.port()) });
+        with_port.or_else(|_| text.parse().map(|address| Self { address, port: None })).map_err(
+            |_| "give an address, such as 10.0.0.1, or with a port, as 10.0.0.1:53 or [fd00::1]:53",
+        )
+    }
+}
+
 impl Args {
+    /// Builds what options alone describe, so that what is wrong with them is known before a daemon is asked.
+    ///
+    /// # Errors
+    ///
+    /// A usage error: options that say nothing together, or do not fit.
+    pub fn check(&mut self) -> Result<(), clap::Error> {
+        self.built = self.build().map_err(usage_error)?;
+        Ok(())
+    }
+
+    fn build(&self) -> Result<Option<Bytes>, String> {
+        let (from, to) = match (self.from, self.to, &self.source) {
+            (Some(from), Some(to), Source { ping: true, .. } | Source { udp: true, .. }) => {
+                (from, to)
+            }
+            (None, None, _) => return Ok(None),
+            (..) => return Err("--from and --to say nothing without --ping or --udp".to_owned()),
+        };
+        let built = match (self.source.ping, from.port, to.port) {
+            (true, None, None) => {
+                let id = self.id.unwrap_or_else(|| fastrand::u16(..));
+                packet::echo_request(from.address, to.address, Echo { id, seq: self.seq })
+            }
+            (true, ..) => {
+                return Err("a ping has no ports; give --from and --to without".to_owned());
+            }
+            (false, Some(from_port), Some(to_port)) => packet::udp(
+                SocketAddr::new(from.address, from_port),
+                SocketAddr::new(to.address, to_port),
+                self.data.as_deref().unwrap_or_default().as_bytes(),
+            ),
+            (false, ..) => {
+                return Err(
+                    "--udp needs ports, as in --from 10.0.0.1:53 --to 10.0.0.2:53".to_owned()
+                );
+            }
+        };
+        built.map(|bytes| Some(bytes.into())).map_err(|error| error.to_string())
+    }
+
     /// Runs it: datagrams go in order, and the first that is refused ends it.
     ///
     /// # Errors
@@ -175,56 +265,32 @@ impl Args {
     }
 
     fn datagrams(&self, client: &mut Client) -> Result<Captured, InjectError> {
-        if (self.from.is_some() || self.to.is_some()) && !self.source.ping && !self.source.udp {
-            return Err(InjectError::LoneEndpoint);
-        }
-        let one = |bytes: Vec<u8>| {
-            Ok(Captured { datagrams: vec![(Bytes::from(bytes), self.frame)], skipped: 0 })
-        };
-        let Source { hex, file, pcap, ping, udp } = &self.source;
-        if let Some(digits) = hex {
-            let digits: String =
-                digits.chars().filter(|c| !c.is_whitespace() && *c != ':').collect();
-            one(hex::decode(&digits).map_err(InjectError::Hex)?)
+        let one = |bytes: Bytes| Ok(Captured { datagrams: vec![(bytes, self.frame)], skipped: 0 });
+        let Source { hex, file, pcap, .. } = &self.source;
+        if let Some(bytes) = &self.built {
+            one(bytes.clone())
+        } else if let Some(Hex(bytes)) = hex {
+            one(bytes.clone())
         } else if let Some(path) = file {
             let mut bytes = Vec::new();
             let read = File::open(path).and_then(|mut file| file.read_to_end(&mut bytes));
             read.map_err(|source| InjectError::File { path: path.clone(), source })?;
-            one(bytes)
+            one(bytes.into())
         } else if let Some(path) = pcap {
             let is_tap = self.frame || client.is_tap(&self.tunnel)?;
             packet::read_capture(path, is_tap)
                 .map_err(|source| InjectError::Capture { path: path.clone(), source })
-        } else if *ping {
-            let (from, to): (IpAddr, IpAddr) = self.endpoints("an IP address, such as 10.0.0.1")?;
-            one(packet::echo_request(from, to).map_err(InjectError::Build)?)
-        } else if *udp {
-            let (from, to): (SocketAddr, SocketAddr) =
-                self.endpoints("an address with a port, such as 10.0.0.1:53")?;
-            let data = self.data.as_deref().unwrap_or_default();
-            one(packet::udp(from, to, data.as_bytes()).map_err(InjectError::Build)?)
         } else {
             let mut bytes = Vec::new();
             std::io::stdin().read_to_end(&mut bytes).map_err(InjectError::Stdin)?;
-            one(bytes)
+            one(bytes.into())
         }
-    }
-
-    fn endpoints<T: std::str::FromStr>(&self, wanted: &'static str) -> Result<(T, T), InjectError> {
-        let parse = |option: &'static str, text: &Option<String>| {
-            let given = text.clone().unwrap_or_default();
-            given.parse().map_err(|_| InjectError::Endpoint { option, given, wanted })
-        };
-        Ok((parse("--from", &self.from)?, parse("--to", &self.to)?))
     }
 }
 
 /// Why nothing, or not everything, was injected.
 #[derive(Debug, thiserror::Error)]
 pub enum InjectError {
-    /// `--hex` is not hex.
-    #[error("--hex: {0}; give two hex digits for each byte")]
-    Hex(hex::FromHexError),
     /// `--file` cannot be read.
     #[error("reading {path}: {source}")]
     File {
@@ -244,22 +310,6 @@ pub enum InjectError {
     /// Standard input cannot be read.
     #[error("reading standard input: {0}")]
     Stdin(std::io::Error),
-    /// `--from` or `--to` is not an endpoint.
-    #[error("{option} {given:?} is not {wanted}")]
-    Endpoint {
-        /// The option.
-        option: &'static str,
-        /// What was given.
-        given: String,
-        /// What should have been.
-        wanted: &'static str,
-    },
-    /// `--from` or `--to` of nothing.
-    #[error("--from and --to say nothing without --ping or --udp; give one of those too")]
-    LoneEndpoint,
-    /// A datagram cannot be built.
-    #[error("building the datagram: {0}")]
-    Build(packet::BuildError),
     /// `--gso` cannot be followed.
     #[error("--gso: {0}")]
     Vnet(OffloadError),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Method, when_they_exist};
+use super::{Method, usage_error, when_they_exist};
 use crate::{
     client::{Client, ClientError},
     control::session::{Reply, Session},
@@ -61,11 +61,23 @@ pub struct Args {
     /// The other one, of the same mode.
     peer: Address,
     /// How long to wait until both exist, such as 500ms or 5s.
-    #[arg(long, value_name = "DURATION", default_value = "0s")]
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = super::duration, allow_hyphen_values = true)]
     timeout: humantime::Duration,
 }
 
 impl Args {
+    /// Whether there are two of them, as far as can be seen.
+    ///
+    /// # Errors
+    ///
+    /// A usage error.
+    pub fn check(&self) -> Result<(), clap::Error> {
+        if self.tunnel == self.peer {
+            return Err(usage_error("a tunnel cannot be joined to itself; name two"));
+        }
+        Ok(())
+    }
+
     /// Runs it.
     ///
     /// # Errors

@@ -13,6 +13,7 @@ use crate::{
     frontend::opener,
     hub::{Description, Hub},
     render,
+    terminal::{Styles, escaped_json},
 };
 
 /// Parameters on the wire: none.
@@ -329,13 +330,18 @@ impl Args {
     /// # Errors
     ///
     /// What the daemon says.
-    pub fn run(self, client: &mut Client, out: &mut dyn Write) -> Result<(), ClientError> {
+    pub fn run(
+        self,
+        client: &mut Client,
+        out: &mut dyn Write,
+        styles: Styles,
+    ) -> Result<(), ClientError> {
         let listing = client.call(&List {})?;
         if self.json {
-            serde_json::to_writer_pretty(&mut *out, &listing).map_err(std::io::Error::from)?;
-            writeln!(out)?;
+            let json = serde_json::to_string_pretty(&listing)?;
+            writeln!(out, "{}", escaped_json(&json))?;
         } else {
-            out.write_all(render::listing(&listing).as_bytes())?;
+            out.write_all(render::listing(&listing, styles).as_bytes())?;
         }
         Ok(())
     }

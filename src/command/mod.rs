@@ -130,6 +130,22 @@ pub(crate) fn when_they_exist<R: Serialize + Send + 'static>(
     });
 }
 
+/// Values that are right each by itself and do not fit together.
+pub(crate) fn usage_error(message: impl std::fmt::Display) -> clap::Error {
+    clap::Error::raw(clap::error::ErrorKind::ValueValidation, message)
+}
+
+/// A time on the command line. Only options that take a word with a hyphen get to see a negative one.
+pub(crate) fn duration(text: &str) -> Result<humantime::Duration, String> {
+    text.parse().map_err(|error| {
+        if text.starts_with('-') {
+            "a time cannot be negative; give one such as 500ms or 2s".to_owned()
+        } else {
+            format!("{error}; give a number and a unit, such as 500ms or 2s")
+        }
+    })
+}
+
 /// A wait that ran into its deadline.
 pub(crate) fn timed_out(what: impl std::fmt::Display, after_ms: u64) -> Failure {
     let after = humantime::format_duration(Duration::from_millis(after_ms));

@@ -2,10 +2,10 @@
 
 use std::{str::FromStr, sync::Arc};
 
-use clap::{Arg, ArgMatches, Command, FromArgMatches, ValueEnum, error::ErrorKind};
+use clap::{Arg, ArgMatches, Command, FromArgMatches, ValueEnum};
 use serde::{Deserialize, Serialize};
 
-use super::Method;
+use super::{Method, usage_error};
 use crate::{
     abi::tun::Name,
     client::{Client, ClientError},
@@ -138,20 +138,20 @@ impl Changes {
         let mut words = words.into_iter();
         while let Some(word) = words.next() {
             if let Ok(link) = Link::from_str(word, false) {
-                set.link = Some(link);
+                once("up or down", &mut set.link, link)?;
                 continue;
             }
             let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
             match word {
-                "mtu" => set.mtu = Some(number(word, value()?)?),
-                "txqueuelen" => set.txqueuelen = Some(number(word, value()?)?),
-                "mac" => set.mac = Some(MacAddress::from_str(value()?)?),
-                "name" => set.name = Some(parse_name(value()?)?),
+                "mtu" => once(word, &mut set.mtu, number(word, value()?)?)?,
+                "txqueuelen" => once(word, &mut set.txqueuelen, number(word, value()?)?)?,
+                "mac" => once(word, &mut set.mac, MacAddress::from_str(value()?)?)?,
+                "name" => once(word, &mut set.name, parse_name(value()?)?)?,
                 "carrier" => {
                     let value = value()?;
                     let carrier = Carrier::from_str(value, false)
                         .map_err(|_| format!("carrier is on or off, not {value:?}"))?;
-                    set.carrier = Some(carrier);
+                    once(word, &mut set.carrier, carrier)?;
                 }
                 _ => {
                     return Err(format!(
@@ -164,6 +164,14 @@ impl Changes {
     }
 }
 
+/// A change is asked for once: of two, one would be lost without a word.
+fn once<T>(what: &str, change: &mut Option<T>, value: T) -> Result<(), String> {
+    match change.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(format!("{what} may be given once")),
+    }
+}
+
 fn number(word: &str, value: &str) -> Result<u32, String> {
     value.parse().map_err(|_| format!("{word} takes a number, not {value:?}"))
 }
@@ -171,8 +179,7 @@ fn number(word: &str, value: &str) -> Result<u32, String> {
 impl FromArgMatches for Changes {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let words = matches.get_many::<String>("changes").unwrap_or_default();
-        Self::parse(words.map(String::as_str))
-            .map_err(|error| clap::Error::raw(ErrorKind::ValueValidation, error))
+        Self::parse(words.map(String::as_str)).map_err(usage_error)
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
@@ -183,7 +190,11 @@ impl FromArgMatches for Changes {
 
 impl clap::Args for Changes {
     fn augment_args(command: Command) -> Command {
-        let words = Arg::new("changes").value_name("CHANGE").required(true).num_args(1..);
+        let words = Arg::new("changes")
+            .value_name("CHANGE")
+            .required(true)
+            .num_args(1..)
+            .allow_negative_numbers(true);
         command.arg(words.help("What is to be changed, see below"))
     }
 
@@ -221,6 +232,12 @@ mod tests {
             ("mac 02:00", "no Ethernet address"),
             ("name 0123456789abcdef", "1 to 15 bytes"),
             ("carrier up", "on or off"),
+            ("up down", "up or down may be given once"),
+            ("mtu 1400 mtu 1300", "mtu may be given once"),
+            ("carrier on up carrier off", "carrier may be given once"),
+            ("name a name b", "name may be given once"),
+            ("mac 2:0:0:0:0:1 mac 2:0:0:0:0:2", "mac may be given once"),
+            ("txqueuelen 5 txqueuelen 5", "txqueuelen may be given once"),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(hint), "{text}: {error}");

@@ -147,10 +147,10 @@ pub struct Args {
     /// NAME, NAME@SCOPE or #ID, as 'memtun list' shows them.
     tunnel: Address,
     /// How long to wait for all of them, such as 500ms or 2s; 0 takes only what is there.
-    #[arg(long, value_name = "DURATION", default_value = "10s")]
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = super::duration, allow_hyphen_values = true)]
     timeout: humantime::Duration,
     /// How many datagrams.
-    #[arg(short = 'n', long, default_value_t = 1)]
+    #[arg(short = 'n', long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..), allow_negative_numbers = true)]
     count: u64,
     /// Do what vnet headers ask for: fill in checksums, and cut GSO datagrams into segments.
     #[arg(long)]

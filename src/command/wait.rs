@@ -9,6 +9,7 @@ use crate::{
     client::{Client, ClientError},
     control::session::{Reply, Session},
     core::{Address, Answer, Condition},
+    terminal::escaped,
 };
 
 /// Parameters on the wire.
@@ -105,7 +106,7 @@ pub struct Args {
     /// What to wait for.
     until: Option<Until>,
     /// How long to wait for the daemon, and then for the tunnel, such as 500ms or 2s; 0 only looks.
-    #[arg(long, value_name = "DURATION", default_value = "10s")]
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = super::duration, allow_hyphen_values = true)]
     timeout: humantime::Duration,
 }
 
@@ -121,7 +122,7 @@ impl Args {
         let timeout_ms = u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX);
         let met = client.call(&Wait { tunnel, until, timeout_ms })?;
         if let (Some(id), Some(name)) = (met.id, met.name) {
-            writeln!(out, "{name} #{id}")?;
+            writeln!(out, "{} #{id}", escaped(&name))?;
         }
         Ok(())
     }

@@ -24,6 +24,7 @@ use crate::{
     core::{Address, Event, Mode, TunnelId},
     hub::Observer,
     render,
+    terminal::escaped_json,
 };
 
 /// Parameters on the wire. Events follow the result, until the connection ends.
@@ -213,8 +214,8 @@ impl Args {
         loop {
             let event: WatchEvent = client.next_event()?;
             if self.json {
-                serde_json::to_writer(&mut *out, &event).map_err(std::io::Error::from)?;
-                writeln!(out)?;
+                let json = serde_json::to_string(&event)?;
+                writeln!(out, "{}", escaped_json(&json))?;
             } else {
                 writeln!(out, "{}", render::event(&event))?;
             }

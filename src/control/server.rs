@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use nix::unistd::{Gid, Group};
+use nix::unistd::Gid;
 use tracing::{debug, info, warn};
 
 use super::{
@@ -35,8 +35,8 @@ pub struct SocketOptions {
     pub path: PathBuf,
     /// Its permission bits.
     pub mode: u32,
-    /// Its group, by name or number.
-    pub group: Option<String>,
+    /// Its group.
+    pub group: Option<u32>,
 }
 
 /// Why there is no control socket.
@@ -59,9 +59,6 @@ pub enum BindError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// There is no such group.
-    #[error("control socket group {0:?}: there is no such group")]
-    UnknownGroup(String),
     /// Mode or group could not be set.
     #[error("setting mode and group of control socket {path}: {source}")]
     Permission {
@@ -89,7 +86,7 @@ impl Server {
     pub fn bind(options: &SocketOptions) -> Result<Self, BindError> {
         let path = &options.path;
         let failed = |source| BindError::Bind { path: path.clone(), source };
-        let group = options.group.as_deref().map(find_group).transpose()?;
+        let group = options.group.map(Gid::from_raw);
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             fs::create_dir_all(folder).map_err(failed)?;
         }
@@ -146,14 +143,6 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.remove();
     }
-}
-
-fn find_group(name: &str) -> Result<Gid, BindError> {
-    let unknown = || BindError::UnknownGroup(name.to_owned());
-    if let Ok(number) = name.parse() {
-        return Ok(Gid::from_raw(number));
-    }
-    Group::from_name(name).ok().flatten().map(|group| group.gid).ok_or_else(unknown)
 }
 
 fn remove_dead_socket(path: &Path) -> Result<(), BindError> {

@@ -114,7 +114,12 @@ fn expect_pong(daemon: &Daemon) {
     let file = &daemon.list().tunnels[0].files[0];
     assert!(file.command.starts_with("pong"), "{file:?}");
     let mut client = daemon.client();
-    let ping = memtun::packet::echo_request([10, 0, 0, 1].into(), [10, 0, 0, 2].into()).unwrap();
+    let ping = memtun::packet::echo_request(
+        [10, 0, 0, 1].into(),
+        [10, 0, 0, 2].into(),
+        memtun::packet::Echo::default(),
+    )
+    .unwrap();
     inject(&mut client, "tun0", &ping);
     let reply = take(&mut client, "tun0");
     assert_eq!(

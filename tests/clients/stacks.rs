@@ -28,7 +28,9 @@ pub(super) fn scapy(backend: Backend) {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/programs/scapy_tuntap.py");
     let program = host.start(PYTHON, &["-W", "ignore", script]);
     let mut client = daemon.client();
-    let ping = packet::echo_request([10, 1, 1, 1].into(), [10, 1, 1, 2].into()).unwrap();
+    let ping =
+        packet::echo_request([10, 1, 1, 1].into(), [10, 1, 1, 2].into(), packet::Echo::default())
+            .unwrap();
 
     // A tun has a PI header, which scapy puts on and takes off.
     let sent = program.line_with("sent ");

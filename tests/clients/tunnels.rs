@@ -194,7 +194,7 @@ fn expect_both_ways(daemon: &Daemon, mode: Mode, tunnels: [&str; 2], hosts: [&st
     let mut client = daemon.client();
     for (from, to, source, destination) in [(left, right, host, other), (right, left, other, host)]
     {
-        let ping = packet::echo_request(source, destination);
+        let ping = packet::echo_request(source, destination, packet::Echo::default());
         let [source, destination] = [source, destination].map(|host| SocketAddr::new(host, 9));
         let large = packet::udp(source, destination, &[0x5a; 1_200]);
         for datagram in [ping, large] {

@@ -68,7 +68,12 @@ fn host_answers_pings(backend: Backend) {
         move || client.call(&host).map(|hosted| (hosted.id, hosted.hwaddr))
     });
     let ping = |from: &str, to: &str| {
-        let ping = packet::echo_request(from.parse().unwrap(), to.parse().unwrap()).unwrap();
+        let ping = packet::echo_request(
+            from.parse().unwrap(),
+            to.parse().unwrap(),
+            packet::Echo::default(),
+        )
+        .unwrap();
         let protocol = if ping[0] >> 4 == 4 { [0, 0, 8, 0] } else { [0, 0, 0x86, 0xdd] };
         [&protocol, &ping[..]].concat()
     };
@@ -414,8 +419,12 @@ fn host_ends_with_part_and_with_its_tunnel(backend: Backend) {
         taken = daemon.memtun(&["take", "tun0", "--hex"]).succeeded();
     }
     daemon.memtun(&["host", "tun0", "--addr", "10.0.0.1/24"]).succeeded();
-    let ping =
-        packet::echo_request("10.0.0.2".parse().unwrap(), "10.0.0.1".parse().unwrap()).unwrap();
+    let ping = packet::echo_request(
+        "10.0.0.2".parse().unwrap(),
+        "10.0.0.1".parse().unwrap(),
+        packet::Echo::default(),
+    )
+    .unwrap();
     file.write(&ping).unwrap();
     assert!(render::datagram(&file.read().unwrap(), Mode::Tun).contains("echo reply"));
     file.write(&ping).unwrap();
@@ -455,7 +464,6 @@ fn host_mistakes_get_one_line(backend: Backend) {
         (&["host", "tun9", "--addr", "10.0.0.1/24"][..], "no tunnel tun9"),
         (&["host", "tun1", "--addr", "10.0.0.1/24"], "tunnel tun1 has a peer already"),
         (&["join", "tun0", "tun1"], "tunnel tun1 has a peer already"),
-        (&forwards("7:127.0.0.1:7"), "port 7 of the host has a service already"),
         (
             &["host", "tun9", "--addr", "10.0.0.1/24", "--timeout", "1ms"],
             "no client made tunnel tun9 within 1ms",
@@ -466,6 +474,7 @@ fn host_mistakes_get_one_line(backend: Backend) {
     }
     for (arguments, said) in [
         (&["host", "tun0"][..], "--addr"),
+        (&forwards("7:127.0.0.1:7"), "port 7 of the host has a service already"),
         (&["host", "tun0", "--addr", "10.0.0.1"], "write it as 10.0.0.1/24"),
         (&["host", "tun0", "--addr", "224.0.0.1/4"], "no address of one host"),
         (&forwards("80:localhost:80"), "write it as 8080:127.0.0.1:80"),

@@ -197,7 +197,7 @@ fn mistakes_get_one_line(backend: Backend) {
     daemon.memtun(&["join", "tun0", "tun1"]).succeeded();
     for (arguments, said) in [
         (&["join", "tun0", "tun9"][..], "no tunnel tun9; 'memtun list' shows those there are"),
-        (&["join", "tun2", "tun2"], "tunnel tun2 cannot be its own peer; name two tunnels"),
+        (&["join", "tun2", "#3"], "tunnel tun2 cannot be its own peer; name two tunnels"),
         (&["join", "tap0", "tun2"], "tunnel tun2 is a tun and tap0 a tap"),
         (&["join", "tun2", "tun1"], "tunnel tun1 has a peer already; 'memtun list' shows it"),
         (&["join", "gone", "tun2"], "tunnel gone is gone"),

@@ -38,7 +38,12 @@ pub enum ConfigError {
 }
 
 impl Config {
-    pub(super) fn check(&self) -> Result<(), ConfigError> {
+    /// Whether there can be such a host.
+    ///
+    /// # Errors
+    ///
+    /// As [`ConfigError`] says.
+    pub fn check(&self) -> Result<(), ConfigError> {
         if !(1..=MAX_ADDRESSES).contains(&self.addresses.len()) {
             return Err(ConfigError::Addresses(self.addresses.len()));
         }

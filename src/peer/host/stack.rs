@@ -355,8 +355,16 @@ mod tests {
             let [from, to] = ["10.0.0.2:5", "10.0.0.1:7"].map(|at| at.parse().unwrap());
             let [from6, to6] = ["[fd00::2]:5", "[fd00::1]:7"].map(|at| at.parse().unwrap());
             let mut seeds = vec![
-                packet::echo_request("10.0.0.2".parse().unwrap(), "10.0.0.1".parse().unwrap()),
-                packet::echo_request("fd00::2".parse().unwrap(), "fd00::1".parse().unwrap()),
+                packet::echo_request(
+                    "10.0.0.2".parse().unwrap(),
+                    "10.0.0.1".parse().unwrap(),
+                    packet::Echo::default(),
+                ),
+                packet::echo_request(
+                    "fd00::2".parse().unwrap(),
+                    "fd00::1".parse().unwrap(),
+                    packet::Echo::default(),
+                ),
                 packet::udp(from, to, b"echo"),
                 packet::udp(from6, to6, b"echo"),
             ]

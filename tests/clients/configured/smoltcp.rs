@@ -74,7 +74,8 @@ pub(super) fn smoltcp(way: Way) {
     run.wait_until_up(&["tun0", "tap0"]);
 
     let (own, host) = ([192, 168, 69, 100], HOST);
-    let ping = packet::echo_request(own.into(), host.into()).expect("two IPv4 addresses");
+    let ping = packet::echo_request(own.into(), host.into(), packet::Echo::default())
+        .expect("two IPv4 addresses");
     let mut client = run.client();
     put(&mut client, Mode::Tun, "tun0", &ping);
     expect_echo(&ping, &take(&mut client, "tun0"));

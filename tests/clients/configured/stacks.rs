@@ -86,7 +86,8 @@ pub(super) fn scapy(way: Way) {
         ),
     );
     let ping =
-        packet::echo_request([10, 1, 1, 1].into(), [10, 1, 1, 2].into()).expect("two addresses");
+        packet::echo_request([10, 1, 1, 1].into(), [10, 1, 1, 2].into(), packet::Echo::default())
+            .expect("two addresses");
     let frame = [&[2, 0, 0, 0, 0, 9, 2, 0, 0, 0, 0, 1, 8, 0][..], &ping].concat();
     let mut client = run.client();
     for (name, mode, bytes, layers) in

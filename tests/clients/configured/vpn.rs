@@ -177,7 +177,8 @@ fn expect_answers(run: &Run, way: Way, near: &End, far: &End) {
     let mut client = run.client();
     for (from, to) in near.addresses.into_iter().zip(far.addresses) {
         let [source, destination] = [from, to].map(|address| address.parse().expect("an address"));
-        let request = packet::echo_request(source, destination).expect("addresses of one kind");
+        let request = packet::echo_request(source, destination, packet::Echo::default())
+            .expect("addresses of one kind");
         inject(&mut client, near.tunnel, &request);
         let reply = take(&mut client, near.tunnel);
         expect_reply(&reply, to, from, 1);
