@@ -30,6 +30,7 @@ mod peers;
 mod restart;
 mod run;
 mod support;
+mod terminal;
 
 use std::process::ExitCode;
 
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         ("conformance", conformance::TESTS),
         ("layering", layering::TESTS),
         ("differences", differences::TESTS),
+        ("terminal", terminal::TESTS),
     ]
     .into_iter()
     .flat_map(|(group, tests)| {
@@ -70,7 +72,12 @@ fn main() -> ExitCode {
     for user in run::User::ALL {
         let gate = Gate::new(user.word(), "run", user.obstacle());
         let conformance::Tests { native, compat: of_compat } = conformance::OF_RUN;
-        let tests = run::TESTS.into_iter().flatten().chain(native).map(|test| (&gate, test));
+        let tests = run::TESTS
+            .into_iter()
+            .flatten()
+            .chain(terminal::OF_README)
+            .chain(native)
+            .map(|test| (&gate, test));
         let linked = gate.and(&links);
         let of_links = conformance::OF_LINKS.iter().map(|test| (&linked, test));
         let compat = gate.and(&compat);
@@ -118,7 +125,14 @@ fn device_trials(backend: Backend, compat: &Gate) -> Vec<Trial> {
     let of_compat = of_cuse().map_or(&[][..], |tests| tests.compat);
     let of_compat =
         of_compat.iter().map(|(name, test)| kind.and(compat).trial(backend, name, *test));
-    let tests = [device::TESTS, control::TESTS, offload::TESTS, abi::TESTS, conformance];
+    let tests = [
+        device::TESTS,
+        control::TESTS,
+        offload::TESTS,
+        abi::TESTS,
+        terminal::OF_DEVICE,
+        conformance,
+    ];
     let tests = tests.iter().chain(peers::TESTS).copied().flatten();
     let of_clients = clients::TESTS.iter().map(|client| {
         let gate = match &kind {

@@ -1,7 +1,7 @@
-/* A host that answers ping, for any tun driver: opens /dev/net/tun (or the path given), makes the interface given, and
+/* A host that answers ping, for any tun driver: opens /dev/net/tun (or the path given), makes the interface given (tun0 if none is), and
  * sends each echo request back as a reply. It ends after as many replies as asked for, or when it is killed.
  *
- *     pong INTERFACE [REPLIES [DEVICE]]
+ *     pong [INTERFACE [REPLIES [DEVICE]]]
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -50,26 +50,23 @@ static int answer(unsigned char *packet, size_t length)
 
 int main(int argc, char **argv)
 {
+	const char *name = argc > 1 ? argv[1] : "tun0";
 	const char *device = argc > 3 ? argv[3] : "/dev/net/tun";
 	long replies = argc > 2 ? atol(argv[2]) : 0;
 	unsigned char packet[65536];
 	struct ifreq request;
 	int fd;
 
-	if (argc < 2) {
-		fprintf(stderr, "usage: %s INTERFACE [REPLIES [DEVICE]]\n", argv[0]);
-		return 2;
-	}
 	fd = open(device, O_RDWR);
 	if (fd < 0) {
 		fprintf(stderr, "%s: %s\n", device, strerror(errno));
 		return 1;
 	}
 	memset(&request, 0, sizeof(request));
-	strncpy(request.ifr_name, argv[1], IFNAMSIZ - 1);
+	strncpy(request.ifr_name, name, IFNAMSIZ - 1);
 	request.ifr_flags = IFF_TUN | IFF_NO_PI;
 	if (ioctl(fd, TUNSETIFF, &request) < 0) {
-		fprintf(stderr, "TUNSETIFF %s: %s\n", argv[1], strerror(errno));
+		fprintf(stderr, "TUNSETIFF %s: %s\n", name, strerror(errno));
 		return 1;
 	}
 	for (long sent = 0; replies == 0 || sent < replies;) {

@@ -6,6 +6,7 @@ pub mod kernel;
 pub mod network;
 pub mod program;
 pub mod stack;
+pub mod terminal;
 pub mod transfer;
 
 use std::{sync::mpsc, thread, time::Duration};
