@@ -73,7 +73,7 @@ impl Device for Fifo {
 
     fn write(&self, _caller: Caller, write: Write<'_>, reply: ReplyWrite<'_>) {
         let mut state = self.state();
-        state.bytes.extend(write.data);
+        state.bytes.extend(write.data.slice());
         reply.written(u32::try_from(write.data.len()).unwrap_or(u32::MAX));
         while !state.bytes.is_empty()
             && let Some((id, size)) = state.parked.pop_front()

@@ -16,8 +16,10 @@
 //!   (`fuse_dev_do_read`), or the client's call with EIO.
 //! * A reply the kernel refuses may leave its client waiting, so a refused one is followed by EIO.
 //! * Nothing on the way of a call takes a lock or allocates: requests are borrowed from the thread's buffer,
-//!   replies are one `writev`. (An ioctl of a file does both, and wakes a thread: see `crew`.)
+//!   replies are one `writev`. (An ioctl of a file does both, and wakes a thread: see `crew`. A write of 32 KiB or more takes
+//!   another buffer, so that its data can be kept: see `intake`.)
 
+use std::io::IoSliceMut;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -27,8 +29,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
-use nix::sys::uio::writev;
-use nix::unistd::read;
+use nix::sys::uio::{readv, writev};
 
 use crate::abi::{self, OpenFlags};
 use crate::codec::{self, DecodeError, Message, Reply, Request};
@@ -36,6 +37,7 @@ use crate::crew;
 use crate::desk::Desks;
 use crate::device::Device;
 use crate::fuse_file::Node;
+use crate::intake::Intake;
 use crate::pace::{Next, Pace};
 use crate::reply::{ReplyIoctl, ReplyOpen, ReplyPoll, ReplyRead, ReplyRelease, ReplyWrite};
 use crate::request::{PollHandle, RequestId};
@@ -115,11 +117,11 @@ impl Channel {
         pace: impl Fn() -> Option<Pace> + Sync,
     ) -> Result<(), ServeError> {
         let member = || {
-            let (mut buffer, mut pace) = (vec![0; self.buffer_size()], pace());
+            let (mut intake, mut pace) = (Intake::new(self.buffer_size()), pace());
             let desk = self.desks.add();
-            move || match self.receive(&mut buffer, pace.as_mut()) {
+            move || match self.receive(&mut intake.pieces(), pace.as_mut()) {
                 Ok(Some(length)) => {
-                    match codec::decode(&buffer[..length]) {
+                    match intake.decode(length) {
                         Ok(message) => {
                             if desk.handle(message.id, || self.dispatch(device, &message)) {
                                 self.interrupt(device, message.id);
@@ -215,14 +217,14 @@ impl Channel {
         Ok(())
     }
 
-    /// Reads one message into `buffer`; `None`: the connection has ended.
+    /// Reads one message into `pieces`; `None`: the connection has ended.
     pub(crate) fn receive(
         &self,
-        buffer: &mut [u8],
+        pieces: &mut [IoSliceMut<'_>],
         mut pace: Option<&mut Pace>,
     ) -> Result<Option<usize>, ServeError> {
         loop {
-            match read(&self.fd, buffer) {
+            match readv(&self.fd, pieces) {
                 // A socket whose other end is closed; the kernel's own channel never says this.
                 Ok(0) | Err(Errno::ECONNRESET) => return Ok(None),
                 Ok(length) => {

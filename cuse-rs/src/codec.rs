@@ -15,8 +15,8 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::abi::{self, CuseInitFlags, InitFlags, Opcode, OpenFlags, SetattrFlags};
 use crate::request::{
-    Caller, FileHandle, Ioctl, IoctlFlags, Open, Poll, PollHandle, Read, RequestId, UserRange,
-    Write,
+    Caller, FileHandle, Ioctl, IoctlFlags, Open, Payload, Poll, PollHandle, Read, RequestId,
+    UserRange, Write,
 };
 
 /// Replies with up to this many pieces of data go out without a copy.
@@ -180,7 +180,22 @@ impl DecodeError {
 /// [`DecodeError`] for bytes that the kernel does not send: truncated ones, or ones with a wrong length.
 /// Bytes after the arguments are ignored, since the protocol grows there.
 pub fn decode(bytes: &[u8]) -> Result<Message<'_>, DecodeError> {
-    let length = bytes.len();
+    decode_parts(bytes, None)
+}
+
+/// The same for a WRITE whose data lies elsewhere than its headers, which are `bytes`.
+pub(crate) fn decode_write<'a>(
+    bytes: &'a [u8],
+    data: Payload<'a>,
+) -> Result<Message<'a>, DecodeError> {
+    decode_parts(bytes, Some(data))
+}
+
+fn decode_parts<'a>(
+    bytes: &'a [u8],
+    apart: Option<Payload<'a>>,
+) -> Result<Message<'a>, DecodeError> {
+    let length = bytes.len() + apart.map_or(0, |apart| apart.len());
     let (header, body) =
         abi::InHeader::read_from_prefix(bytes).map_err(|_| DecodeError::Header { length })?;
     let id = RequestId(header.unique);
@@ -189,7 +204,7 @@ pub fn decode(bytes: &[u8]) -> Result<Message<'_>, DecodeError> {
         return Err(DecodeError::Length { id, opcode, stated: header.len, length });
     }
     let caller = Caller { tid: header.pid, uid: header.uid, gid: header.gid };
-    let body = Body { id, opcode, bytes: body };
+    let body = Body { id, opcode, bytes: body, apart };
     let request = decode_body(body)?;
     let is_paging = matches!(request, Request::Read(_)) && {
         let (read, _): (abi::ReadIn, _) = body.split()?;
@@ -223,7 +238,7 @@ fn decode_body(body: Body<'_>) -> Result<Request<'_>, DecodeError> {
             Request::Write(Write {
                 file: FileHandle(write.fh),
                 offset: write.offset,
-                data: body.data(tail, write.size)?,
+                data: body.payload(tail, write.size)?,
                 flags: write.flags,
             })
         }
@@ -290,6 +305,8 @@ struct Body<'a> {
     id: RequestId,
     opcode: Opcode,
     bytes: &'a [u8],
+    /// What follows `bytes`, of a WRITE whose headers are all of these.
+    apart: Option<Payload<'a>>,
 }
 
 impl<'a> Body<'a> {
@@ -305,8 +322,24 @@ impl<'a> Body<'a> {
         tail.get(..size).ok_or_else(|| self.too_short(fixed.saturating_add(size)))
     }
 
+    /// What is written, `size` bytes of it.
+    fn payload(self, tail: &'a [u8], size: u32) -> Result<Payload<'a>, DecodeError> {
+        match self.apart {
+            None => Ok(self.data(tail, size)?.into()),
+            Some(apart) if usize::try_from(size) == Ok(apart.len()) => Ok(apart),
+            Some(apart) => {
+                // What follows the data is ignored.
+                let (apart, fixed) = (apart.slice(), self.bytes.len());
+                let size = usize::try_from(size).unwrap_or(usize::MAX);
+                let data = apart.get(..size);
+                Ok(data.ok_or_else(|| self.too_short(fixed.saturating_add(size)))?.into())
+            }
+        }
+    }
+
     fn too_short(self, needed: usize) -> DecodeError {
-        DecodeError::Body { id: self.id, opcode: self.opcode, needed, length: self.bytes.len() }
+        let length = self.bytes.len() + self.apart.map_or(0, |apart| apart.len());
+        DecodeError::Body { id: self.id, opcode: self.opcode, needed, length }
     }
 }
 

@@ -20,7 +20,7 @@ mod error;
 mod name;
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, IoSliceMut, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -159,7 +159,9 @@ impl DeviceOptions {
     pub fn handshake(&self, fd: OwnedFd) -> Result<Channel, HandshakeError> {
         let channel = Channel::from_fd(fd, self.max_write);
         let mut buffer = vec![0; channel.buffer_size()];
-        let length = channel.receive(&mut buffer, None)?.ok_or(HandshakeError::Ended)?;
+        let length = channel
+            .receive(&mut [IoSliceMut::new(&mut buffer)], None)?
+            .ok_or(HandshakeError::Ended)?;
         let (id, offer) = match codec::decode(&buffer[..length])? {
             Message { id, request: Request::CuseInit(offer), .. } => (id, offer),
             Message { opcode, .. } => return Err(HandshakeError::NotInit { opcode }),

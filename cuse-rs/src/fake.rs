@@ -297,9 +297,9 @@ impl FakeKernel {
                 (Opcode::READ, Expected::Read { size }, bytes)
             }
             Request::Write(Write { file, offset, data, flags }) => {
-                let size = length(data);
+                let size = length(&data);
                 let body = abi::WriteIn { fh: file.0, offset, size, flags, ..Default::default() };
-                let bytes = message(id, Opcode::WRITE, caller, &body, data);
+                let bytes = message(id, Opcode::WRITE, caller, &body, &data);
                 (Opcode::WRITE, Expected::Write { size }, bytes)
             }
             Request::Ioctl(ioctl) => {

@@ -34,7 +34,7 @@ mod ioctl;
 mod node;
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -204,7 +204,9 @@ impl FileOptions {
         let gid = self.gid.unwrap_or_else(|| getegid().as_raw());
         let mut channel = Channel::of_file(fd, self.max_write, Node::new(self.mode, uid, gid));
         let mut buffer = vec![0; channel.buffer_size()];
-        let length = channel.receive(&mut buffer, None)?.ok_or(HandshakeError::Ended)?;
+        let length = channel
+            .receive(&mut [IoSliceMut::new(&mut buffer)], None)?
+            .ok_or(HandshakeError::Ended)?;
         let (id, offer) = match codec::decode(&buffer[..length])? {
             Message { id, request: Request::Init(offer), .. } => (id, offer),
             Message { opcode, .. } => return Err(HandshakeError::NotInit { opcode }),

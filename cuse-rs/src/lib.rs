@@ -87,6 +87,7 @@ mod device;
 #[cfg(feature = "fake-kernel")]
 pub mod fake;
 pub mod fuse_file;
+mod intake;
 mod pace;
 mod reply;
 mod request;
@@ -100,8 +101,8 @@ pub use crate::channel::{Channel, ServeError};
 pub use crate::device::Device;
 pub use crate::reply::{ReplyIoctl, ReplyOpen, ReplyPoll, ReplyRead, ReplyRelease, ReplyWrite};
 pub use crate::request::{
-    Caller, FileHandle, Ioctl, IoctlFlags, Open, Poll, PollHandle, Read, RequestId, UserRange,
-    Write,
+    Caller, FileHandle, Ioctl, IoctlFlags, Open, Payload, Poll, PollHandle, Read, RequestId,
+    UserRange, Write,
 };
 
 /// Compiles the examples of the README.

@@ -2,6 +2,11 @@
 //!
 //! Owns plain data only. [`crate::codec`] makes these values from the kernel's bytes.
 
+use std::fmt;
+use std::ops::Deref;
+
+use bytes::Bytes;
+
 pub use crate::abi::IoctlFlags;
 
 /// Who made a system call.
@@ -62,9 +67,72 @@ pub struct Write<'a> {
     /// Bytes that earlier pieces of the same call have carried (not a position).
     pub offset: u64,
     /// What is written, gathered.
-    pub data: &'a [u8],
+    pub data: Payload<'a>,
     /// The open file's `O_*` flags at this moment: O_NONBLOCK may have been set or cleared since OPEN.
     pub flags: u32,
+}
+
+/// What a client writes: a slice, which can be kept.
+#[derive(Clone, Copy)]
+pub struct Payload<'a> {
+    data: &'a [u8],
+    /// The same, where it can be kept without a copy.
+    shared: Option<&'a Bytes>,
+}
+
+impl<'a> Payload<'a> {
+    /// The bytes, for as long as the message is there.
+    #[must_use]
+    pub fn slice(&self) -> &'a [u8] {
+        self.data
+    }
+
+    /// The bytes, to be kept: without a copy where there are many (32 KiB or more, on a [`Channel`](crate::Channel)). Until
+    /// they are dropped they keep a buffer of at most twice their length.
+    #[must_use]
+    pub fn to_bytes(&self) -> Bytes {
+        self.shared.map_or_else(|| Bytes::copy_from_slice(self.data), Bytes::clone)
+    }
+}
+
+impl<'a> From<&'a [u8]> for Payload<'a> {
+    fn from(data: &'a [u8]) -> Self {
+        Self { data, shared: None }
+    }
+}
+
+impl<'a, const LENGTH: usize> From<&'a [u8; LENGTH]> for Payload<'a> {
+    fn from(data: &'a [u8; LENGTH]) -> Self {
+        data.as_slice().into()
+    }
+}
+
+impl<'a> From<&'a Bytes> for Payload<'a> {
+    fn from(shared: &'a Bytes) -> Self {
+        Self { data: shared, shared: Some(shared) }
+    }
+}
+
+impl Deref for Payload<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.data
+    }
+}
+
+impl PartialEq for Payload<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.data == other.data
+    }
+}
+
+impl Eq for Payload<'_> {}
+
+impl fmt::Debug for Payload<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.data.fmt(f)
+    }
 }
 
 /// `ioctl(2)`.

@@ -149,7 +149,7 @@ impl Device for DeviceFrontEnd {
 
     fn write(&self, _caller: Caller, write: Write<'_>, reply: ReplyWrite<'_>) {
         let call = WriteCall {
-            data: Bytes::copy_from_slice(write.data),
+            data: write.data.to_bytes(),
             offset: write.offset,
             nonblock: write.flags & O_NONBLOCK != 0,
         };

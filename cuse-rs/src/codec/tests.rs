@@ -114,7 +114,7 @@ fn write() {
         "0700000000000000 0000000000000000 03000000 00000000 0000000000000000 01000000 00000000
          616263",
     );
-    let write = Write { file: FileHandle(7), offset: 0, data: b"abc", flags: 1 };
+    let write = Write { file: FileHandle(7), offset: 0, data: b"abc".into(), flags: 1 };
     assert_eq!(decoded(&bytes), Request::Write(write));
 }
 

@@ -75,7 +75,7 @@ impl FakeKernel {
     /// `write` on a file with these `O_*` flags.
     #[track_caller]
     pub fn write(&mut self, file: FileHandle, data: &[u8], flags: u32) -> Result<u32, Errno> {
-        let id = self.send(Request::Write(Write { file, offset: 0, data, flags }));
+        let id = self.send(Request::Write(Write { file, offset: 0, data: data.into(), flags }));
         let body = self.wait(id)?;
         Ok(split::<abi::WriteOut>(&body).0.size)
     }

@@ -115,7 +115,7 @@ impl Device for Queue {
     }
 
     fn write(&self, _caller: Caller, write: Write<'_>, reply: ReplyWrite<'_>) {
-        self.push(write.data);
+        self.push(&write.data);
         reply.written(u32::try_from(write.data.len()).expect("a message is small"));
     }
 

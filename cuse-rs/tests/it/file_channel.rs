@@ -132,7 +132,7 @@ fn an_appending_write_begins_at_zero() {
         |kernel| {
             for (flags, written) in [(0, 4), (O_APPEND, 0)] {
                 let file = FileHandle(1);
-                let write = Write { file, offset: 0x7fff_f000, data: b"data", flags };
+                let write = Write { file, offset: 0x7fff_f000, data: b"data".into(), flags };
                 let id = kernel.send(Request::Write(write));
                 assert_eq!(kernel.wait(id).unwrap()[0], written);
             }

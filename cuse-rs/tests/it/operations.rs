@@ -77,7 +77,7 @@ fn the_next_piece_of_a_call_is_told_from_a_new_call() {
         let read = Read { file, offset: 131072, size: 64, flags: 0 };
         let id = kernel.send(Request::Read(read));
         assert_eq!(kernel.wait(id), Ok(Vec::new()));
-        let write = Write { file, offset: 131072, data: b"rest", flags: 0 };
+        let write = Write { file, offset: 131072, data: b"rest".into(), flags: 0 };
         let id = kernel.send(Request::Write(write));
         kernel.wait(id).unwrap();
     });

@@ -35,7 +35,7 @@ fn requests(data: &[u8], [a, b, c]: [u32; 3], [d, e, f]: [u64; 3]) -> [Request<'
     let ioctl = Ioctl { file, command: a, argument: e, flags, input: data, output_size: c };
     [
         Request::Read(Read { file, offset: e, size: a, flags: b }),
-        Request::Write(Write { file, offset: e, data, flags: c }),
+        Request::Write(Write { file, offset: e, data: data.into(), flags: c }),
         Request::Ioctl(ioctl),
         Request::Poll(Poll { file, events: a, notify: (f % 2 == 0).then_some(PollHandle(e)) }),
         Request::Release(file),

@@ -22,7 +22,7 @@ fn one_of_each_kind() -> [Request<'static>; 6] {
     [
         Request::Open(Open { flags: 2 }),
         Request::Read(Read { file, offset: 0, size: 64, flags: 0 }),
-        Request::Write(Write { file, offset: 0, data: b"data", flags: 0 }),
+        Request::Write(Write { file, offset: 0, data: b"data".into(), flags: 0 }),
         Request::Ioctl(ioctl),
         Request::Poll(Poll { file, events: 1, notify: Some(PollHandle(2)) }),
         Request::Release(file),
