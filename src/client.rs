@@ -270,7 +270,7 @@ fn advice(path: &Path, error: &io::Error) -> String {
             let owner = owner.map_or_else(|| socket.uid().to_string(), |user| user.name);
             let mode = socket.mode() & 0o7777;
             format!(
-                "it belongs to user {owner}, with mode {mode:04o}; use sudo, or give the daemon --control-group or --control-mode"
+                "it belongs to user {owner}, with mode {mode:04o}; use sudo, or give 'memtun serve' --control-group or --control-mode"
             )
         }
         Err(_) => "you may not look into one of its folders; use sudo, or another path".to_owned(),

@@ -76,6 +76,7 @@ fn main() -> ExitCode {
             .into_iter()
             .flatten()
             .chain(terminal::OF_README)
+            .chain(terminal::OF_RUN)
             .chain(native)
             .map(|test| (&gate, test));
         let linked = gate.and(&links);

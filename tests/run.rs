@@ -241,7 +241,7 @@ fn closed_socket_says_whose_it_is(user: User) {
         return;
     }
     let error = run(&mut list(), b"").failed(1);
-    let advice = "Permission denied (os error 13); it belongs to user root, with mode 0640; use sudo, or give the daemon --control-group or --control-mode";
+    let advice = "Permission denied (os error 13); it belongs to user root, with mode 0640; use sudo, or give 'memtun serve' --control-group or --control-mode";
     assert!(error.ends_with(advice), "{error}");
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
     let error = run(&mut list(), b"").failed(1);
@@ -255,6 +255,12 @@ fn nested_runs_have_sockets_of_their_own(user: User) {
     let run = run(&mut user.memtun_run(&control, &[&["--"][..], &inner].concat()), b"");
     assert_eq!(run.status, 0, "{run:?}");
     assert_ne!(run.stdout.trim_end(), control.to_str().unwrap());
+    // The variable may be relative to where a shell stands.
+    let script = "cd \"${MEMTUN_CONTROL%/*}\" && MEMTUN_CONTROL=./${MEMTUN_CONTROL##*/} \"$@\"";
+    let inner = [&["--", "sh", "-c", script, "sh"][..], &inner].concat();
+    let run = crate::support::daemon::run(&mut user.memtun_run(&control, &inner), b"");
+    assert_eq!(run.status, 0, "{run:?}");
+    assert!(run.stdout.starts_with('/') && run.stdout.trim_end() != control.to_str().unwrap());
 }
 
 fn net_admin_is_asked_for_if_wanted(user: User) {

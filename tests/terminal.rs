@@ -5,7 +5,7 @@ mod readme;
 
 use std::{
     ffi::{OsStr, OsString},
-    os::unix::{ffi::OsStrExt, process::ExitStatusExt},
+    os::unix::{ffi::OsStrExt, fs::PermissionsExt, process::ExitStatusExt},
     path::PathBuf,
     process::Command,
 };
@@ -14,6 +14,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 pub use self::readme::OF_README;
+use crate::run::{RunTest, User};
 use crate::support::{
     daemon::{Backend, Daemon, MEMTUN, run},
     datagram,
@@ -29,6 +30,8 @@ pub const TESTS: &[(&str, fn())] = &[
     ("colours_are_for_terminals_that_want_them", colours_are_for_terminals_that_want_them),
     ("help_fits_the_window", help_fits_the_window),
 ];
+
+pub const OF_RUN: &[RunTest] = &[("interrupt_is_the_programs", interrupt_is_the_programs)];
 
 pub const OF_DEVICE: &[crate::DeviceTest] = &[
     ("terminal_obeys_no_client", terminal_obeys_no_client),
@@ -127,6 +130,7 @@ fn colours_are_for_terminals_that_want_them() {
 fn help_fits_the_window() {
     const COLUMNS: usize = 50;
     for verb in [
+        "-v",
         "serve",
         "run",
         "list",
@@ -262,6 +266,26 @@ fn terminal_interrupts_what_waits(backend: Backend) {
     // Who was interrupted has taken nothing.
     file.write(&datagram(1)).unwrap();
     daemon.memtun(&["take", "tun0"]).succeeded();
+}
+
+/// A program under `memtun run` gets the key as it would without, and memtun adds nothing to what is shown.
+fn interrupt_is_the_programs(user: User) {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+    let control = folder.path().join("control");
+    for (script, status) in [
+        ("echo started; exec sleep 1000", 128 + Signal::SIGINT as i32),
+        ("trap 'exit 7' INT; echo started; while :; do sleep 1000 & wait; done", 7),
+    ] {
+        let command = user.memtun_run(&control, &["--", "sh", "-c", script]);
+        let mut terminal = Terminal::start(&command, 80);
+        let text = terminal.read_until("the program", |text| text.contains('\n'));
+        assert_eq!(text, "started\r\n");
+        terminal.press(Terminal::CTRL_C);
+        let (ended, text) = terminal.end();
+        assert_eq!((ended.code(), without_echo(&text).as_str()), (Some(status), ""), "{script}");
+        assert!(!control.exists());
+    }
 }
 
 /// A daemon in the foreground says that it is ready; interrupted, it leaves nothing behind.

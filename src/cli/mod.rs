@@ -34,11 +34,12 @@ pub const DEFAULT_CONTROL: &str = "/run/memtun/control";
 
 const ENVIRONMENT: &str = "\
 Environment:
-  MEMTUN_CONTROL  default of --control; 'memtun run' sets it for its program
-  MEMTUN_LOG      what is logged, unless -q or -v is given: off, error, warn,
-                  info, debug or trace, or levels for parts of memtun, such
-                  as warn,memtun::control=debug
-  NO_COLOR        no colors on a terminal; TERM=dumb does the same";
+  MEMTUN_CONTROL
+          Default of --control. 'memtun run' sets it for its program
+  MEMTUN_LOG
+          What is logged unless -q or -v is given: off, error, warn, info, debug or trace; or levels for parts of memtun, such as warn,memtun::control=debug
+  NO_COLOR
+          No colors on a terminal. TERM=dumb does the same";
 
 /// An in-memory /dev/net/tun: test any unmodified tun client.
 #[derive(Debug, Parser)]

@@ -318,11 +318,12 @@ impl Socket {
         let bind = |path: &Path| {
             Server::bind(&SocketOptions { path: path.to_owned(), mode: 0o600, group: None })
         };
+        let is_same =
+            |outer| std::path::absolute(PathBuf::from(outer)).is_ok_and(|outer| outer == path);
         let (server, path) = match bind(&path) {
-            // In a program that is run by us the variable names the outer daemon's socket.
-            Err(BindError::InUse(_))
-                if std::env::var_os("MEMTUN_CONTROL").is_some_and(|outer| path == outer) =>
-            {
+            // The variable names the socket of another daemon, for verbs: in a program that is run by us, or in the shell of
+            // somebody who exported it.
+            Err(BindError::InUse(_)) if std::env::var_os("MEMTUN_CONTROL").is_some_and(is_same) => {
                 (bind(&own())?, own())
             }
             bound => (bound?, path),

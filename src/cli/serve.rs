@@ -161,7 +161,10 @@ fn number(text: &str) -> Result<(u32, u32), String> {
 fn owner(text: &str) -> Result<Owner, String> {
     let (user, group) = text.split_once(':').unwrap_or((text, ""));
     let uid = |name: &str| User::from_name(name).ok().flatten().map(|user| user.uid.as_raw());
-    Ok((resolve(user, "user", uid)?, resolve(group, "group", find_group)?))
+    match (resolve(user, "user", uid)?, resolve(group, "group", find_group)?) {
+        (None, None) => Err("give a user, a group or both, as USER:GROUP".to_owned()),
+        owner => Ok(owner),
+    }
 }
 
 fn group(text: &str) -> Result<u32, String> {
@@ -199,6 +202,7 @@ mod tests {
         assert_eq!(owner("root"), Ok((Some(0), None)));
         assert_eq!(owner(":5"), Ok((None, Some(5))));
         assert!(owner("no-such-user").is_err());
+        assert!(owner(":").unwrap_err().contains("USER:GROUP"));
         assert_eq!(group("root"), Ok(0));
         assert_eq!(group("17"), Ok(17));
         assert!(group("no-such-group").unwrap_err().contains("no-such-group"));

@@ -102,13 +102,19 @@ impl Method for Set {
 
 /// Changes a tunnel as 'ip link set' does an interface: all that is asked for, or nothing.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Changes, in any order:\n  \
-    up | down        down, writes get EIO and poll gives no POLLOUT; what is queued can still be read\n  \
-    carrier on|off   off, nothing reaches the client; writes succeed\n  \
-    mtu N            68 to 65535, of a tap to 65521\n  \
-    mac ADDRESS      of a tap\n  \
-    name NAME        or a template, such as tun%d\n  \
-    txqueuelen N     how many datagrams a queue holds; too many that are there are lost, newest first")]
+#[command(after_help = "Changes, each at most once, in any order:
+  up | down
+          While a tunnel is down, writes get EIO and poll gives no POLLOUT. What is queued can still be read
+  carrier on|off
+          Without carrier nothing reaches the client. Its writes succeed
+  mtu N
+          68 to 65535; of a tap, to 65521
+  mac ADDRESS
+          The Ethernet address of a tap
+  name NAME
+          A name, or a template such as tun%d
+  txqueuelen N
+          How many datagrams a queue holds. If it holds more, the newest are lost")]
 pub struct Args {
     /// NAME, NAME@SCOPE or #ID, as 'memtun list' shows them.
     tunnel: Address,

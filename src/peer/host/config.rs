@@ -29,6 +29,9 @@ pub enum ConfigError {
     /// Too few or too many addresses.
     #[error("a host has 1 to {MAX_ADDRESSES} addresses, not {0}")]
     Addresses(usize),
+    /// One address twice, perhaps with two prefixes.
+    #[error("address {0} is given twice")]
+    SameAddress(IpAddr),
     /// Too many forwards.
     #[error("a host forwards at most {MAX_FORWARDS} ports, not {0}")]
     Forwards(usize),
@@ -49,6 +52,12 @@ impl Config {
         }
         if self.forwards.len() > MAX_FORWARDS {
             return Err(ConfigError::Forwards(self.forwards.len()));
+        }
+        let mut addresses = self.addresses.iter().map(|cidr| cidr.address);
+        while let Some(address) = addresses.next() {
+            if addresses.clone().any(|other| other == address) {
+                return Err(ConfigError::SameAddress(address));
+            }
         }
         let mut taken = vec![ECHO, DISCARD];
         for Forward { port, .. } in &self.forwards {
@@ -185,11 +194,11 @@ mod tests {
 
     #[test]
     fn a_host_has_limits() {
-        let address: Cidr = "10.0.0.1/24".parse().unwrap();
+        let address = |host: u8| Cidr { address: [10, 0, 0, host].into(), prefix: 24 };
         let forward = |port: u16| Forward { port, to: "127.0.0.1:80".parse().unwrap() };
         let host = |addresses, ports: &[u16]| {
             let forwards = ports.iter().copied().map(forward).collect();
-            Config { addresses: vec![address; addresses], forwards }.check()
+            Config { addresses: (0..addresses).map(address).collect(), forwards }.check()
         };
         assert_eq!(host(1, &[1, 2]), Ok(()));
         assert_eq!((host(0, &[]), host(7, &[])), (Err(ConfigError::Addresses(0)), Ok(())));
@@ -199,5 +208,9 @@ mod tests {
         for ports in [&[7][..], &[9], &[80, 80]] {
             assert!(matches!(host(1, ports), Err(ConfigError::PortTaken(_))), "{ports:?}");
         }
+        let other_prefix = Cidr { prefix: 8, ..address(1) };
+        let addresses = vec![address(1), address(2), other_prefix];
+        let twice = Config { addresses, forwards: Vec::new() }.check();
+        assert_eq!(twice, Err(ConfigError::SameAddress(address(1).address)));
     }
 }
