@@ -135,9 +135,25 @@ impl Terminal {
 impl Drop for Terminal {
     fn drop(&mut self) {
         if !self.ended {
-            // The whole session, as when a window is closed.
-            let _ended = kill(Pid::from_raw(-self.child.id().cast_signed()), Signal::SIGKILL);
+            // A shell's jobs have process groups of their own. SIGTERM, for memtun takes its device along.
+            for process in session(self.child.id()) {
+                let _ended = kill(process, Signal::SIGTERM);
+            }
+            let _ended = self.child.kill();
             let _reaped = self.child.wait();
         }
     }
+}
+
+/// The processes of a session, see `proc_pid_stat(5)`.
+fn session(leader: u32) -> Vec<Pid> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let is_of_session = |id: &i32| {
+        let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+        // state, ppid, pgrp, session
+        let session = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(3));
+        session.and_then(|session| session.parse().ok()) == Some(leader)
+    };
+    ids.filter(is_of_session).map(Pid::from_raw).collect()
 }
