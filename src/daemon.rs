@@ -6,6 +6,7 @@
 //! | `device` (one for each device, or as many as asked for; on a file a few more, which stand by) | reads messages and answers them | when the device is taken away |
 //! | `links`, `links-data` | serve the kernel links beside tunnels, from the first one on | when the daemon stops |
 //! | `timer` | ends waits at their deadlines | when the hub stops |
+//! | `log` | writes the log | with the process |
 //! | `control` | accepts harnesses | with the process |
 //! | `harness`, `outbox` | one pair for each connection | with it |
 //! | `attach-in`, `attach-out` | one pair for each attached socket | with it, or its tunnel |
@@ -37,6 +38,7 @@ use crate::{
         fuse::Occupied,
     },
     hub::Hub,
+    log,
     peer::interface::{self, Interfaces},
     sys,
 };
@@ -121,6 +123,9 @@ impl Daemon {
         options: Options,
     ) -> Result<Self, DaemonError> {
         sys::keep_freed_memory();
+        if let Err(error) = log::start_thread() {
+            warn!(%error, "starting the log's thread failed, ignoring");
+        }
         let hub = Hub::new(Core::new(Limits::default(), fastrand::u64(..)));
         let interfaces = Interfaces::start(&hub, options.interfaces);
         let stopping = Arc::new(AtomicBool::new(false));

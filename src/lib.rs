@@ -33,7 +33,8 @@
 //! | state machine | the crate [`memtun_core`] | compute |
 //! | plain data | [`abi`] | - |
 //!
-//! [`packet`] builds and [`render`] shows datagrams, for people; what they and the [`log`] print, [`terminal`] makes harmless. The kernel's protocol is the crate [`cuse_rs`].
+//! [`packet`] builds and [`render`] shows datagrams, for people; what they and the [`log`] print, [`terminal`] makes harmless. The log
+//! writes to standard error and holds up nobody. The kernel's protocol is the crate [`cuse_rs`].
 
 pub mod abi;
 pub mod cli;

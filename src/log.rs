@@ -1,7 +1,10 @@
 //! The log: which lines, and how they look.
 //!
 //! A line goes to standard error, with time and level; in the journal, which has times of its own, with a priority as
-//! `sd-daemon(3)` describes. What a field holds may be a client's, so each passes through [`terminal`].
+//! `sd-daemon(3)` describes. What a field holds may be a client's, so each passes through [`terminal`]. How lines get to standard
+//! error, and how many, is `writer`'s.
+
+mod writer;
 
 use std::{fmt, io, os::unix::fs::MetadataExt, str::FromStr};
 
@@ -22,6 +25,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
+pub use self::writer::{finish, say, start_thread};
 use crate::terminal::{self, Styles};
 
 /// The variable that says what is logged.
@@ -76,8 +80,14 @@ fn is_ours(target: &str) -> bool {
 /// Starts to log. To be called once, before anything is logged.
 pub fn start(Filter(targets): Filter) {
     let line = Line { in_journal: in_journal(), styles: Styles::of(&io::stderr()) };
-    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).event_format(line);
-    tracing_subscriber::registry().with(lines).with(targets).init();
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer::Queued).event_format(line);
+    tracing_subscriber::registry().with(lines).with(targets).with(writer::Limit).init();
+}
+
+/// Says on standard error what went wrong.
+pub fn complain(error: &impl fmt::Display) {
+    let Styles { error: style, .. } = Styles::of(&io::stderr());
+    say(format_args!("{style}memtun:{style:#} {}", terminal::escaped(&error.to_string())));
 }
 
 /// Standard error is the journal's own socket: a program that was started below a service may have the variable too, and

@@ -5,22 +5,24 @@ use std::{
     process::ExitCode,
 };
 
-use memtun::{cli::Cli, log, terminal};
+use memtun::{cli::Cli, log};
 
 fn main() -> ExitCode {
     let (cli, filter) = Cli::parse_or_exit();
     log::start(filter);
     let mut out = io::stdout().lock();
     let executed = cli.execute(&mut out);
-    match executed.and_then(|status| Ok(out.flush().map(|()| status)?)) {
+    let status = match executed.and_then(|status| Ok(out.flush().map(|()| status)?)) {
         Ok(status) => status,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             // Each message holds its cause, for what to do comes after it.
-            terminal::complain(&error);
+            log::complain(&error);
             ExitCode::FAILURE
         }
-    }
+    };
+    log::finish();
+    status
 }
 
 /// The reader of our output has had enough, as `head` does.

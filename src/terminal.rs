@@ -7,11 +7,7 @@
 //!
 //! The characters are those of Unicode's categories Cc, Cf (with the bidirectional controls, see UAX 9), Zl and Zp.
 
-use std::{
-    borrow::Cow,
-    fmt::{Display, Write as _},
-    io::{self, Write as _},
-};
+use std::{borrow::Cow, fmt::Write as _};
 
 use anstream::{AutoStream, ColorChoice, stream::RawStream};
 use anstyle::{AnsiColor, Style};
@@ -95,13 +91,6 @@ pub fn text_of(bytes: &[u8]) -> String {
         }
     }
     text
-}
-
-/// Says on standard error what went wrong. If that is closed nobody is told.
-pub fn complain(error: &impl Display) {
-    let Styles { error: style, .. } = Styles::of(&io::stderr());
-    let text = error.to_string();
-    let _closed = writeln!(io::stderr(), "{style}memtun:{style:#} {}", escaped(&text));
 }
 
 /// The styles of what stands out. [`Default`] has none.

@@ -41,6 +41,7 @@ pub const TESTS: &[DeviceTest] = &[
     ("interface_moved_to_another_namespace_goes_on", interface_moved_goes_on),
     ("interface_name_taken_is_one_line_and_an_errno", interface_name_taken),
     ("interface_may_be_optional", interface_may_be_optional),
+    ("refused_interfaces_do_not_fill_the_log", refused_interfaces_do_not_fill_the_log),
     ("interface_of_each_namespace_is_its_own", interface_of_each_namespace_is_its_own),
     ("interface_vanishes_when_the_daemon_is_killed", interface_vanishes_when_killed),
     ("interface_set_by_the_harness", interface_set_by_the_harness),
@@ -291,6 +292,24 @@ fn interface_may_be_optional(backend: Backend) {
     assert_eq!(rig.tunnel("taken").interface, "none");
     assert_eq!(file.write(&datagram(1)), Ok(28));
     assert!(rig.daemon.log().contains("going on without"));
+}
+
+fn refused_interfaces_do_not_fill_the_log(backend: Backend) {
+    let mut rig = Rig::new(backend, "shadow");
+    let file = rig.open();
+    let calls = 500;
+    for _ in 0..calls {
+        assert_eq!(file.set_iff("lo", TUN | NO_PI), Err(Errno::EINVAL));
+    }
+    let refusals = |log: &str| log.lines().filter(|line| line.contains("WARN")).count();
+    let before = refusals(&rig.daemon.log());
+    assert!((1..100).contains(&before), "{before} lines");
+    rig.daemon.signal(Signal::SIGTERM);
+    assert!(rig.daemon.wait().success());
+    until(|| rig.daemon.log().contains("stopped"));
+    let log = rig.daemon.log();
+    let told = format!("left out {} more messages within 10 s like: ", calls - before);
+    assert!(log.contains(&told), "{told}: {log}");
 }
 
 fn interface_of_each_namespace_is_its_own(backend: Backend) {

@@ -24,6 +24,7 @@ mod differences;
 mod interface;
 mod layering;
 mod links;
+mod log;
 mod native;
 mod offload;
 mod peers;
@@ -129,6 +130,7 @@ fn device_trials(backend: Backend, compat: &Gate) -> Vec<Trial> {
     let tests = [
         device::TESTS,
         control::TESTS,
+        log::TESTS,
         offload::TESTS,
         abi::TESTS,
         terminal::OF_DEVICE,

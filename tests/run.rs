@@ -40,6 +40,7 @@ const OF_PROGRAMS: &[RunTest] = &[
     ("closed_socket_says_whose_it_is", closed_socket_says_whose_it_is),
     ("nested_runs_have_sockets_of_their_own", nested_runs_have_sockets_of_their_own),
     ("net_admin_is_asked_for_if_wanted", net_admin_is_asked_for_if_wanted),
+    ("unwritable_standard_error_changes_nothing", unwritable_standard_error_changes_nothing),
     ("signals_are_passed_on", signals_are_passed_on),
     ("nothing_is_left_behind_when_memtun_is_killed", nothing_is_left_behind_when_memtun_is_killed),
     ("ready_descriptor_tells_scripts", ready_descriptor_tells_scripts),
@@ -280,6 +281,21 @@ fn net_admin_is_asked_for_if_wanted(user: User) {
         User::Ordinary => "failed EPERM",
     };
     assert_eq!(says(&["--require-net-admin"]), expected);
+}
+
+fn unwritable_standard_error_changes_nothing(user: User) {
+    let full = || fs::File::options().write(true).open("/dev/full").expect("there is /dev/full");
+    for (arguments, status) in [
+        (&["run", "--", "true"][..], 0),
+        (&["run", "--", "no-such-program"], 127),
+        (&["run", "--at", "/no-such-folder/tun", "--", "true"], 125),
+        (&["list", "--control", "/no/such/socket"], 1),
+    ] {
+        let mut memtun = user.memtun();
+        memtun.args(arguments).stderr(full());
+        let ended = within_deadline("memtun", move || memtun.status()).expect("memtun can be run");
+        assert_eq!(ended.code(), Some(status), "{arguments:?}");
+    }
 }
 
 fn signals_are_passed_on(user: User) {

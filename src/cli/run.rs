@@ -50,7 +50,7 @@ use crate::{
         intercept::{InterceptError, Interceptor},
     },
     hub::Observer,
-    namespace, sys, terminal,
+    log, namespace, sys,
 };
 
 /// memtun itself failed.
@@ -144,6 +144,7 @@ impl Args {
         namespace::cover(device, &self.at)?;
         let file = fs::metadata(&self.at).ok().filter(fs::Metadata::is_file);
         intercept(self.interceptor(file.map(|file| file.dev())))?;
+        log::finish();
         let error = self.command(control).exec();
         Ok(self.not_started(&error))
     }
@@ -411,6 +412,6 @@ fn exit_code(status: ExitStatus) -> ExitCode {
 }
 
 fn fail(status: u8, error: &anyhow::Error) -> ExitCode {
-    terminal::complain(error);
+    log::complain(error);
     ExitCode::from(status)
 }
