@@ -11,6 +11,8 @@
 //! | `harness`, `outbox` | one pair for each connection | with it |
 //! | `attach-in`, `attach-out` | one pair for each attached socket | with it, or its tunnel |
 //! | `host` | one for each host | with its tunnel, or by `part` |
+//!
+//! What a panic in each of them costs is said by [`panics`].
 
 use std::{
     convert::Infallible,
@@ -39,8 +41,9 @@ use crate::{
     },
     hub::Hub,
     log,
+    panics::{self, Panicked},
     peer::interface::{self, Interfaces},
-    sys,
+    planted, sys,
 };
 
 /// Why the daemon did not start, or ended early.
@@ -70,9 +73,12 @@ pub enum DaemonError {
     /// A device is no more, though nobody asked for its end.
     #[error("device {0} was taken away by the kernel")]
     DeviceLost(String),
+    /// A thread panicked.
+    #[error("thread '{}' panicked, and the daemon has ended: {}; please report this", .0.thread, .0.message)]
+    Panicked(Panicked),
 }
 
-/// What the process is told when a device's loop ends by itself, so that its main thread stops waiting for signals.
+/// What the process is told when a device's loop ends by itself, or a thread panics, so that its main thread stops waiting for signals.
 pub const DEVICE_LOST: Signal = Signal::SIGUSR1;
 
 /// How a daemon serves its devices.
@@ -123,6 +129,7 @@ impl Daemon {
         options: Options,
     ) -> Result<Self, DaemonError> {
         sys::keep_freed_memory();
+        panics::end_the_daemon(DEVICE_LOST);
         if let Err(error) = log::start_thread() {
             warn!(%error, "starting the log's thread failed, ignoring");
         }
@@ -191,6 +198,7 @@ impl Daemon {
     /// Takes the devices away, so that blocked clients get an error, and removes the socket.
     pub fn stop(self) {
         self.stopping.store(true, Ordering::Relaxed);
+        planted::panic_at("stop");
         for Served { stop, threads, ended } in self.served {
             // If it cannot be taken away, the end of the process does it.
             if !stop() {

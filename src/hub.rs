@@ -28,7 +28,7 @@ use crate::core::{
     LinkRequest, Look, Origin, Outcome, Output, PeerId, Request, RequestId, Scope, Sent, TunnelId,
     WaitId, WakeHandle,
 };
-use crate::errno::Errno;
+use crate::{errno::Errno, panics, planted};
 
 /// How clients' system calls reach the core, seen from the core: where their answers go.
 pub trait FrontEnd: Send + Sync {
@@ -202,6 +202,7 @@ impl Hub {
         let mut outputs = SCRATCH.take();
         let mut state = self.lock();
         let result = act(&mut state.core);
+        planted::panic_at("lock");
         let has_events = state.take_outputs(&mut outputs);
         let earlier = match (state.core.poll_timeout(), state.timer_due) {
             (Some(due), Some(sleeps_until)) => (due < sleeps_until).then_some(due),
@@ -367,6 +368,7 @@ impl Hub {
             state.core.handle_timeout(now());
             let has_events = state.take_outputs(&mut outputs);
             if has_events || !outputs.is_empty() {
+                planted::panic_at("timer");
                 drop(state);
                 self.perform(&mut outputs, has_events);
                 state = self.lock();
@@ -475,7 +477,16 @@ impl Hub {
         }
     }
 
-    /// A thread that panicked under the lock has left the core as consistent as any refused request does.
+    /// Runs something whose panic costs no more than what this thread does, unless it panics under the core's lock. `None`: it panicked.
+    pub fn contain<R>(&self, act: impl FnOnce() -> R) -> Option<R> {
+        let result = panics::contain(act);
+        if result.is_none() && self.state.is_poisoned() {
+            panics::give_up("it held the lock of the core, which may be changed by half");
+        }
+        result
+    }
+
+    /// A panic under the lock is the daemon's end, which needs the core once more.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

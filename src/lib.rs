@@ -34,7 +34,7 @@
 //! | plain data | [`abi`] | - |
 //!
 //! [`packet`] builds and [`render`] shows datagrams, for people; what they and the [`log`] print, [`terminal`] makes harmless. The log
-//! writes to standard error and holds up nobody. The kernel's protocol is the crate [`cuse_rs`].
+//! writes to standard error, and [`panics`] decides what a panic costs; both hold up nobody. The kernel's protocol is the crate [`cuse_rs`].
 
 pub mod abi;
 pub mod cli;
@@ -48,7 +48,9 @@ pub mod log;
 mod mounts;
 pub mod namespace;
 pub mod packet;
+pub mod panics;
 pub mod peer;
+mod planted;
 pub mod render;
 mod sys;
 pub mod terminal;

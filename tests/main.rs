@@ -27,6 +27,7 @@ mod links;
 mod log;
 mod native;
 mod offload;
+mod panics;
 mod peers;
 mod restart;
 mod run;
@@ -155,6 +156,7 @@ fn device_trials(backend: Backend, compat: &Gate) -> Vec<Trial> {
     };
     let of_files = Some(restart::OF_FILES).filter(|_| backend == Backend::Fuse).unwrap_or_default();
     let of_this_kind = of_this_kind.into_iter().flatten();
+    let of_panics = panics::trials(backend, &kind);
     let of_interfaces = interface::TESTS.iter().chain(of_this_kind).map(|(name, test)| {
         let gate = match &kind {
             Gate::Open => Gate::new("interface", "links", links::obstacle()),
@@ -164,7 +166,7 @@ fn device_trials(backend: Backend, compat: &Gate) -> Vec<Trial> {
     });
     let tests = tests.chain(of_files);
     let tests = tests.map(|(name, test)| kind.trial(backend, name, *test));
-    tests.chain(of_compat).chain(of_interfaces).chain(of_clients).collect()
+    tests.chain(of_compat).chain(of_interfaces).chain(of_clients).chain(of_panics).collect()
 }
 
 /// Whether tests can run here, and what to make of it if they cannot.

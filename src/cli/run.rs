@@ -42,7 +42,7 @@ use crate::{
     command::interface::Kind as Links,
     control::server::{BindError, Server, SocketOptions},
     core::Event,
-    daemon::{DEVICE_LOST, Daemon, Options},
+    daemon::{DEVICE_LOST, Daemon, DaemonError, Options},
     frontend::{
         Registered, cuse,
         device::Identity,
@@ -50,7 +50,7 @@ use crate::{
         intercept::{InterceptError, Interceptor},
     },
     hub::Observer,
-    log, namespace, sys,
+    log, namespace, panics, sys,
 };
 
 /// memtun itself failed.
@@ -372,6 +372,9 @@ fn supervise(
             }
             stop_with(pid)?;
         } else if signal == DEVICE_LOST && info.ssi_pid == std::process::id() {
+            if let Some(panicked) = panics::ending() {
+                return Err(DaemonError::Panicked(panicked.clone()).into());
+            }
             let name = daemon.lost_device().unwrap_or("of this program");
             anyhow::bail!("device {name} was taken away by the kernel");
         } else if info.ssi_code != libc::SI_KERNEL {

@@ -26,6 +26,7 @@ use crate::{
     control::server::{Server, SocketOptions},
     daemon::{DEVICE_LOST, Daemon, DaemonError, Options, system},
     frontend::{Registered, cuse, fuse},
+    panics,
 };
 
 /// Registers the device and serves it until SIGTERM or SIGINT.
@@ -101,6 +102,9 @@ impl Args {
         let lost = daemon.lost_device().map(str::to_owned);
         info!(%signal, "stopping");
         daemon.stop();
+        if let Some(panicked) = panics::ending() {
+            return Err(DaemonError::Panicked(panicked.clone()));
+        }
         lost.map_or(Ok(()), |name| Err(DaemonError::DeviceLost(name)))
     }
 

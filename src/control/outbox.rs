@@ -16,6 +16,8 @@ use nix::{
     sys::socket::{ControlMessage, MsgFlags, sendmsg},
 };
 
+use crate::planted;
+
 /// Something to send: bytes, perhaps with a descriptor.
 #[derive(Debug)]
 struct Item {
@@ -102,6 +104,7 @@ impl Outbox {
             state.bytes -= item.bytes.len();
             state.sending = true;
             drop(state);
+            planted::panic_at("outbox");
             let sent = self.send_all(&mut item);
             state = self.lock();
             state.sending = false;

@@ -23,7 +23,7 @@ use super::{
     session::{Session, encode},
     wire::{Failure, Greeting, Line, MAX_LINE, PROTOCOL},
 };
-use crate::hub::Hub;
+use crate::{hub::Hub, planted};
 
 /// Connections at one time.
 const MAX_CONNECTIONS: usize = 128;
@@ -119,7 +119,10 @@ impl Server {
         let connections = Arc::new(Connections::default());
         for stream in self.listener.incoming() {
             match stream {
-                Ok(stream) => accept(stream, hub, &connections),
+                Ok(stream) => {
+                    planted::panic_at("control");
+                    accept(stream, hub, &connections);
+                }
                 Err(error) => {
                     warn!(%error, "accepting on the control socket failed, waiting until a connection closes");
                     connections.wait_for_change();
@@ -169,17 +172,13 @@ struct Connections {
 }
 
 impl Connections {
-    /// Counts one more; false, and none counted, at the limit.
-    fn open(&self) -> bool {
+    /// Counts one more; `None` at the limit.
+    fn open(self: &Arc<Self>) -> Option<Slot> {
         let mut count = self.lock();
-        let fits = *count < MAX_CONNECTIONS;
-        *count += usize::from(fits);
-        fits
-    }
-
-    fn close(&self) {
-        *self.lock() -= 1;
-        self.closed.notify_all();
+        (*count < MAX_CONNECTIONS).then(|| {
+            *count += 1;
+            Slot(Arc::clone(self))
+        })
     }
 
     /// Waits until one closes, or for a while: what was lacking may have been freed elsewhere.
@@ -193,22 +192,30 @@ impl Connections {
     }
 }
 
+/// One connection, counted until this is dropped.
+struct Slot(Arc<Connections>);
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        *self.0.lock() -= 1;
+        self.0.closed.notify_all();
+    }
+}
+
 fn accept(stream: UnixStream, hub: &Arc<Hub>, connections: &Arc<Connections>) {
-    if !connections.open() {
+    let Some(slot) = connections.open() else {
         let message = format!("{MAX_CONNECTIONS} connections are open, the limit; close one first");
         refuse(stream, Failure::new("too-many-connections", message));
         return;
-    }
+    };
     let hub = Arc::clone(hub);
-    let counted = Arc::clone(connections);
     let spawned = thread::Builder::new().name("harness".to_owned()).spawn(move || {
-        if let Err(error) = serve(stream, hub) {
+        let _slot = slot;
+        if let Some(Err(error)) = hub.contain(|| serve(stream, Arc::clone(&hub))) {
             debug!(%error, "a harness's connection ended");
         }
-        counted.close();
     });
     if let Err(error) = spawned {
-        connections.close();
         warn!(%error, "starting a thread for a harness failed, ignoring");
     }
 }
@@ -221,18 +228,35 @@ fn refuse(mut stream: UnixStream, failure: Failure) {
 
 fn serve(stream: UnixStream, hub: Arc<Hub>) -> io::Result<()> {
     let session = Session::new(hub, stream.try_clone()?.into());
+    let closing = Closing(&session);
     let sender = {
-        let outbox = Arc::clone(session.outbox());
-        thread::Builder::new().name("outbox".to_owned()).spawn(move || outbox.run())?
+        let session = Arc::clone(&session);
+        let run = move || {
+            let outbox = session.outbox();
+            if session.hub().contain(|| outbox.run()).is_none() {
+                // The harness sees the end of its connection, and so does who reads from it.
+                outbox.close();
+            }
+        };
+        thread::Builder::new().name("outbox".to_owned()).spawn(run)?
     };
     let greeting = Greeting { memtun: env!("CARGO_PKG_VERSION").to_owned(), protocol: PROTOCOL };
     // If the harness is gone already, reading says so.
     let _gone = session.outbox().send(encode(&greeting), None);
     let read = read_lines(BufReader::new(stream), &session);
-    session.close();
-    // The outbox thread does not panic; nothing would be left to do if it did.
+    drop(closing);
+    // It contains its panics.
     let _ended = sender.join();
     read
+}
+
+/// Closes a session, however its thread leaves it.
+struct Closing<'a>(&'a Session);
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
 }
 
 fn read_lines(mut reader: BufReader<UnixStream>, session: &Arc<Session>) -> io::Result<()> {

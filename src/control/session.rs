@@ -22,6 +22,7 @@ use crate::{
     command,
     core::{Answer, Condition},
     hub::{Hub, Observer, Waiter},
+    planted,
 };
 
 /// Bytes that may wait for a harness that does not read; then its calls wait, and its events are dropped.
@@ -86,6 +87,7 @@ impl Session {
         }
         let reply = AnyReply { session: Arc::clone(self), id };
         self.open_calls.fetch_add(1, Ordering::Relaxed);
+        planted::panic_at(&method);
         command::dispatch(&method, params, self, reply);
     }
 

@@ -18,6 +18,7 @@ use crate::{
     },
     errno::Errno,
     hub::{FrontEnd, Hub},
+    planted,
 };
 use bytes::Bytes;
 use cuse_rs::{
@@ -157,6 +158,7 @@ impl Device for DeviceFrontEnd {
     }
 
     fn ioctl(&self, caller: Caller, ioctl: Ioctl<'_>, reply: ReplyIoctl<'_>) {
+        planted::panic_at(format_args!("ioctl-{:x}", ioctl.command));
         let file = FileId(ioctl.file.0);
         // Only TUNSETIFF asks, once its argument is there.
         let asks = self.admission == Admission::NetAdmin
@@ -181,6 +183,7 @@ impl Device for DeviceFrontEnd {
     }
 
     fn poll(&self, _caller: Caller, poll: Poll, reply: ReplyPoll<'_>) {
+        planted::panic_at("poll");
         let arm = poll.notify.map(|handle| WakeHandle(handle.0));
         self.submit(reply.defer(), Op::Poll { file: FileId(poll.file.0), arm });
     }

@@ -33,6 +33,8 @@ use nix::{
 use tracing::{Event, Level, Metadata, Subscriber, callsite::Identifier};
 use tracing_subscriber::{Layer, fmt::MakeWriter, layer::Context};
 
+use crate::planted;
+
 /// Bytes of lines that wait to be written.
 const MAX_BYTES: usize = 1 << 20;
 /// For how long the lines of one kind are counted together.
@@ -241,6 +243,7 @@ impl Queue {
             };
             state.is_writing = true;
             drop(state);
+            planted::panic_at("log");
             let written = write_all(&line);
             state = self.lock();
             state.is_writing = false;

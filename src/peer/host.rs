@@ -45,6 +45,7 @@ use crate::{
         offload::{self, Finished},
     },
     hub::{Description, Hub, Peer},
+    planted,
 };
 
 /// Why there is no host.
@@ -103,7 +104,10 @@ pub fn start(
     let id = hub.add_peer(tunnel, Arc::clone(&peer) as Arc<dyn Peer>)?;
     let leaving = Leaving { peer, id };
     // Without a thread, the closure is dropped, and the peer leaves with it.
-    thread::Builder::new().name("host".to_owned()).spawn(move || leaving.peer.run(stack))?;
+    thread::Builder::new().name("host".to_owned()).spawn(move || {
+        // It leaves, whether it has panicked or not.
+        let _ended = leaving.peer.hub.contain(|| leaving.peer.run(stack));
+    })?;
     Ok(hwaddr)
 }
 
@@ -146,6 +150,7 @@ impl HostPeer {
             // What is written from here on notifies again.
             let _drained = self.wake.read();
             self.is_woken.store(false, Ordering::Release);
+            planted::panic_at("host");
             let is_due_again = stack.perform(start.elapsed(), &mut line);
             let is_gone = || self.hub.with(|core| core.tunnel(self.tunnel).is_none());
             if *self.lock() || (!is_due_again && is_gone()) {

@@ -46,6 +46,7 @@ use crate::{
         offload::{self, Finished},
     },
     hub::{Description, Hub, Peer},
+    planted,
 };
 
 /// Room in the socket, each way. The kernel cuts it to `net.core.wmem_max`.
@@ -116,14 +117,20 @@ pub fn attach(hub: &Arc<Hub>, tunnel: TunnelId, with_vnet: bool) -> Result<Owned
     };
     let spawned = spawn("attach-out", {
         let peer = Arc::clone(&peer);
-        Box::new(move || peer.send_when_there_is_room())
+        Box::new(move || {
+            if peer.hub.contain(|| peer.send_when_there_is_room()).is_none() {
+                // The other thread sees that, and leaves.
+                peer.close();
+            }
+        })
     })
     .and_then(|_| {
         let peer = Arc::clone(&peer);
         spawn(
             "attach-in",
             Box::new(move || {
-                peer.inject_all();
+                // It leaves, whether it has panicked or not.
+                let _ended = peer.hub.contain(|| peer.inject_all());
                 peer.close();
                 peer.hub.remove_peer(id);
             }),
@@ -245,6 +252,7 @@ impl SocketPeer {
     /// The body of the peer's own thread, until the socket is closed.
     fn send_when_there_is_room(&self) {
         let mut state = self.lock();
+        planted::panic_at("attach-out");
         while !state.closed {
             if !std::mem::take(&mut state.is_full) {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -269,6 +277,7 @@ impl SocketPeer {
                 Ok(0) | Err(_) => return,
                 Ok(length) => length,
             };
+            planted::panic_at("attach-in");
             let datagram = self.datagram(&buffer[..length]);
             match self.hub.with(|core| core.inject_from_peer(self.tunnel, datagram)) {
                 Err(CommandError::UnknownTunnel(_)) => return,

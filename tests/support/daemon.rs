@@ -99,12 +99,20 @@ impl Daemon {
         daemon
     }
 
+    /// A daemon that has a place where a thread panics, or several: see `src/planted.rs`.
+    pub fn planted(backend: Backend, options: &[&str], places: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a folder for the socket");
+        let control = folder.path().join("control");
+        let (device_options, device) = backend.options(&unused_name());
+        let planted = [("MEMTUN_PLANTED_PANIC", places)];
+        let mut daemon = Self::launch(&device_options, &device, &control, options, &planted);
+        daemon.folder = Some(folder);
+        daemon
+    }
+
     /// A daemon with its control socket at a path. It is ready.
     pub fn start_at(backend: Backend, control: &Path, options: &[&str]) -> Self {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let name =
-            format!("memtun-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        let (device_options, device) = backend.options(&name);
+        let (device_options, device) = backend.options(&unused_name());
         Self::start_device(&device_options, &device, control, options)
     }
 
@@ -115,6 +123,16 @@ impl Daemon {
         control: &Path,
         options: &[&str],
     ) -> Self {
+        Self::launch(device_options, device, control, options, &[])
+    }
+
+    fn launch(
+        device_options: &[OsString],
+        device: &Path,
+        control: &Path,
+        options: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Self {
         let mut child = Command::new(MEMTUN)
             .arg("serve")
             .args(device_options)
@@ -122,6 +140,7 @@ impl Daemon {
             .arg(control)
             .args(options)
             .env("MEMTUN_LOG", "debug")
+            .envs(environment.iter().copied())
             .stderr(Stdio::piped())
             .spawn()
             .expect("memtun serve can be run");
@@ -182,6 +201,12 @@ impl Daemon {
         command.args(arguments).env("MEMTUN_CONTROL", &self.control);
         run(&mut command, input)
     }
+}
+
+/// A name for a device that no other of these tests has.
+fn unused_name() -> String {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    format!("memtun-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed))
 }
 
 impl Drop for Daemon {

@@ -37,6 +37,7 @@ use crate::{
         rtnetlink::{self, Request},
         tun::{IfFlags, IfReq},
     },
+    planted,
     sys::tun::{self, IfReqCommand},
 };
 
@@ -104,8 +105,15 @@ impl Links {
             let shared = Arc::clone(&shared);
             thread::Builder::new().name(name.to_owned()).spawn(move || body(&shared))
         };
-        let work =
-            spawn("links", Box::new(move |shared| queue.iter().for_each(|job| job(shared))))?;
+        let work = spawn(
+            "links",
+            Box::new(move |shared| {
+                queue.iter().for_each(|job| {
+                    planted::panic_at("links");
+                    job(shared);
+                })
+            }),
+        )?;
         let data = spawn("links-data", Box::new(Shared::serve))?;
         Ok(Self { shared, jobs: Mutex::new(Some(jobs)), threads: Mutex::new(vec![work, data]) })
     }

@@ -24,6 +24,7 @@ use crate::{
         namespace::{Change, Namespace},
         queue::Queue,
     },
+    planted,
     sys::tun::{self, IfReqCommand},
 };
 
@@ -56,6 +57,7 @@ impl Shared {
         for _ in 0..turns {
             let count = self.epoll.wait(&mut events, EpollTimeout::ZERO).unwrap_or(0);
             for event in &events[..count] {
+                planted::panic_at("news");
                 let source = self.read_sources().get(&event.data()).cloned();
                 match source {
                     Some(Source::Queue { link, id, .. }) => self.listener.readable(link.id, id),
