@@ -3,12 +3,9 @@
 //! Follows `seccomp(2)` and `linux/filter.h`. The program must stay short: it runs for each `read`, `write` and `ioctl` of the
 //! program under test. Calls that it never looks at twice cost less, for the kernel remembers them (`seccomp_cache`).
 
-use nix::libc::{
-    BPF_ABS, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W, SECCOMP_RET_ALLOW,
-    SECCOMP_RET_USER_NOTIF, seccomp_data, sock_filter,
-};
+use nix::libc::{SECCOMP_RET_ALLOW, SECCOMP_RET_USER_NOTIF, seccomp_data, sock_filter};
 
-use super::network::Subject;
+use super::{assembler::Assembler, network::Subject};
 use crate::core::ioctl::disguised_values;
 
 /// Where the words of `struct seccomp_data` are; those of a 64-bit number are in little-endian order.
@@ -81,67 +78,56 @@ pub(super) fn program() -> Option<Vec<sock_filter>> {
     if ABIS.is_empty() {
         return None;
     }
-    let mut program = vec![load(ARCH)];
+    let mut program = Assembler::default();
+    program.load(ARCH);
     for abi in ABIS {
-        let block = block(abi);
-        program.push(unless_equal(abi.arch, block.len()));
-        program.extend(block);
+        let next = program.label();
+        program.unless_equal(abi.arch, next);
+        catch(&mut program, abi);
+        program.place(next);
     }
-    program.push(give(SECCOMP_RET_ALLOW));
-    Some(program)
+    program.give(SECCOMP_RET_ALLOW);
+    Some(program.finish())
 }
 
-/// What is caught of one kind of program. Jumps go forward, to one of three places.
-fn block(abi: &Abi) -> Vec<sock_filter> {
-    let commands: Vec<u32> = disguised_values().chain(Subject::ALL.map(Subject::command)).collect();
-    let (ioctl, length) = (7, 9 + commands.len());
-    let (allow, notify) = (length + 4, length + 5);
-    let mut block = vec![load(NUMBER)];
+/// What is caught of one kind of program.
+fn catch(program: &mut Assembler, abi: &Abi) {
+    let [ioctl, transfer, allow, notify] = std::array::from_fn(|_| program.label());
     let [[read, pread], [write, pwrite]] = [abi.reads, abi.writes];
-    for (number, target) in
-        [(read, length), (write, length), (abi.ioctl, ioctl), (pread, length), (pwrite, length)]
-    {
-        block.push(if_equal(number, target - block.len() - 1));
+    // The most frequent calls first.
+    program.load(NUMBER);
+    program.if_equal(read, transfer);
+    program.if_equal(write, transfer);
+    program.if_equal(abi.ioctl, ioctl);
+    program.if_equal(pread, transfer);
+    program.if_equal(pwrite, transfer);
+    program.give(SECCOMP_RET_ALLOW);
+
+    program.place(ioctl);
+    program.load(ARGUMENTS + 8);
+    for command in disguised_values().chain(Subject::ALL.map(Subject::command)) {
+        program.if_equal(command, notify);
     }
-    block.push(give(SECCOMP_RET_ALLOW));
-    block.push(load(ARGUMENTS + 8));
-    for command in commands {
-        block.push(if_equal(command, notify - block.len() - 1));
-    }
-    block.push(give(SECCOMP_RET_ALLOW));
-    block.push(load(ARGUMENTS + 16));
-    block.push(unless_equal(0, allow - block.len() - 1));
-    block.push(load(ARGUMENTS + 20));
-    block.push(if_equal(0, notify - block.len() - 1));
-    block.push(give(SECCOMP_RET_ALLOW));
-    block.push(give(SECCOMP_RET_USER_NOTIF));
-    block
-}
+    program.give(SECCOMP_RET_ALLOW);
 
-fn load(offset: u32) -> sock_filter {
-    instruction(BPF_LD | BPF_W | BPF_ABS, offset, [0, 0])
-}
+    // A read or write of nothing: both halves of its length are zero.
+    program.place(transfer);
+    program.load(ARGUMENTS + 16);
+    program.unless_equal(0, allow);
+    program.load(ARGUMENTS + 20);
+    program.if_equal(0, notify);
+    program.place(allow);
+    program.give(SECCOMP_RET_ALLOW);
 
-fn if_equal(value: u32, skip: usize) -> sock_filter {
-    instruction(BPF_JMP | BPF_JEQ | BPF_K, value, [skip, 0])
-}
-
-fn unless_equal(value: u32, skip: usize) -> sock_filter {
-    instruction(BPF_JMP | BPF_JEQ | BPF_K, value, [0, skip])
-}
-
-fn give(action: u32) -> sock_filter {
-    instruction(BPF_RET | BPF_K, action, [0, 0])
-}
-
-fn instruction(code: u32, k: u32, skips: [usize; 2]) -> sock_filter {
-    let [jt, jf] = skips.map(|skip| u8::try_from(skip).expect("the program is short"));
-    sock_filter { code: u16::try_from(code).expect("codes have 16 bits"), jt, jf, k }
+    program.place(notify);
+    program.give(SECCOMP_RET_USER_NOTIF);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[cfg(test)]
 mod tests {
+    use nix::libc::{BPF_ABS, BPF_K, BPF_LD, BPF_RET, BPF_W};
+
     use super::*;
     use crate::abi::tun::ioctl::{SIOCGSKNS, TUNGETDEVNETNS, TUNSETIFF, TUNSETPERSIST};
 
