@@ -4,8 +4,12 @@ use std::{
     io::{BufRead, BufReader, Write},
     os::{
         fd::{AsRawFd, OwnedFd},
-        unix::{fs::PermissionsExt, net::UnixStream},
+        unix::{
+            fs::{MetadataExt, PermissionsExt},
+            net::UnixStream,
+        },
     },
+    path::Path,
     process::Command,
 };
 
@@ -14,7 +18,11 @@ use memtun::command::{
     wait::Until,
     watch::{Watch, What},
 };
-use nix::sys::socket::{MsgFlags, recv, send};
+use nix::sys::{
+    signal::Signal,
+    socket::{MsgFlags, recv, send},
+    stat::{Mode, SFlag, mknod},
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -44,6 +52,7 @@ pub const TESTS: &[DeviceTest] = &[
     ("list_shows_tunnels_and_files", list_shows_tunnels_and_files),
     ("list_knows_of_every_close", list_knows_of_every_close),
     ("run_covers_the_path_for_its_program_alone", run_covers_the_path_for_its_program_alone),
+    ("run_uses_devices_of_memtun_alone", run_uses_devices_of_memtun_alone),
     ("ping_is_answered_by_an_unmodified_program", ping_is_answered_by_an_unmodified_program),
     ("inject_takes_every_source", inject_takes_every_source),
     ("mode_asked_for_is_that_of_the_living_tunnel", mode_asked_for_is_that_of_the_living_tunnel),
@@ -425,9 +434,8 @@ fn list_shows_tunnels_and_files(backend: Backend) {
     let listing: Value =
         serde_json::from_str(&daemon.memtun(&["list", "--json"]).succeeded()).unwrap();
     let tunnel = &listing["tunnels"][0];
-    let scope = std::fs::metadata("/proc/self/ns/net")
-        .map(|metadata| std::os::unix::fs::MetadataExt::ino(&metadata))
-        .unwrap();
+    let scope =
+        std::fs::metadata("/proc/self/ns/net").map(|metadata| MetadataExt::ino(&metadata)).unwrap();
     for (field, wanted) in [
         ("id", json!(1)),
         ("name", json!("tap0")),
@@ -488,11 +496,8 @@ fn list_knows_of_every_close(backend: Backend) {
 fn run_covers_the_path_for_its_program_alone(backend: Backend) {
     let daemon = Daemon::start(backend);
     let device = daemon.device.to_str().unwrap();
-    let number = |path: &str| {
-        std::fs::metadata(path).map(|m| {
-            (std::os::unix::fs::MetadataExt::rdev(&m), std::os::unix::fs::MetadataExt::ino(&m))
-        })
-    };
+    let number =
+        |path: &str| std::fs::metadata(path).map(|m| (MetadataExt::rdev(&m), MetadataExt::ino(&m)));
     let before = number("/dev/net/tun").unwrap();
     let shown = daemon
         .memtun(&["run", "--use", device, "--", "stat", "-c", "%t:%T %i", "/dev/net/tun"])
@@ -516,6 +521,47 @@ fn run_covers_the_path_for_its_program_alone(backend: Backend) {
         "{missing}"
     );
     assert_eq!(daemon.memtun(&["run", "--use", device]).status, 2, "a program is needed");
+}
+
+fn run_uses_devices_of_memtun_alone(backend: Backend) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let mut daemon = Daemon::start(backend);
+    let use_device = |device: &Path| {
+        let mut command = Command::new(MEMTUN);
+        command.args(["run", "--use"]).arg(device).args(["--", "echo", "started"]);
+        run(&mut command, b"")
+    };
+    assert_eq!(use_device(&daemon.device).succeeded(), "started\n");
+    assert!(daemon.list().unattached_files.is_empty(), "nothing is left open");
+    let others = [file.as_path(), Path::new("/dev/null"), folder.path(), Path::new("/dev/net/tun")];
+    for other in others.into_iter().filter(|other| other.exists()) {
+        let error = use_device(other).failed(125);
+        let expected = format!("{} is not a memtun device", other.display());
+        assert!(error.contains(&expected), "{error}");
+    }
+    let missing = use_device(&folder.path().join("missing")).failed(125);
+    assert!(missing.contains("there is no device"), "{missing}");
+    daemon.signal(Signal::SIGSTOP);
+    let silent = use_device(&daemon.device).failed(125);
+    assert!(silent.contains("does not answer"), "{silent}");
+    daemon.signal(Signal::SIGCONT);
+    // Of a character device a node of somebody's own stays.
+    let node = match backend {
+        Backend::Cuse => {
+            let number = std::fs::metadata(&daemon.device).unwrap().rdev();
+            let node = folder.path().join("node");
+            mknod(&node, SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), number).unwrap();
+            assert_eq!(use_device(&node).succeeded(), "started\n");
+            node
+        }
+        Backend::Fuse => daemon.device.clone(),
+    };
+    daemon.signal(Signal::SIGKILL);
+    daemon.wait();
+    let dead = use_device(&node).failed(125);
+    assert!(dead.contains("has ended; start 'memtun serve' again"), "{dead}");
 }
 
 fn ping_is_answered_by_an_unmodified_program(backend: Backend) {
@@ -725,7 +771,7 @@ fn socket_has_its_mode_and_group(backend: Backend) {
     let daemon =
         Daemon::start_with(backend, &["--control-mode", "0660", "--control-group", "nogroup"]);
     assert_eq!(mode(&daemon), 0o660);
-    let group = std::os::unix::fs::MetadataExt::gid(&std::fs::metadata(&daemon.control).unwrap());
+    let group = MetadataExt::gid(&std::fs::metadata(&daemon.control).unwrap());
     assert_eq!(
         Some(group),
         nix::unistd::Group::from_name("nogroup").unwrap().map(|group| group.gid.as_raw())

@@ -44,6 +44,14 @@ const OF_PROGRAMS: &[RunTest] = &[
     ("signals_are_passed_on", signals_are_passed_on),
     ("nothing_is_left_behind_when_memtun_is_killed", nothing_is_left_behind_when_memtun_is_killed),
     ("ready_descriptor_tells_scripts", ready_descriptor_tells_scripts),
+    ("ready_descriptor_is_one_that_was_inherited", ready_descriptor_is_one_that_was_inherited),
+    ("control_socket_needs_its_folder", control_socket_needs_its_folder),
+    ("client_that_detaches_itself_is_served_on", client_that_detaches_itself_is_served_on),
+    ("client_left_behind_gets_the_signals", client_left_behind_gets_the_signals),
+    (
+        "what_is_left_behind_without_the_device_is_left",
+        what_is_left_behind_without_the_device_is_left,
+    ),
 ];
 
 /// Who runs it.
@@ -373,4 +381,94 @@ fn ready_descriptor_tells_scripts(user: User) {
         "\n",
         "nobody attached"
     );
+}
+
+fn ready_descriptor_is_one_that_was_inherited(user: User) {
+    let (_folder, control) = folder();
+    let script = |redirection: &str, number: u32| {
+        let command = user.memtun_run(&control, &["--ready-fd", &number.to_string(), "--", "true"]);
+        let script = format!("\"$@\" {redirection}");
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &script, "sh"]).arg(command.get_program()).args(command.get_args());
+        run(&mut shell, b"")
+    };
+    for number in 3..=9 {
+        // Not one of those that the shell may have.
+        let refused = script(&format!("{number}>&-"), number);
+        assert_eq!(refused.status, 2, "{refused:?}");
+        assert!(refused.stderr.contains("this descriptor was not inherited"), "{refused:?}");
+    }
+    let refused = script("5</dev/null", 5);
+    assert_eq!(refused.status, 2, "{refused:?}");
+    assert!(refused.stderr.contains("this descriptor is not open for writing"), "{refused:?}");
+    assert!(script("", 1).stderr.contains("3 or more"));
+    assert_eq!(script("9>&1 >/dev/null", 9).stdout, "ready\n");
+}
+
+fn control_socket_needs_its_folder(user: User) {
+    let (folder, _) = folder();
+    let missing = folder.path().join("missing");
+    let refused = run(&mut user.memtun_run(&missing.join("control"), &["--", "true"]), b"");
+    let line = refused.failed(125);
+    let expected = format!("there is no folder {}; make it", missing.display());
+    assert!(line.contains(&expected), "{line}");
+    assert!(!missing.exists());
+}
+
+/// A program that starts another, which attaches to tun0 and reads from it, and ends at once.
+fn detaching(user: User, control: &Path, prepare: &str) -> Program {
+    let reader = compiled("reader");
+    let script = format!("{prepare} setsid \"$0\" /dev/net/tun tun0 & exit 7");
+    let arguments = ["--", "sh", "-c", &script, reader.to_str().unwrap()];
+    Program::start_with_stderr(&mut user.memtun_run(control, &arguments))
+}
+
+fn client_that_detaches_itself_is_served_on(user: User) {
+    let (_folder, control) = folder();
+    let program = detaching(user, &control, "");
+    // In either order.
+    let mut said = [program.line(), program.line()];
+    said.sort_unstable();
+    let [attached, waiting] = said;
+    let (start, end) =
+        ("memtun: waiting until reader-", "has closed the device; SIGINT or SIGTERM is passed on");
+    assert_eq!(attached, "attached tun0");
+    assert!(waiting.starts_with(start) && waiting.ends_with(end), "{waiting}");
+    let memtun = |arguments: &[&str]| {
+        run(Command::new(MEMTUN).args(arguments).env("MEMTUN_CONTROL", &control), b"").succeeded()
+    };
+    memtun(&["wait", "tun0", "reading"]);
+    memtun(&["inject", "tun0", "--hex", "4501"]);
+    program.expect_line("read 2");
+    memtun(&["delete", "tun0"]);
+    assert_eq!(program.wait().code(), Some(7), "the program's own");
+    assert!(!control.exists());
+}
+
+fn client_left_behind_gets_the_signals(user: User) {
+    let (_folder, control) = folder();
+    for prepare in ["", "trap '' INT;"] {
+        let program = detaching(user, &control, prepare);
+        program.line_with("waiting until reader-");
+        program.signal(Signal::SIGINT);
+        assert_eq!(program.wait().code(), Some(7), "{prepare}");
+    }
+    // What ends the program is meant for what it leaves behind.
+    let reader = compiled("reader");
+    let script = "setsid \"$0\" /dev/net/tun tun0 & while :; do sleep 1; done";
+    let arguments = ["--", "sh", "-c", script, reader.to_str().unwrap()];
+    let program = Program::start_with_stderr(&mut user.memtun_run(&control, &arguments));
+    program.line_with("attached tun0");
+    program.signal(Signal::SIGTERM);
+    assert_eq!(program.wait().code(), Some(143));
+}
+
+fn what_is_left_behind_without_the_device_is_left(user: User) {
+    let (_folder, control) = folder();
+    let program = Program::start_with_stderr(
+        &mut user.memtun_run(&control, &["--", "sh", "-c", "tail -f /dev/null & echo $!"]),
+    );
+    let left: i32 = program.line().parse().unwrap();
+    assert_eq!(program.wait().code(), Some(0));
+    assert!(nix::sys::signal::kill(nix::unistd::Pid::from_raw(left), Signal::SIGKILL).is_ok());
 }

@@ -3,6 +3,8 @@
 //! With `--use` the device is a running daemon's, and the program takes the place of this process. Else the daemon is
 //! in this process and the program beside it: signals are passed on, and its exit status is this process's.
 
+mod left;
+
 use std::{
     ffi::OsString,
     fs::{self, File},
@@ -25,12 +27,12 @@ use clap::ValueEnum;
 use cuse_rs::{cuse::DeviceOptions, fuse_file::FileOptions};
 use nix::{
     errno::Errno,
-    fcntl::{FcntlArg, FdFlag, fcntl},
+    fcntl::{FcntlArg, FdFlag, OFlag, fcntl},
     libc,
     sched::{CpuSet, sched_setaffinity},
     sys::{
         signal::{SigSet, Signal, kill, raise},
-        signalfd::{SfdFlags, SignalFd},
+        signalfd::{SfdFlags, SignalFd, siginfo},
         wait::{Id, WaitPidFlag, WaitStatus, waitid},
     },
     unistd::{Pid, getegid, geteuid, getpgrp, tcgetpgrp},
@@ -48,6 +50,7 @@ use crate::{
         device::Identity,
         fuse,
         intercept::{InterceptError, Interceptor},
+        probe,
     },
     hub::Observer,
     log, namespace, panics, sys,
@@ -63,11 +66,13 @@ const NOT_FOUND: u8 = 127;
 /// Runs a program that finds the device at /dev/net/tun, in a mount namespace of its own. Root is not needed.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Exit status: the program's, 128+N if signal N ended it; 125 if memtun failed, 126 if the program \
+    after_help = "A process that the program leaves behind with the device open is waited for. SIGINT or SIGTERM is passed on to it, and \
+    it has two seconds more.\n\nExit status: the program's, 128+N if signal N ended it; 125 if memtun failed, 126 if the program \
     could not be executed, 127 if it was not found."
 )]
 pub(super) struct Args {
-    /// The device of a running daemon, such as /dev/memtun; else the daemon runs as long as the program.
+    /// The device of a running daemon, such as /dev/memtun. Else memtun serves a device of the program's own, until the program has
+    /// ended and no process that it started has the device open.
     #[arg(long = "use", value_name = "DEVICE", conflicts_with_all = ["front_end", "ready_fd", "wait_attached", "require_net_admin", "interface", "interface_optional"])]
     device: Option<PathBuf>,
     /// The path at which the program finds the device.
@@ -99,7 +104,7 @@ pub(super) struct Args {
     #[arg(long)]
     no_intercept: bool,
     /// Write a line to this descriptor when the device and the control socket are ready, just before the program starts.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(3..), allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", value_parser = inherited, allow_negative_numbers = true)]
     ready_fd: Option<RawFd>,
     /// Write that line only when the program has attached to a tunnel.
     #[arg(long, requires = "ready_fd")]
@@ -133,12 +138,7 @@ impl Args {
 
     /// The program takes the place of this process, so signals, terminal and exit status are its own.
     fn replace_process(&self, device: &Path, control: &Path) -> anyhow::Result<ExitCode> {
-        if !device.exists() {
-            anyhow::bail!(
-                "there is no device {}; start 'memtun serve', or leave out --use",
-                device.display()
-            );
-        }
+        probe::probe(device)?;
         self.enter_namespace()?;
         namespace::provide(&self.at)?;
         namespace::cover(device, &self.at)?;
@@ -178,7 +178,10 @@ impl Args {
         intercept(interceptor)?;
         let mut command = self.command(&socket.path);
         let status = match sys::spawn_dying_with_us(&mut command) {
-            Ok(program) => supervise(program, &signals, &daemon).map(exit_code),
+            Ok(program) => supervise(program, &signals, &daemon).and_then(|(status, ended_by)| {
+                left::wait_for(&daemon, &signals, &self.at, ended_by)?;
+                Ok(exit_code(status))
+            }),
             Err(error) => Ok(self.not_started(&error)),
         };
         daemon.abandon();
@@ -285,6 +288,23 @@ fn absolute(text: &str) -> Result<PathBuf, &'static str> {
         .ok_or("give an absolute path, such as /dev/net/tun")
 }
 
+/// A descriptor that was inherited to be written to. Parsed before anything is opened here, and what is is closed on exec.
+fn inherited(text: &str) -> Result<RawFd, String> {
+    let number: Option<RawFd> = text.parse().ok().filter(|number| *number >= 3);
+    let number = number.ok_or("give the number of a descriptor, 3 or more")?;
+    let flags = sys::descriptor_flags(number);
+    let flags = flags.ok().filter(|(flags, _)| !flags.contains(FdFlag::FD_CLOEXEC));
+    let Some((_, status)) = flags else {
+        return Err(format!(
+            "this descriptor was not inherited; open it for memtun, as '{number}>FILE' does in a shell"
+        ));
+    };
+    if status & OFlag::O_ACCMODE == OFlag::O_RDONLY {
+        return Err("this descriptor is not open for writing".to_owned());
+    }
+    Ok(number)
+}
+
 /// Begins to intercept calls of this thread and of the program that it will start.
 fn intercept(interceptor: Option<Interceptor>) -> Result<(), InterceptError> {
     match interceptor.map_or(Ok(()), Interceptor::intercept) {
@@ -356,28 +376,29 @@ impl Observer for Ready {
     }
 }
 
-/// Passes signals on to the program until it ends.
+/// Passes signals on to the program until it ends. Beside its status, the last signal that was to end it.
 fn supervise(
     mut program: Child,
     signals: &SignalFd,
     daemon: &Daemon,
-) -> anyhow::Result<ExitStatus> {
+) -> anyhow::Result<(ExitStatus, Option<Signal>)> {
     let pid = Pid::from_raw(program.id().cast_signed());
+    let mut ended_by = None;
     loop {
         let Some(info) = signals.read_signal()? else { continue };
         let Ok(signal) = Signal::try_from(info.ssi_signo.cast_signed()) else { continue };
+        refuse_loss(signal, &info, daemon)?;
         if signal == Signal::SIGCHLD {
             if let Some(status) = program.try_wait()? {
-                return Ok(status);
+                return Ok((status, ended_by));
             }
             stop_with(pid)?;
-        } else if signal == DEVICE_LOST && info.ssi_pid == std::process::id() {
-            if let Some(panicked) = panics::ending() {
-                return Err(DaemonError::Panicked(panicked.clone()).into());
-            }
-            let name = daemon.lost_device().unwrap_or("of this program");
-            anyhow::bail!("device {name} was taken away by the kernel");
-        } else if info.ssi_code != libc::SI_KERNEL {
+            continue;
+        }
+        if left::is_an_end(signal) {
+            ended_by = Some(signal);
+        }
+        if info.ssi_code != libc::SI_KERNEL {
             // What the terminal sends, it has sent to the program too.
             match kill(pid, signal) {
                 Ok(()) | Err(Errno::ESRCH) => {}
@@ -385,6 +406,18 @@ fn supervise(
             }
         }
     }
+}
+
+/// The device may be taken away, or a thread has panicked; a signal tells.
+fn refuse_loss(signal: Signal, info: &siginfo, daemon: &Daemon) -> anyhow::Result<()> {
+    if signal == DEVICE_LOST && info.ssi_pid == std::process::id() {
+        if let Some(panicked) = panics::ending() {
+            return Err(DaemonError::Panicked(panicked.clone()).into());
+        }
+        let name = daemon.lost_device().unwrap_or("of this program");
+        anyhow::bail!("device {name} was taken away by the kernel");
+    }
+    Ok(())
 }
 
 /// A program that the terminal's user has stopped stops us too, or the shell would not notice.

@@ -78,6 +78,7 @@ impl Args {
             SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, DEVICE_LOST]);
         signals.thread_block().map_err(io::Error::from).map_err(system("blocking signals"))?;
 
+        make_own_folder([Some(control), self.fuse.as_deref()].into_iter().flatten());
         let socket = SocketOptions {
             path: control.to_owned(),
             mode: self.control_mode,
@@ -123,6 +124,15 @@ impl Args {
             devices.push(fuse::mount(file.allow_other(true))?);
         }
         Ok(devices)
+    }
+}
+
+/// Makes the folder that is memtun's own, where it is asked for. Any other is to be there: what is not may be a mistake.
+fn make_own_folder<'a>(mut paths: impl Iterator<Item = &'a Path>) {
+    let own = Path::new(super::DEFAULT_CONTROL).parent();
+    if let Some(own) = own.filter(|own| paths.any(|path| path.parent() == Some(own))) {
+        // Whoever wants something there says that it is not.
+        let _made = std::fs::create_dir(own);
     }
 }
 

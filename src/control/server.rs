@@ -51,7 +51,17 @@ pub enum BindError {
     /// Something that is no socket is there.
     #[error("{0} exists and is no socket; remove it, or give another path with --control")]
     NotASocket(PathBuf),
-    /// The folder cannot be made, or the socket not be bound.
+    /// There is no folder for it.
+    #[error(
+        "control socket {path}: there is no folder {folder}; make it, or give another path with --control"
+    )]
+    NoFolder {
+        /// The path.
+        path: PathBuf,
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// The socket cannot be bound.
     #[error("binding control socket {path}: {source}; give a path you may write to with --control")]
     Bind {
         /// The path.
@@ -87,8 +97,9 @@ impl Server {
         let path = &options.path;
         let failed = |source| BindError::Bind { path: path.clone(), source };
         let group = options.group.map(Gid::from_raw);
-        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            fs::create_dir_all(folder).map_err(failed)?;
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+            return Err(BindError::NoFolder { path: path.clone(), folder: folder.to_owned() });
         }
         remove_dead_socket(path)?;
         // Nobody may connect before mode and group are set, so it is bound for the owner alone.

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use super::{intercept::Carried, opener};
+use super::{intercept::Carried, opener, probe};
 use crate::{
     abi::tun::{O_NONBLOCK, ioctl::TUNSETIFF},
     core::{
@@ -159,6 +159,10 @@ impl Device for DeviceFrontEnd {
 
     fn ioctl(&self, caller: Caller, ioctl: Ioctl<'_>, reply: ReplyIoctl<'_>) {
         planted::panic_at(format_args!("ioctl-{:x}", ioctl.command));
+        if ioctl.command == probe::IDENTIFY {
+            reply.done(probe::IDENTITY, &[]);
+            return;
+        }
         let file = FileId(ioctl.file.0);
         // Only TUNSETIFF asks, once its argument is there.
         let asks = self.admission == Admission::NetAdmin

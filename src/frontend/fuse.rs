@@ -20,6 +20,8 @@ use crate::{
 
 /// What the list of mounts calls it, after `fuse.`.
 const FILE_SYSTEM: &str = "memtun";
+/// With it.
+pub(super) const MOUNT_KIND: &str = "fuse.memtun";
 
 /// How long a daemon may take to say that it lives.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -72,9 +74,7 @@ pub enum Occupied {
 pub fn admit(path: &Path) -> Result<(), Occupied> {
     let Some(kind) = kind_at(path).filter(|kind| kind.starts_with("fuse")) else { return Ok(()) };
     match is_alive(path) {
-        Ok(Some(true)) if kind == format!("fuse.{FILE_SYSTEM}") => {
-            Err(Occupied::Served(path.to_owned()))
-        }
+        Ok(Some(true)) if kind == MOUNT_KIND => Err(Occupied::Served(path.to_owned())),
         Ok(Some(_)) => Ok(()),
         Ok(None) => Err(Occupied::Silent(path.to_owned())),
         Err(error) => Err(Occupied::Unknown { path: path.to_owned(), error }),

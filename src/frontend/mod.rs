@@ -5,6 +5,7 @@ pub mod device;
 pub mod fuse;
 pub mod intercept;
 pub(crate) mod opener;
+pub mod probe;
 
 use std::{path::PathBuf, sync::Arc};
 

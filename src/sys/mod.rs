@@ -19,7 +19,7 @@ use std::{
 
 use nix::{
     errno::Errno,
-    fcntl::OFlag,
+    fcntl::{FdFlag, OFlag},
     libc,
     sys::{
         prctl,
@@ -171,6 +171,20 @@ pub(crate) fn duplicate_of_thread(
         opened => opened,
     };
     duplicate(opened?.as_raw_fd(), descriptor)
+}
+
+/// A descriptor of a process, which can be read once it has ended.
+pub(crate) fn process_descriptor(pid: u32) -> Result<OwnedFd, Errno> {
+    pidfd_open(pid, 0)
+}
+
+/// The flags of a descriptor and of its open file; EBADF: there is none of this number.
+pub(crate) fn descriptor_flags(number: RawFd) -> Result<(FdFlag, OFlag), Errno> {
+    // SAFETY: it takes a number, and changes nothing.
+    let flags = Errno::result(unsafe { libc::fcntl(number, libc::F_GETFD) })?;
+    // SAFETY: as before.
+    let status = Errno::result(unsafe { libc::fcntl(number, libc::F_GETFL) })?;
+    Ok((FdFlag::from_bits_retain(flags), OFlag::from_bits_retain(status)))
 }
 
 fn pidfd_open(id: u32, flags: i32) -> Result<OwnedFd, Errno> {

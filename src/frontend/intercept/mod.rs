@@ -55,6 +55,7 @@ use crate::{
 /// what the call that they stand for gets from the kernel's own device.
 const READ: u32 = 0;
 const WRITE: u32 = 1;
+// 2 is that of `probe`.
 
 /// A call that is carried to the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
