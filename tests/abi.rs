@@ -254,7 +254,7 @@ fn owner_is_let_in(daemon: &Daemon, said: impl Fn(&str) -> String) {
             }
         }
         file.ioctl_value(TUNSETPERSIST, 1).unwrap();
-        drop(file);
+        daemon.close(file);
         assert_eq!(said(name), expected);
     }
 }

@@ -458,8 +458,8 @@ fn child_and_duplicate_share_the_file(backend: Backend) {
         .expect("dd can be run");
     assert_eq!(child.stdout, datagram(3));
     assert_eq!(daemon.list().tunnels[0].files.len(), 1, "the child's exit closed nothing for us");
-    drop(file);
-    daemon.wait_until("tun0", Until::Detached);
+    daemon.close(file);
+    assert!(daemon.list().tunnels.is_empty());
 }
 
 fn many_files_are_isolated(backend: Backend) {

@@ -357,7 +357,7 @@ fn interface_persists_with_its_tunnel(backend: Backend) {
     let rig = Rig::new(backend, "shadow");
     let file = rig.attached("tun0", TUN | NO_PI);
     file.ioctl_value(ioctl::TUNSETPERSIST, 1).unwrap();
-    drop(file);
+    rig.daemon.close(file);
     assert!(rig.exists("tun0"));
     assert_eq!(rig.tunnel("tun0").files.len(), 0);
     rig.network.ip(&["link", "set", "tun0", "mtu", "1300"]);

@@ -53,6 +53,7 @@ fn main() -> ExitCode {
         ("layering", layering::TESTS),
         ("differences", differences::TESTS),
         ("terminal", terminal::TESTS),
+        ("support", support::program::TESTS),
     ]
     .into_iter()
     .flat_map(|(group, tests)| {

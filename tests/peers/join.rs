@@ -60,7 +60,7 @@ fn joined_tunnels_carry_datagrams_both_ways(backend: Backend) {
     let peer = daemon.list().tunnels[0].peer.take().expect("it has one");
     assert_eq!((peer.kind.as_str(), peer.details), ("tunnel", vec!["#2".to_owned()]));
 
-    drop(right);
+    daemon.close(right);
     left.write(&datagram(4)).unwrap();
     let taken = daemon.memtun(&["take", "left", "--hex"]).succeeded();
     assert_eq!(taken.trim_end(), hex::encode(datagram(4)), "the harness's again");
@@ -192,8 +192,7 @@ fn mistakes_get_one_line(backend: Backend) {
         .map(|(name, mode)| TunFile::attached(&daemon.device, name, mode | NO_PI));
     let gone = TunFile::attached(&daemon.device, "gone", TUN | NO_PI);
     gone.write(&datagram(1)).unwrap();
-    drop(gone);
-    daemon.wait_until("gone", memtun::command::wait::Until::Detached);
+    daemon.close(gone);
     daemon.memtun(&["join", "tun0", "tun1"]).succeeded();
     for (arguments, said) in [
         (&["join", "tun0", "tun9"][..], "no tunnel tun9; 'memtun list' shows those there are"),

@@ -28,7 +28,7 @@ use nix::{
 };
 use tempfile::TempDir;
 
-use super::{DEADLINE, within_deadline};
+use super::{DEADLINE, device::TunFile, until, within_deadline};
 
 /// How the daemon makes its device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,6 +179,19 @@ impl Daemon {
 
     pub fn list(&self) -> Listing {
         self.client().call(&List {}).expect("list")
+    }
+
+    /// Closes a file, and waits until the daemon knows. On FUSE `close` does not wait for that; and until a program that another test
+    /// starts has been executed, its process has the file open too.
+    #[track_caller]
+    pub fn close(&self, file: TunFile) {
+        let count = || {
+            let Listing { tunnels, unattached_files } = self.list();
+            tunnels.iter().map(|tunnel| tunnel.files.len()).sum::<usize>() + unattached_files.len()
+        };
+        let before = count();
+        drop(file);
+        until(|| count() < before);
     }
 
     /// Waits until something is the case.

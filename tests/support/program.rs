@@ -6,7 +6,7 @@ use std::{
     io::{BufRead, BufReader, PipeReader, Write, pipe},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::{Arc, Mutex, mpsc},
+    sync::{Arc, Mutex, OnceLock, mpsc},
     thread,
     time::{Duration, Instant},
 };
@@ -17,6 +17,10 @@ use nix::{
 };
 
 use super::{Background, DEADLINE};
+
+/// Of what tests depend on.
+pub const TESTS: &[(&str, fn())] =
+    &[("failed_compilation_fails_who_needs_it_alone", failed_compilation_fails_who_needs_it_alone)];
 
 /// The compiled program `tests/programs/NAME.c`.
 pub fn compiled(name: &str) -> PathBuf {
@@ -33,28 +37,35 @@ fn folder() -> PathBuf {
     std::env::var_os("MEMTUN_TEST_FOLDER").map_or(env!("CARGO_TARGET_TMPDIR").into(), PathBuf::from)
 }
 
-/// A source of this repository, compiled to a program of that name.
+/// A source of this repository, compiled to a program of that name. The test fails if that cannot be done.
+#[track_caller]
 pub fn compiled_as(source: &str, program: &str, options: &[&str]) -> PathBuf {
-    static COMPILED: Mutex<BTreeMap<String, PathBuf>> = Mutex::new(BTreeMap::new());
-    let mut compiled = COMPILED.lock().expect("no test panics while it compiles");
-    let path = compiled.entry(program.to_owned()).or_insert_with(|| {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
-        let program = folder().join(format!("{program}-{}", std::process::id()));
-        let cc = Command::new("cc")
-            .args(["-O1", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE", "-o"])
-            .args([&program, &source])
-            .args(options)
-            .output()
-            .expect("cc can be run");
-        assert!(
-            cc.status.success(),
-            "compiling {}: {}",
-            source.display(),
-            String::from_utf8_lossy(&cc.stderr)
-        );
-        program
-    });
-    path.clone()
+    try_compiled_as(source, program, options).unwrap_or_else(|why| panic!("{why}"))
+}
+
+/// The same, or why not. It is tried once, and every test that needs the program gets the outcome.
+pub fn try_compiled_as(source: &str, program: &str, options: &[&str]) -> Result<PathBuf, String> {
+    type Outcome = Arc<OnceLock<Result<PathBuf, String>>>;
+    static COMPILED: Mutex<BTreeMap<String, Outcome>> = Mutex::new(BTreeMap::new());
+    let outcome = {
+        let mut compiled = COMPILED.lock().expect("nobody panics while it finds a name");
+        Arc::clone(compiled.entry(program.to_owned()).or_default())
+    };
+    outcome.get_or_init(|| compile(source, program, options)).clone()
+}
+
+fn compile(source: &str, program: &str, options: &[&str]) -> Result<PathBuf, String> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
+    let program = folder().join(format!("{program}-{}", std::process::id()));
+    let cc = Command::new("cc")
+        .args(["-O1", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE", "-o"])
+        .args([&program, &source])
+        .args(options)
+        .output()
+        .map_err(|error| format!("compiling {}: cc: {error}", source.display()))?;
+    let said = String::from_utf8_lossy(&cc.stderr);
+    let failed = || format!("compiling {}: {said}", source.display());
+    if cc.status.success() { Ok(program) } else { Err(failed()) }
 }
 
 /// Whether a source can be compiled and linked here.
@@ -185,4 +196,16 @@ impl Drop for Program {
             eprintln!("--- what {} said\n{}\n---", self.name, said.join("\n"));
         }
     }
+}
+
+fn failed_compilation_fails_who_needs_it_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("mistake.c");
+    std::fs::write(&source, "int main(void) { return mistake; }").unwrap();
+    let shown = source.to_str().unwrap();
+    for _ in 0..2 {
+        let why = try_compiled_as(shown, "mistake", &[]).unwrap_err();
+        assert!(why.contains("mistake.c: ") && why.contains("error:"), "{why}");
+    }
+    assert!(compiled("reader").exists());
 }
