@@ -9,8 +9,11 @@ use memtun_core::{
     abi::tun::{IfFlags, IfReq, Name, ioctl},
 };
 
+/// One call, or a few.
+type Call = fn(&mut Driver);
+
 /// What is counted, by name.
-const KINDS: &[(&str, fn(&mut Driver))] = &[
+const KINDS: &[(&str, Call)] = &[
     ("write", |it| it.write()),
     ("write, take", |it| {
         it.write();
