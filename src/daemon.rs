@@ -33,12 +33,8 @@ use tracing::{error, info, warn};
 
 use crate::{
     control::server::{BindError, Server},
-    core::{Core, Limits},
-    frontend::{
-        Registered,
-        device::{Admission, DeviceFrontEnd},
-        fuse::Occupied,
-    },
+    core::{Admission, Core, Limits},
+    frontend::{Registered, device::DeviceFrontEnd, fuse::Occupied},
     hub::Hub,
     log,
     panics::{self, Panicked},
@@ -88,7 +84,7 @@ pub struct Options {
     pub threads: NonZero<u8>,
     /// A single one may look for the next call for a moment before it sleeps.
     pub spin: bool,
-    /// Whether TUNSETIFF asks who calls.
+    /// Who may make tunnels.
     pub admission: Admission,
     /// The kernel links beside tunnels.
     pub interfaces: interface::Options,
@@ -133,16 +129,17 @@ impl Daemon {
         if let Err(error) = log::start_thread() {
             warn!(%error, "starting the log's thread failed, ignoring");
         }
-        let hub = Hub::new(Core::new(Limits::default(), fastrand::u64(..)));
+        let mut core = Core::new(Limits::default(), fastrand::u64(..));
+        core.set_admission(options.admission);
+        let hub = Hub::new(core);
         let interfaces = Interfaces::start(&hub, options.interfaces);
         let stopping = Arc::new(AtomicBool::new(false));
         let lost = Arc::new(OnceLock::new());
         let mut served = Vec::new();
         for Registered { name, path, channel, identity, stop } in devices {
-            let front_end = DeviceFrontEnd::new(&hub, channel, identity, options.admission)
-                .ok_or_else(|| {
-                    system("adding the device")(io::Error::other("there are too many"))
-                })?;
+            let front_end = DeviceFrontEnd::new(&hub, channel, identity).ok_or_else(|| {
+                system("adding the device")(io::Error::other("there are too many"))
+            })?;
             let briskly = options.spin && options.threads.get() == 1;
             let (alive, ended) = mpsc::channel();
             let threads = (0..options.threads.get()).map(|_| {

@@ -25,10 +25,10 @@ use std::{
 
 use crate::core::{
     Answer, CommandError, Condition, Core, Event, FileId, Forward, Instant, Interface, LinkAnswer,
-    LinkRequest, Look, Origin, Outcome, Output, PeerId, Request, RequestId, Scope, Sent, TunnelId,
-    WaitId, WakeHandle,
+    LinkRequest, Look, Origin, Outcome, Output, PeerId, Request, RequestId, Sent, TunnelId, WaitId,
+    WakeHandle,
 };
-use crate::{errno::Errno, panics, planted};
+use crate::{errno::Errno, netns::Networks, panics, planted};
 
 /// How clients' system calls reach the core, seen from the core: where their answers go.
 pub trait FrontEnd: Send + Sync {
@@ -85,10 +85,6 @@ pub trait LinkKeeper: Send + Sync {
     fn receive_all(&self, tunnel: TunnelId);
     /// Sees to it that the core knows how all links are.
     fn refresh_all(&self);
-    /// A thread is about to open a file, and is in this namespace.
-    fn enter(&self, scope: Scope, tid: u32);
-    /// A file of the namespace was closed, or not opened after all.
-    fn leave(&self, scope: Scope);
     /// Gives a tunnel another interface, and calls `then` with why not, perhaps by another thread.
     fn switch(&self, tunnel: TunnelId, to: Interface, then: Switched);
 }
@@ -115,6 +111,7 @@ pub struct Hub {
     timer: Condvar,
     front_ends: [OnceLock<Arc<dyn FrontEnd>>; MAX_FRONT_ENDS],
     links: OnceLock<Arc<dyn LinkKeeper>>,
+    networks: Networks,
     observers: RwLock<Vec<Arc<dyn Observer>>>,
     /// Their number; read under the core's lock, so that the last to come or go decides whether there are events.
     observer_count: AtomicUsize,
@@ -173,6 +170,7 @@ impl Hub {
             timer: Condvar::new(),
             front_ends: [const { OnceLock::new() }; MAX_FRONT_ENDS],
             links: OnceLock::new(),
+            networks: Networks::default(),
             observers: RwLock::default(),
             observer_count: AtomicUsize::new(0),
             telling: Mutex::default(),
@@ -320,6 +318,12 @@ impl Hub {
         self.links.get()
     }
 
+    /// The network namespaces from which files are open.
+    #[must_use]
+    pub fn networks(&self) -> &Networks {
+        &self.networks
+    }
+
     /// Sees to it that the core knows how all links are.
     pub fn refresh_links(&self) {
         self.keeper(|links| links.refresh_all());
@@ -420,7 +424,7 @@ impl Hub {
                     self.with(|core| core.handle_fresh_request(*request));
                 }
                 Output::Receive(tunnel, file) => self.keeper(|links| links.receive(tunnel, file)),
-                Output::Left(scope) => self.keeper(|links| links.leave(scope)),
+                Output::Left(scope) => self.networks.leave(scope),
                 Output::Answer(..) | Output::Event(_) => {}
             }
         }

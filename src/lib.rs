@@ -47,6 +47,7 @@ pub mod hub;
 pub mod log;
 mod mounts;
 pub mod namespace;
+pub mod netns;
 pub mod packet;
 pub mod panics;
 pub mod peer;

@@ -9,15 +9,16 @@ use std::{
 
 use memtun::{
     abi::tun::{IfFlags, Name},
-    core::MacAddress,
+    core::{Credentials, MacAddress},
+    netns::Network as LinkNetwork,
     peer::link::{
-        Kind, Link, LinkId, Links, Listener, Made, MakeError, Network as LinkNetwork, QueueId,
-        Setting, Spec, State, TunNode,
+        Kind, Link, LinkId, Links, Listener, Made, MakeError, QueueId, Rights, Setting, Spec,
+        State, TunNode,
     },
 };
 use nix::errno::Errno;
 
-use crate::support::{DEADLINE, network::Network};
+use crate::support::{DEADLINE, device::TunFile, network::Network};
 
 pub const TESTS: &[(&str, fn())] = &[
     ("looks_as_one_that_the_client_made", looks_as_one_that_the_client_made),
@@ -32,6 +33,10 @@ pub const TESTS: &[(&str, fn())] = &[
     ("moved_link_is_followed", moved_link_is_followed),
     ("removed_link_is_gone_before_it_is_said", removed_link_is_gone_before_it_is_said),
     ("persistent_link_stays_and_is_found_again", persistent_link_stays_and_is_found_again),
+    ("long_message_of_the_kernel_is_read", long_message_of_the_kernel_is_read),
+    ("messages_of_others_are_not_heard", messages_of_others_are_not_heard),
+    ("callers_rights_decide_what_is_attached", callers_rights_decide_what_is_attached),
+    ("queue_of_another_program_stays", queue_of_another_program_stays),
     ("taken_name_is_the_kernels_error", taken_name_is_the_kernels_error),
     ("substitute_can_be_configured", substitute_can_be_configured),
     ("substitute_passes_no_datagrams", substitute_passes_no_datagrams),
@@ -165,7 +170,13 @@ fn show(network: &Network, name: &str) -> serde_json::Value {
 }
 
 fn spec(name: &str, flags: IfFlags) -> Spec {
-    Spec { name: Name::new(name.as_bytes()), flags, index: None, passes_datagrams: false }
+    Spec {
+        name: Name::new(name.as_bytes()),
+        flags,
+        index: None,
+        passes_datagrams: false,
+        rights: Rights::Admin,
+    }
 }
 
 fn exists(network: &Network, name: &str) -> bool {
@@ -433,7 +444,9 @@ fn removed_link_is_gone_before_it_is_said() {
         let made = rig.try_make(LinkId(number), spec("tun0", flags)).unwrap();
         if flags.contains(IfFlags::MULTI_QUEUE) {
             let (tell, told) = mpsc::channel();
-            rig.links.add_queue(LINK, QueueId(11), flags, move |added| tell.send(added).unwrap());
+            rig.links.add_queue(LINK, QueueId(11), flags, Rights::Admin, move |added| {
+                tell.send(added).unwrap()
+            });
             assert_eq!(told.recv_timeout(DEADLINE), Ok(Ok(())));
             assert_eq!(rig.shown("tun0")["linkinfo"]["info_data"]["numqueues"], 2);
         }
@@ -474,6 +487,125 @@ fn taken_name_is_the_kernels_error() {
     let error = rig.try_make(LinkId(2), spec("tun0", TUN)).unwrap_err();
     assert_eq!(error.errno(), Errno::EBUSY);
     drop(used);
+}
+
+/// Whoever is root in a namespace may give a link so many names that the kernel's message about it has 20 KiB.
+fn long_message_of_the_kernel_is_read() {
+    let rig = Rig::new();
+    let made = rig.make("tun0", TUN);
+    let names: Vec<String> = (0..140).map(|number| format!("{number:0120}")).collect();
+    let lines: String =
+        names.iter().map(|name| format!("link property add dev tun0 altname {name}\n")).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("batch");
+    std::fs::write(&path, lines).unwrap();
+    rig.network.ip(&["-batch", path.to_str().unwrap()]);
+    assert!(rig.set(Setting::Mtu(1400)).unwrap().mtu == 1400, "an answer");
+    rig.network.ip(&["link", "set", "tun0", "up"]);
+    rig.hear_state("news", |state| state.up);
+    assert!(made.link.state().up);
+}
+
+/// A socket of rtnetlink takes messages of anybody who may administer its namespace.
+fn messages_of_others_are_not_heard() {
+    use nix::sys::socket::{
+        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, sendto, socket,
+    };
+    use std::os::fd::AsRawFd;
+    let rig = Rig::new();
+    let made = rig.make("tun0", TUN);
+    // Columns of the list: the address of the socket, the protocol, and the number of the port.
+    let listed = rig.network.command().args(["cat", "/proc/net/netlink"]).output().unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    let ports: Vec<u32> = listed
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .filter(|fields| fields[1] == "0" && fields[2] != "0")
+        .filter_map(|fields| fields[2].parse().ok())
+        .collect();
+    assert_eq!(ports.len(), 2, "one for requests, one for news: {listed}");
+    // Its number is that of the answer that is next, whichever that is.
+    let gone =
+        memtun::abi::rtnetlink::Request::new(memtun::abi::rtnetlink::DELLINK, 0, made.state.index);
+    rig.network.inside(|| {
+        let protocol = SockProtocol::NetlinkRoute;
+        let sender =
+            socket(AddressFamily::Netlink, SockType::Raw, SockFlag::empty(), protocol).unwrap();
+        for number in 1..100 {
+            let mut bytes = gone.clone().into_bytes(number);
+            // NLMSG_ERROR: the request has failed, with EPERM.
+            if number % 2 == 0 {
+                bytes[4] = 2;
+                bytes[16..20].copy_from_slice(&(-1_i32).to_ne_bytes());
+            }
+            for port in &ports {
+                let address = NetlinkAddr::new(*port, 0);
+                let flags = MsgFlags::empty();
+                assert_eq!(sendto(sender.as_raw_fd(), &bytes, &address, flags), Ok(bytes.len()));
+            }
+        }
+    });
+    assert_eq!(rig.set(Setting::Mtu(1400)).map(|state| state.mtu), Ok(1400));
+    rig.network.ip(&["link", "set", "tun0", "up"]);
+    rig.hear_state("news of the kernel's", |state| state.up);
+    assert!(!rig.heard.try_iter().any(|heard| heard == Heard::Gone));
+}
+
+/// As the kernel's tun has it for whoever calls it.
+fn callers_rights_decide_what_is_attached() {
+    let rig = Rig::new();
+    let add = |name: &str, more: &[&str]| {
+        rig.network.ip(&[&["tuntap", "add", "dev", name, "mode", "tun"], more].concat());
+    };
+    add("roots", &["user", "0"]);
+    add("groups", &["group", "50"]);
+    add("others", &["user", "1234"]);
+    add("free", &[]);
+    add("theirs", &["user", "77", "group", "50"]);
+    let try_by = |id: u64, name: &str, uid: u32, groups: &[u32], may_make: bool| {
+        let caller = Credentials { uid, groups: groups.to_vec(), ..Credentials::default() };
+        let rights = Rights::Of { caller: Box::new(caller), may_make };
+        let made = rig.try_make(LinkId(id), Spec { rights, ..spec(name, TUN) });
+        made.map(|made| made.was_there).map_err(|error| error.errno())
+    };
+    for may_make in [false, true] {
+        for name in ["roots", "groups", "others", "theirs"] {
+            assert_eq!(try_by(1, name, 77, &[77], may_make), Err(Errno::EPERM), "{name}");
+        }
+        // Root's number without root's capability.
+        assert_eq!(try_by(1, "others", 0, &[0], may_make), Err(Errno::EPERM));
+    }
+    let shown = rig.shown("roots");
+    assert_eq!(shown["linkinfo"]["info_data"]["user"], "root");
+    assert_eq!(try_by(1, "no-such", 77, &[77], false), Err(Errno::EPERM));
+    assert_eq!(try_by(1, "a/b", 77, &[77], true), Err(Errno::EINVAL));
+    assert_eq!(try_by(1, "lo", 77, &[77], true), Err(Errno::EINVAL));
+    for (id, name, groups, was_there) in [
+        (1, "groups", &[50, 77][..], true),
+        (2, "theirs", &[77, 50], true),
+        (3, "free", &[77], true),
+        (4, "made", &[77], false),
+    ] {
+        assert_eq!(try_by(id, name, 77, groups, true), Ok(was_there), "{name}");
+    }
+    assert_eq!(rig.shown("made")["linkinfo"]["info_data"]["persist"], false);
+}
+
+/// A device with several queues belongs to all who have one.
+fn queue_of_another_program_stays() {
+    let rig = Rig::new();
+    let flags = TUN | IfFlags::MULTI_QUEUE;
+    let theirs = rig.network.inside(|| {
+        let file = TunFile::open(Path::new("/dev/net/tun"));
+        file.set_iff("tun0", flags.bits()).unwrap();
+        file
+    });
+    rig.make("tun0", flags);
+    assert_eq!(rig.shown("tun0")["linkinfo"]["info_data"]["numqueues"], 2);
+    rig.remove();
+    assert_eq!(rig.shown("tun0")["linkinfo"]["info_data"]["numqueues"], 1);
+    drop(theirs);
+    assert!(!exists(&rig.network, "tun0"));
 }
 
 fn no_driver() -> Rig {

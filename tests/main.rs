@@ -21,6 +21,7 @@ mod conformance;
 mod control;
 mod device;
 mod differences;
+mod hostile;
 mod interface;
 mod layering;
 mod links;
@@ -158,13 +159,14 @@ fn device_trials(backend: Backend, compat: &Gate) -> Vec<Trial> {
     let of_files = Some(restart::OF_FILES).filter(|_| backend == Backend::Fuse).unwrap_or_default();
     let of_this_kind = of_this_kind.into_iter().flatten();
     let of_panics = panics::trials(backend, &kind);
-    let of_interfaces = interface::TESTS.iter().chain(of_this_kind).map(|(name, test)| {
-        let gate = match &kind {
-            Gate::Open => Gate::new("interface", "links", links::obstacle()),
-            Gate::Skipped | Gate::Failing(_) => kind.clone(),
-        };
-        gate.trial(backend, name, *test)
-    });
+    let of_interfaces =
+        interface::TESTS.iter().chain(hostile::TESTS).chain(of_this_kind).map(|(name, test)| {
+            let gate = match &kind {
+                Gate::Open => Gate::new("interface", "links", links::obstacle()),
+                Gate::Skipped | Gate::Failing(_) => kind.clone(),
+            };
+            gate.trial(backend, name, *test)
+        });
     let tests = tests.chain(of_files);
     let tests = tests.map(|(name, test)| kind.trial(backend, name, *test));
     tests.chain(of_compat).chain(of_interfaces).chain(of_clients).chain(of_panics).collect()

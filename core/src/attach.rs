@@ -1,9 +1,9 @@
 //! Binding a file to a tunnel, after `tun_set_iff` and `tun_attach` in `drivers/net/tun.c`, and undoing it.
 //!
-//! The order of the outcomes is the kernel's. What the caller may do is told with the call, or it may do everything:
+//! The order of the outcomes is the kernel's. What the caller may do is told with the call:
 //!
-//! DIFFERS: unless `--require-net-admin` is given, TUNSETIFF never asks for CAP_NET_ADMIN, nor whether the caller is the
-//! owner of a persistent tunnel or in its group. Tests run where nobody has that capability.
+//! DIFFERS: of a tunnel without a kernel device TUNSETIFF does not ask for CAP_NET_ADMIN, nor whether the caller is the owner of a
+//! persistent tunnel or in its group, unless `--require-net-admin` is given. Tests run where nobody has that capability.
 
 use alloc::{string::ToString, sync::Arc, vec::Vec};
 
@@ -56,8 +56,7 @@ impl Core {
                     Errno::EINVAL
                 });
             }
-            None if !is_admin(caller) => return Err(Errno::EPERM),
-            None => (self.create(scope, name, flags, wanted_ifindex)?, true),
+            None => (self.create(scope, name, flags, wanted_ifindex, caller)?, true),
         };
         self.bind(file, id, flags, created)?;
         Ok(self.tunnels.get(&id).map_or(name, |tunnel| tunnel.name))
@@ -76,7 +75,7 @@ impl Core {
             return Err(Errno::EEXIST);
         }
         if flags.contains(IfFlags::NAPI_FRAGS) {
-            if !is_admin(caller) {
+            if !self.may_have_fragments(caller) {
                 return Err(Errno::EPERM);
             }
             let kind = flags & (IfFlags::TUN | IfFlags::TAP);
@@ -104,7 +103,7 @@ impl Core {
         if flags.contains(IfFlags::MULTI_QUEUE) != multi_queue {
             return Err(Errno::EINVAL);
         }
-        if !caller.is_none_or(|caller| is_permitted(tunnel, caller)) {
+        if !self.may_attach(tunnel, caller) {
             return Err(Errno::EPERM);
         }
         if !multi_queue && !tunnel.queues.is_empty() {
@@ -122,14 +121,16 @@ impl Core {
         requested_name: Name,
         flags: IfFlags,
         wanted_ifindex: u32,
+        caller: Option<&Credentials>,
     ) -> Result<TunnelId, Errno> {
+        if !self.may_make_any_of(caller, &template_of(requested_name, flags)) {
+            return Err(Errno::EPERM);
+        }
         let mode = mode_of(flags)?;
-        let template = match (requested_name.as_bytes(), mode) {
-            (b"", Mode::Tun) => Name::new(b"tun%d"),
-            (b"", Mode::Tap) => Name::new(b"tap%d"),
-            _ => requested_name,
-        };
-        let name = self.resolve_name(scope, template)?;
+        let name = self.resolve_name(scope, template_of(requested_name, flags))?;
+        if !self.may_make(caller, &name) {
+            return Err(Errno::EPERM);
+        }
         let id = self.new_tunnel_id()?;
         let ifindex = self.reserve_ifindex(scope, wanted_ifindex)?;
         self.add_tunnel(Identity { id, name, requested_name, scope, ifindex }, mode);
@@ -308,8 +309,9 @@ impl Core {
     /// Deletes a tunnel. What its client wrote can still be taken: a client often ends before the test looks.
     fn bury(&mut self, id: TunnelId) {
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
-        self.names.remove(&(tunnel.scope, tunnel.name));
         tunnel.gone = true;
+        let name = (tunnel.scope, tunnel.name);
+        self.give_up_name(name, id);
         self.tell_link(id, |tunnel| LinkRequest::Remove { tunnel });
         let is_empty = self.tunnels.get(&id).is_none_or(|tunnel| tunnel.written.is_empty());
         self.tell_peer_of_end(id);
@@ -322,6 +324,13 @@ impl Core {
         let excess = gone.len().saturating_sub(self.limits.gone_tunnels);
         for id in &gone[..excess] {
             self.lose_gone(*id);
+        }
+    }
+
+    /// A name is free from now on, if it was this tunnel's.
+    pub(super) fn give_up_name(&mut self, name: (Scope, Name), of: TunnelId) {
+        if self.names.get(&name) == Some(&of) {
+            self.names.remove(&name);
         }
     }
 
@@ -341,8 +350,13 @@ impl Core {
     }
 }
 
-pub(super) fn is_admin(caller: Option<&Credentials>) -> bool {
-    caller.is_none_or(|caller| caller.net_admin)
+/// The template that an empty name stands for.
+pub(super) fn template_of(name: Name, flags: IfFlags) -> Name {
+    match (name.as_bytes(), flags.contains(IfFlags::TUN)) {
+        (b"", true) => Name::new(b"tun%d"),
+        (b"", false) => Name::new(b"tap%d"),
+        _ => name,
+    }
 }
 
 pub(super) fn mode_of(flags: IfFlags) -> Result<Mode, Errno> {
@@ -353,13 +367,6 @@ pub(super) fn mode_of(flags: IfFlags) -> Result<Mode, Errno> {
     } else {
         Err(Errno::EINVAL)
     }
-}
-
-/// `tun_not_capable`, turned around: an administrator, or the owner if there is one, who is in the group if there is one.
-fn is_permitted(tunnel: &Tunnel, caller: &Credentials) -> bool {
-    caller.net_admin
-        || (tunnel.owner.is_none_or(|owner| owner == caller.uid)
-            && tunnel.group.is_none_or(|group| caller.groups.contains(&group)))
 }
 
 /// The last queue takes the place of one that leaves, as in `__tun_detach`.

@@ -32,7 +32,8 @@ use bytes::Bytes;
 use super::{
     CommandError, Core, Datagram, Delivery, Event, FileId, Forward, IoctlCall, LinkAnswer,
     LinkRequest, LinkSetting, LinkState, Look, MadeLink, Mode, Op, Outcome, Output, Reply, Request,
-    RequestId, Scope, Sent, Settings, Tunnel, TunnelId, attach, datagram, ioctl, tunnel::Identity,
+    RequestId, Rights, Scope, Sent, Settings, Tunnel, TunnelId, attach, datagram, ioctl,
+    tunnel::Identity,
 };
 use crate::{
     abi::tun::{self, IfReq, Name},
@@ -90,6 +91,13 @@ enum Want {
     Make { tunnel: TunnelId, scope: Scope },
     Open { tunnel: TunnelId, scope: Scope },
     Set,
+}
+
+impl Links {
+    /// A tunnel may have a link, or have had one.
+    pub(super) fn is_in_use(&self) -> bool {
+        self.in_use
+    }
 }
 
 impl Core {
@@ -266,17 +274,22 @@ impl Core {
         }
         let caller = call.credentials.as_deref();
         let (_, index) = self.check_attach(id, flags, caller)?;
+        let may_make = self.may_make_any_of(caller, &attach::template_of(name, flags));
+        let rights = match caller {
+            Some(caller) if !caller.net_admin => {
+                Rights::Of { caller: Box::new(caller.clone()), may_make }
+            }
+            Some(_) | None => Rights::Admin,
+        };
         if let Some(tunnel) = linked.map(|tunnel| tunnel.id) {
             self.check_existing(tunnel, flags, caller)?;
-            let open = move |asker| LinkRequest::Open { tunnel, file: id, flags, asker };
+            let open = move |asker| LinkRequest::Open { tunnel, file: id, flags, rights, asker };
             return Ok(Some(Wanted::Link(Want::Open { tunnel, scope }, Box::new(open))));
-        }
-        if !attach::is_admin(caller) {
-            return Err(Errno::EPERM);
         }
         let tunnel = self.new_tunnel_id()?;
         let interface = self.links.policy;
-        let make = LinkRequest::Make { tunnel, file: id, scope, name, flags, index, interface };
+        let make =
+            LinkRequest::Make { tunnel, file: id, scope, name, flags, index, interface, rights };
         Ok(Some(Wanted::Link(Want::Make { tunnel, scope }, Box::new(move |_| make))))
     }
 
@@ -304,17 +317,23 @@ impl Core {
     fn add_linked(&mut self, id: TunnelId, parked: &Parked, made: MadeLink) -> Outcome {
         let mut request = IfReq::from_bytes(&parked.call.input).ok_or(Errno::EFAULT)?;
         let (flags, state) = (request.flags(), made.state);
-        let scope = self.files.get(&parked.file).ok_or(Errno::EBADF)?.opener.scope;
+        if !self.files.contains_key(&parked.file) {
+            return Err(Errno::EBADF);
+        }
         // A tunnel without a link may have the name that the kernel found free.
-        if self.names.contains_key(&(scope, state.name)) {
+        if self.names.contains_key(&(state.scope, state.name)) {
             return Err(Errno::EBUSY);
+        }
+        let caller = parked.call.credentials.as_deref();
+        if !made.was_there && !self.may_make(caller, &state.name) {
+            return Err(Errno::EPERM);
         }
         let interface = self.links.policy;
         let identity = Identity {
             id,
             name: state.name,
             requested_name: request.name(),
-            scope,
+            scope: state.scope,
             ifindex: state.index,
         };
         self.add_tunnel(identity, attach::mode_of(flags)?);
@@ -412,12 +431,13 @@ impl Core {
         if tunnel.gone || tunnel.interface == Interface::None {
             return;
         }
-        let (scope, before) = (tunnel.scope, tunnel.name);
+        let before = (tunnel.scope, tunnel.name);
         tunnel.take_state(state);
-        let (name, length) = (tunnel.name, tunnel.tx_queue_length);
-        if name != before {
-            self.names.remove(&(scope, before));
-            self.names.insert((scope, name), id);
+        let (now, length) = ((tunnel.scope, tunnel.name), tunnel.tx_queue_length);
+        if now != before {
+            self.give_up_name(before, id);
+            // The kernel has given it to this one. A tunnel without a link that has it too goes on by its number.
+            self.names.insert(now, id);
         }
         self.resize_queues(id, length);
         self.change_link(id, Some(state.up), Some(state.carrier));
@@ -481,6 +501,7 @@ impl Want {
 impl Tunnel {
     /// The link's state is the tunnel's.
     fn take_state(&mut self, state: &LinkState) {
+        self.scope = state.scope;
         self.name = state.name;
         self.ifindex = state.index;
         self.mtu = state.mtu;

@@ -22,6 +22,7 @@ extern crate std;
 
 pub mod abi;
 mod address;
+mod admission;
 mod attach;
 pub mod bpf;
 pub mod datagram;
@@ -58,6 +59,7 @@ use bytes::Bytes;
 
 pub use self::{
     address::{Address, parse_name},
+    admission::{Admission, NamePattern},
     datagram::{Datagram, MacAddress},
     delivery::Delivery,
     event::{DropReason, Event},
@@ -65,7 +67,9 @@ pub use self::{
     harness::{CommandError, Wrap},
     interface::Interface,
     join::Peer,
-    link::{Forward, LinkAnswer, LinkRequest, LinkSetting, LinkState, Look, MadeLink, Sent},
+    link::{
+        Forward, LinkAnswer, LinkRequest, LinkSetting, LinkState, Look, MadeLink, Rights, Sent,
+    },
     request::{
         Credentials, FileId, Head, IoctlCall, IoctlOutput, Op, Opener, Origin, Outcome, Output,
         ReadCall, Reply, Request, RequestId, Scope, UserRange, WakeHandle, WriteCall,
@@ -138,6 +142,7 @@ pub struct Core {
     names: BTreeMap<(Scope, tun::Name), TunnelId>,
     waits: Vec<Wait>,
     links: interface::Links,
+    admission: Admission,
     outputs: Vec<Output>,
     observed: bool,
     random: fastrand::Rng,
@@ -157,6 +162,7 @@ impl Core {
             names: BTreeMap::new(),
             waits: Vec::new(),
             links: interface::Links::default(),
+            admission: Admission::default(),
             outputs: Vec::new(),
             observed: false,
             random: fastrand::Rng::with_seed(seed),

@@ -2,7 +2,9 @@
 
 use alloc::boxed::Box;
 
-use super::{Datagram, FileId, Head, Interface, MacAddress, RequestId, Scope, TunnelId};
+use super::{
+    Credentials, Datagram, FileId, Head, Interface, MacAddress, RequestId, Scope, TunnelId,
+};
 use crate::{
     abi::tun::{IfFlags, Name},
     errno::Errno,
@@ -11,6 +13,8 @@ use crate::{
 /// How a link is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LinkState {
+    /// The network namespace that it is in by now.
+    pub scope: Scope,
     /// Its index.
     pub index: u32,
     /// Its name by now.
@@ -73,6 +77,8 @@ pub enum LinkRequest {
         index: u32,
         /// What for.
         interface: Interface,
+        /// What the client may do.
+        rights: Rights,
     },
     /// Give a further file a queue; answered with [`LinkAnswer::Done`].
     Open {
@@ -82,6 +88,8 @@ pub enum LinkRequest {
         file: FileId,
         /// As TUNSETIFF has them.
         flags: IfFlags,
+        /// What the client may do.
+        rights: Rights,
         /// The client's call.
         asker: RequestId,
     },
@@ -116,6 +124,20 @@ pub enum LinkRequest {
     Remove {
         /// The tunnel.
         tunnel: TunnelId,
+    },
+}
+
+/// Whose rights count where the kernel is asked for a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rights {
+    /// The caller has CAP_NET_ADMIN in the network namespace, and may do what whoever asks for it may.
+    Admin,
+    /// The kernel is to judge whether this caller may attach to a device that is there.
+    Of {
+        /// The caller.
+        caller: Box<Credentials>,
+        /// If there is no device of that name, one is made for it all the same.
+        may_make: bool,
     },
 }
 
@@ -161,8 +183,10 @@ pub enum LinkAnswer {
 pub struct MadeLink {
     /// How it is.
     pub state: LinkState,
-    /// It was there before, made persistent by somebody.
+    /// It outlives its files: somebody has made it persistent.
     pub persistent: bool,
+    /// It was there before, and the kernel let the client attach to it.
+    pub was_there: bool,
 }
 
 /// A datagram that a client wrote, on its way to the kernel.

@@ -112,11 +112,13 @@ pub struct IoctlCall {
 /// What the kernel looks at to permit TUNSETIFF, of the thread that calls it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Credentials {
-    /// `CAP_NET_ADMIN` is among its effective capabilities.
+    /// It has `CAP_NET_ADMIN` in the network namespace of the file.
     pub net_admin: bool,
-    /// Its effective user id.
+    /// It has that in the initial user namespace.
+    pub is_initial_admin: bool,
+    /// Its effective user id; `u32::MAX` if it cannot be told.
     pub uid: u32,
-    /// Its effective group id, and the supplementary ones.
+    /// Its supplementary group ids, and the effective one, which is the last.
     pub groups: Vec<u32>,
 }
 

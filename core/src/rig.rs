@@ -370,6 +370,27 @@ impl Rig {
         self.ioctl_later(file, ioctl::TUNSETIFF, 0x1000, request.as_bytes(), IfReq::SIZE)
     }
 
+    /// The same by a caller that may not do everything.
+    pub(super) fn set_iff_later_by(
+        &mut self,
+        file: FileId,
+        name: &str,
+        flags: u16,
+        caller: &Credentials,
+    ) -> u64 {
+        let mut request = IfReq::zeroed(false);
+        request.copy_name(&Name::new(name.as_bytes()));
+        request.set_flags(IfFlags::from_bits_retain(flags));
+        let call = IoctlCall {
+            argument: 0x1000,
+            credentials: Some(Box::new(caller.clone())),
+            input: Bytes::copy_from_slice(request.as_bytes()),
+            output_room: IfReq::SIZE,
+            ..call(ioctl::TUNSETIFF)
+        };
+        self.ask(Op::Ioctl(file, call))
+    }
+
     /// An ioctl whose memory has been fetched: its number.
     pub(super) fn ioctl_later(
         &mut self,

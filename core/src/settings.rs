@@ -76,7 +76,7 @@ impl Core {
             Some(_) | None => before,
         };
         if name != before {
-            self.names.remove(&(scope, before));
+            self.give_up_name((scope, before), of);
             self.names.insert((scope, name), of);
         }
         let tunnel = self.living_mut(of)?;

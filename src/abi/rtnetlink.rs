@@ -184,12 +184,7 @@ pub enum Message {
         index: u32,
     },
     /// How a request ended: `Err` with an error number.
-    Ended {
-        /// The request.
-        sequence: u32,
-        /// Its outcome.
-        outcome: Result<(), i32>,
-    },
+    Ended(Result<(), i32>),
     /// Something else.
     Other,
 }
@@ -213,15 +208,15 @@ pub struct Link {
     pub carrier: bool,
 }
 
-/// The messages in what was received. What is cut short ends them.
-pub fn messages(received: &[u8]) -> impl Iterator<Item = Message> {
+/// The messages in what was received, each with the number of the request that it answers. What is cut short ends them.
+pub fn messages(received: &[u8]) -> impl Iterator<Item = (u32, Message)> {
     let mut rest = received;
     std::iter::from_fn(move || {
         let (header, _) = Header::read_from_prefix(rest).ok()?;
         let length = usize::try_from(header.length).ok()?;
         let body = rest.get(size_of::<Header>()..length)?;
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some(parse(header, body).unwrap_or(Message::Other))
+        Some((header.sequence, parse(header, body).unwrap_or(Message::Other)))
     })
 }
 
@@ -233,8 +228,7 @@ fn parse(header: Header, body: &[u8]) -> Option<Message> {
             .map(|(link, _)| Message::Gone { index: link.index }),
         ERROR => {
             let (number, _) = i32::read_from_prefix(body).ok()?;
-            let outcome = if number == 0 { Ok(()) } else { Err(number.saturating_neg()) };
-            Some(Message::Ended { sequence: header.sequence, outcome })
+            Some(Message::Ended(if number == 0 { Ok(()) } else { Err(number.saturating_neg()) }))
         }
         _ => None,
     }
@@ -330,7 +324,7 @@ mod tests {
             Header { length: 20, kind: ERROR, flags: 0, sequence: 9, port: 0 }.as_bytes().to_vec();
         error.extend((-17_i32).to_ne_bytes());
         let gone = Request::new(DELLINK, 0, 6).into_bytes(0);
-        let all: Vec<Message> = messages(&[error, link_message(), gone].concat()).collect();
+        let all: Vec<(u32, Message)> = messages(&[error, link_message(), gone].concat()).collect();
         let link = Link {
             index: 5,
             flags: IFF_UP,
@@ -343,9 +337,9 @@ mod tests {
         assert_eq!(
             all,
             [
-                Message::Ended { sequence: 9, outcome: Err(17) },
-                Message::Link(link),
-                Message::Gone { index: 6 }
+                (9, Message::Ended(Err(17))),
+                (0, Message::Link(link)),
+                (0, Message::Gone { index: 6 })
             ]
         );
     }

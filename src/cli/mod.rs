@@ -24,7 +24,7 @@ use crate::{
         delete, host, inject, interface as interface_verb, join, list, part, set, take,
         usage_error, wait, watch,
     },
-    frontend::device,
+    core::{self, NamePattern},
     log::{self, Filter},
     terminal::{self, Styles},
 };
@@ -111,18 +111,37 @@ enum Verb {
     Part(part::Args),
 }
 
-/// Who may attach to a tunnel; an option of all that serve a device.
-#[derive(Clone, Copy, Debug, clap::Args)]
+/// Who may make tunnels; options of all that serve a device.
+#[derive(Clone, Debug, clap::Args)]
 struct Admission {
-    /// Refuse TUNSETIFF with EPERM where the kernel does: making a tunnel takes CAP_NET_ADMIN, attaching to one that is there
-    /// takes that or to be its owner (TUNSETOWNER) and in its group (TUNSETGROUP), as far as they are set.
+    /// Refuse TUNSETIFF with EPERM where the kernel does: making a tunnel takes CAP_NET_ADMIN in the user namespace that the
+    /// client's network namespace belongs to; attaching to one that is there takes that, or to be its owner (TUNSETOWNER) and
+    /// in its group (TUNSETGROUP), as far as they are set [default for 'serve --interface'].
     #[arg(long)]
     require_net_admin: bool,
+    /// Make tunnels, and their kernel devices, also for clients without CAP_NET_ADMIN [default for all but 'serve
+    /// --interface']. What they may attach to is the kernel's to say.
+    #[arg(long, conflicts_with = "require_net_admin")]
+    allow_unprivileged: bool,
+    /// The names that clients without CAP_NET_ADMIN may have; * stands for any characters. Another name gets EPERM.
+    #[arg(
+        long,
+        value_name = "NAMES",
+        value_delimiter = ',',
+        default_value = "*",
+        requires = "allow_unprivileged"
+    )]
+    names: Vec<NamePattern>,
 }
 
-impl From<Admission> for device::Admission {
-    fn from(Admission { require_net_admin }: Admission) -> Self {
-        if require_net_admin { Self::NetAdmin } else { Self::Everybody }
+impl Admission {
+    /// What it comes to, where clients may have less rights than the daemon or not.
+    fn resolve(self, is_strict: bool) -> core::Admission {
+        if self.require_net_admin || is_strict && !self.allow_unprivileged {
+            core::Admission::NetAdmin
+        } else {
+            core::Admission::Names(self.names)
+        }
     }
 }
 

@@ -73,7 +73,7 @@ const NOT_FOUND: u8 = 127;
 pub(super) struct Args {
     /// The device of a running daemon, such as /dev/memtun. Else memtun serves a device of the program's own, until the program has
     /// ended and no process that it started has the device open.
-    #[arg(long = "use", value_name = "DEVICE", conflicts_with_all = ["front_end", "ready_fd", "wait_attached", "require_net_admin", "interface", "interface_optional"])]
+    #[arg(long = "use", value_name = "DEVICE", conflicts_with_all = ["front_end", "ready_fd", "wait_attached", "require_net_admin", "allow_unprivileged", "names", "interface", "interface_optional"])]
     device: Option<PathBuf>,
     /// The path at which the program finds the device.
     #[arg(long, value_name = "PATH", default_value = "/dev/net/tun", value_parser = absolute)]
@@ -169,7 +169,8 @@ impl Args {
         let options = Options {
             threads: NonZero::<u8>::MIN,
             spin: !self.no_spin,
-            admission: self.admission.into(),
+            // The program is its user's own, with the rights of this process or less.
+            admission: self.admission.clone().resolve(false),
             interfaces,
         };
         let daemon = Daemon::start(vec![device], socket.server, options)?;

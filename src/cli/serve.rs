@@ -24,6 +24,7 @@ use super::interface;
 use crate::{
     command::interface::Kind,
     control::server::{Server, SocketOptions},
+    core::Interface,
     daemon::{DEVICE_LOST, Daemon, DaemonError, Options, system},
     frontend::{Registered, cuse, fuse},
     panics,
@@ -89,11 +90,14 @@ impl Args {
             Some(listener) => Server::inherited(listener),
             None => Server::bind(&socket)?,
         };
+        let interfaces = self.interface.options(Kind::None);
+        // Whoever may open the device must not get a kernel device by the daemon's rights.
+        let is_strict = interfaces.policy != Interface::None;
         let options = Options {
             threads: self.threads,
             spin: !self.no_spin,
-            admission: self.admission.into(),
-            interfaces: self.interface.options(Kind::None),
+            admission: self.admission.clone().resolve(is_strict),
+            interfaces,
         };
         let daemon = Daemon::start(self.devices()?, server, options)?;
         info!(control = %socket.path.display(), "ready");

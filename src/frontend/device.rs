@@ -9,12 +9,12 @@ use std::{
     time::Duration,
 };
 
-use super::{intercept::Carried, opener, probe};
+use super::{intercept::Carried, opener, probe, stores::Stores};
 use crate::{
     abi::tun::{O_NONBLOCK, ioctl::TUNSETIFF},
     core::{
-        self, FileId, IoctlCall, Op, Origin, Outcome, ReadCall, Reply, Request, RequestId,
-        WakeHandle, WriteCall,
+        self, Credentials, FileId, IoctlCall, Op, Origin, Outcome, ReadCall, Reply, Request,
+        RequestId, WakeHandle, WriteCall,
     },
     errno::Errno,
     hub::{FrontEnd, Hub},
@@ -36,17 +36,7 @@ pub struct DeviceFrontEnd {
     origin: Origin,
     channel: Arc<Channel>,
     identity: Identity,
-    admission: Admission,
-}
-
-/// Who may attach to a tunnel.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Admission {
-    /// Everybody who can open the device.
-    #[default]
-    Everybody,
-    /// Whom the kernel would let: for a tunnel that is not there, those with CAP_NET_ADMIN; else also its owner and group.
-    NetAdmin,
+    stores: Arc<Stores>,
 }
 
 /// How an open file of the device is recognised in `/proc/PID/fd`.
@@ -61,14 +51,15 @@ pub enum Identity {
 impl DeviceFrontEnd {
     /// Adds a front end for a device to the hub; `None` if the hub has its full number.
     #[must_use]
-    pub fn new(
-        hub: &Arc<Hub>,
-        channel: Arc<Channel>,
-        identity: Identity,
-        admission: Admission,
-    ) -> Option<Arc<Self>> {
+    pub fn new(hub: &Arc<Hub>, channel: Arc<Channel>, identity: Identity) -> Option<Arc<Self>> {
         hub.add_front_end(|origin| {
-            Arc::new(Self { hub: Arc::clone(hub), origin, channel, identity, admission })
+            Arc::new(Self {
+                hub: Arc::clone(hub),
+                origin,
+                channel,
+                identity,
+                stores: Arc::default(),
+            })
         })
     }
 
@@ -91,10 +82,27 @@ impl DeviceFrontEnd {
         self.hub.submit(Request { id: RequestId { origin: self.origin, unique }, op });
     }
 
+    /// What the caller may do, where that is asked: by TUNSETIFF, once its argument is there.
+    fn credentials(&self, caller: &Caller, ioctl: &Ioctl<'_>) -> Option<Box<Credentials>> {
+        if ioctl.command != TUNSETIFF || ioctl.input.is_empty() {
+            return None;
+        }
+        let file = FileId(ioctl.file.0);
+        let scope = self.hub.with(|core| core.asks_who_attaches(file))?;
+        let network = self.hub.networks().find(scope);
+        Some(Box::new(opener::credentials(caller.tid, caller.uid, caller.gid, network.as_deref())))
+    }
+
     fn complete_ioctl(&self, id: cuse_rs::RequestId, outcome: Outcome) {
+        if let Ok(Reply::Ioctl { result, output }) = outcome
+            && !output.as_bytes().is_empty()
+        {
+            return self.stores.answer(&self.channel, id, result, output);
+        }
+        self.stores.forget(id);
         let reply = self.channel.reply_ioctl(id);
         match outcome {
-            Ok(Reply::Ioctl { result, output }) => reply.done(result, output.as_bytes()),
+            Ok(Reply::Ioctl { result, .. }) => reply.done(result, &[]),
             Ok(Reply::Fetch { input, output }) => {
                 let (input, output) = (input.map(user_range), [user_range(output)]);
                 reply.retry(some(&input), some(&output))
@@ -133,9 +141,7 @@ impl Form {
 impl Device for DeviceFrontEnd {
     fn open(&self, caller: Caller, open: Open, reply: ReplyOpen<'_>) {
         let opener = opener::look_up(caller.tid, caller.uid, caller.gid);
-        if let Some(links) = self.hub.link_keeper() {
-            links.enter(opener.scope, caller.tid);
-        }
+        self.hub.networks().enter(opener.scope, caller.tid);
         self.submit(reply.defer(), Op::Open { flags: open.flags, opener });
     }
 
@@ -164,11 +170,6 @@ impl Device for DeviceFrontEnd {
             return;
         }
         let file = FileId(ioctl.file.0);
-        // Only TUNSETIFF asks, once its argument is there.
-        let asks = self.admission == Admission::NetAdmin
-            && ioctl.command == TUNSETIFF
-            && !ioctl.input.is_empty();
-        let look_up = || Box::new(opener::credentials(caller.tid, caller.uid, caller.gid));
         let op = match Carried::decode(ioctl.command, ioctl.argument) {
             Some(carried) => carried.op(file),
             None => Op::Ioctl(
@@ -176,14 +177,20 @@ impl Device for DeviceFrontEnd {
                 IoctlCall {
                     command: ioctl.command,
                     argument: ioctl.argument,
-                    credentials: asks.then(look_up),
+                    credentials: self.credentials(&caller, &ioctl),
                     compat: ioctl.flags.contains(IoctlFlags::COMPAT),
                     input: Bytes::copy_from_slice(ioctl.input),
                     output_room: usize::try_from(ioctl.output_size).unwrap_or(usize::MAX),
                 },
             ),
         };
-        self.submit_as(Form::Ioctl, reply.defer(), op);
+        let id = reply.defer();
+        // All others are answered without memory of the caller, or at once.
+        if ioctl.command == TUNSETIFF && matches!(self.identity, Identity::FileSystem(_)) {
+            self.stores.ask(id, caller.uid, || self.submit_as(Form::Ioctl, id, op));
+        } else {
+            self.submit_as(Form::Ioctl, id, op);
+        }
     }
 
     fn poll(&self, _caller: Caller, poll: Poll, reply: ReplyPoll<'_>) {

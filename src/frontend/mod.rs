@@ -6,6 +6,7 @@ pub mod fuse;
 pub mod intercept;
 pub(crate) mod opener;
 pub mod probe;
+mod stores;
 
 use std::{path::PathBuf, sync::Arc};
 

@@ -8,6 +8,7 @@ use std::{
 use crate::{
     abi::tun::O_CLOEXEC,
     core::{Credentials, Opener, Scope},
+    netns::{Administrator, Network},
     terminal::text_of,
 };
 
@@ -35,33 +36,101 @@ pub(super) fn process_of(tid: u32) -> Option<u32> {
     Status::of(tid)?.field("Tgid:")?.parse().ok()
 }
 
-/// What the kernel's tun would look at to permit TUNSETIFF. A thread that cannot be seen has no capability, and no groups but
-/// that of its files.
+/// What the kernel's tun would look at to permit TUNSETIFF of a file of a network namespace. A thread that cannot be seen has no
+/// capability, and no groups but that of its files; in a namespace that cannot be seen nobody has one.
 ///
-/// DIFFERS: with `--require-net-admin`, CAP_NET_ADMIN counts in whichever user namespace the caller has it. The kernel wants
-/// it in the one that the network namespace belongs to, and for IFF_NAPI_FRAGS in the initial one.
-pub(super) fn credentials(tid: u32, uid: u32, gid: u32) -> Credentials {
-    let unseen = Credentials { net_admin: false, uid, groups: vec![gid] };
-    if tid == 0 {
-        return unseen;
+/// DIFFERS: CAP_NET_ADMIN of a client counts as far as the daemon can see the user namespaces in between: its own, and those below
+/// it.
+pub(super) fn credentials(tid: u32, uid: u32, gid: u32, network: Option<&Network>) -> Credentials {
+    let seen = Status::of(tid).and_then(|status| status.caller());
+    let Some(Caller { uid, groups, has_net_admin }) = seen else {
+        let groups = vec![gid];
+        return Credentials { net_admin: false, is_initial_admin: false, uid, groups };
+    };
+    let uid = Ids::Users.told(uid);
+    let gid = groups.last().map_or(u32::MAX, |gid| Ids::Groups.told(*gid));
+    // One that has no number here is of no use here, but for the effective one, which must not be taken for another.
+    let supplementary = groups.iter().map(|group| Ids::Groups.told(*group));
+    let groups = supplementary.filter(|group| *group != u32::MAX).chain([gid]).collect();
+    let administrator = user_namespace_of(tid).map(|users| {
+        // An administrator's id is compared with that of a namespace's owner.
+        Administrator { users, has_net_admin, uid }
+    });
+    let is_admin = |network: &Network| network.is_administered_by(&administrator?);
+    Credentials {
+        net_admin: network.and_then(is_admin).unwrap_or(false),
+        is_initial_admin: administrator.is_some_and(|who| who.is_initial()),
+        uid,
+        groups,
     }
-    Status::of(tid).and_then(|status| status.credentials()).unwrap_or(unseen)
+}
+
+fn user_namespace_of(tid: u32) -> Option<u64> {
+    fs::metadata(format!("/proc/{tid}/ns/user")).ok().map(|namespace| namespace.ino())
+}
+
+/// What `/proc` says of whoever calls.
+#[derive(Debug, PartialEq, Eq)]
+struct Caller {
+    /// Effective.
+    uid: u32,
+    /// The supplementary ones, and the effective one, which is the last.
+    groups: Vec<u32>,
+    /// In its own user namespace.
+    has_net_admin: bool,
+}
+
+/// Numbers of users or groups.
+#[derive(Clone, Copy)]
+enum Ids {
+    Users,
+    Groups,
+}
+
+impl Ids {
+    /// A number as `/proc` tells it; `u32::MAX`, which is nobody's, if it stands for those that have no number here.
+    fn told(self, id: u32) -> u32 {
+        /// `DEFAULT_OVERFLOWUID`, `DEFAULT_OVERFLOWGID`.
+        const OVERFLOW: u32 = 65_534;
+        let map = match self {
+            Self::Users => "/proc/self/uid_map",
+            Self::Groups => "/proc/self/gid_map",
+        };
+        // Where somebody has it, it is theirs: the kernel lets nobody without a number open a file of a mount of this namespace.
+        let is_given = || fs::read_to_string(map).is_ok_and(|map| has_number(&map, OVERFLOW));
+        if id == OVERFLOW && !is_given() { u32::MAX } else { id }
+    }
+}
+
+/// Whether a map of ids gives a number to somebody (user_namespaces(7)).
+fn has_number(map: &str, id: u32) -> bool {
+    map.lines().any(|line| {
+        let mut numbers = line.split_whitespace().map(str::parse::<u32>);
+        match (numbers.next(), numbers.nth(1)) {
+            (Some(Ok(first)), Some(Ok(count))) => {
+                id.checked_sub(first).is_some_and(|past| past < count)
+            }
+            _ => false,
+        }
+    })
 }
 
 /// `/proc/TID/status`, see `proc_pid_status(5)`.
 struct Status(String);
 
 impl Status {
+    /// `None` if the thread cannot be seen: one of another pid namespace has number 0.
     fn of(tid: u32) -> Option<Self> {
         // A program may have any bytes in its name.
-        fs::read(format!("/proc/{tid}/status")).ok().map(|bytes| Self(text_of(&bytes)))
+        let status = fs::read(format!("/proc/{tid}/status")).ok().filter(|_| tid > 0);
+        status.map(|bytes| Self(text_of(&bytes)))
     }
 
     fn field(&self, key: &str) -> Option<&str> {
         self.0.lines().find_map(|line| line.strip_prefix(key)).map(str::trim)
     }
 
-    fn credentials(&self) -> Option<Credentials> {
+    fn caller(&self) -> Option<Caller> {
         /// `CAP_NET_ADMIN`, a bit of the mask.
         const NET_ADMIN: u32 = 12;
         let capabilities = u64::from_str_radix(self.field("CapEff:")?, 16).ok()?;
@@ -70,8 +139,8 @@ impl Status {
         let supplementary = self.field("Groups:")?.split_whitespace();
         let mut groups: Vec<u32> = supplementary.map(str::parse).collect::<Result<_, _>>().ok()?;
         groups.push(effective("Gid:")?);
-        Some(Credentials {
-            net_admin: capabilities & 1 << NET_ADMIN != 0,
+        Some(Caller {
+            has_net_admin: capabilities & 1 << NET_ADMIN != 0,
             uid: effective("Uid:")?,
             groups,
         })
@@ -135,7 +204,7 @@ mod tests {
         let thread = std::thread::spawn(|| {
             fs::write("/proc/thread-self/comm", b"a\xff\x1b[2J").unwrap();
             let tid = nix::unistd::gettid().as_raw().unsigned_abs();
-            (look_up(tid, 1, 2), credentials(tid, 9, 9))
+            (look_up(tid, 1, 2), credentials(tid, 9, 9, None))
         });
         let (opener, credentials) = thread.join().unwrap();
         assert_eq!((opener.pid, opener.command.as_str()), (std::process::id(), "a\\xff\x1b[2J"));
@@ -143,20 +212,82 @@ mod tests {
     }
 
     #[test]
+    fn map_of_ids_says_who_has_a_number() {
+        let map = "         0       1000          1\n     65534      65534          2\n";
+        let has = |id| has_number(map, id);
+        assert!(has(0) && has(65_534) && has(65_535));
+        assert!(!has(1) && !has(1000) && !has(65_533) && !has(65_536));
+        assert!(has_number("0 0 4294967295", 65_534) && !has_number("", 0));
+    }
+
+    #[test]
     fn credentials_are_the_effective_ones() {
         let status = "Name:\tx\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nGroups:\t20 30 \nCapEff:\t0000000000001000\n";
-        let credentials = |text: &str| Status(text.to_owned()).credentials();
-        let expected = Credentials { net_admin: true, uid: 2, groups: vec![20, 30, 6] };
-        assert_eq!(credentials(status), Some(expected));
-        let without = credentials(&status.replace("1000", "efff")).unwrap();
-        assert!(!without.net_admin);
-        assert_eq!(credentials("Name:\tx\n"), None);
+        let caller = |text: &str| Status(text.to_owned()).caller();
+        let expected = Caller { has_net_admin: true, uid: 2, groups: vec![20, 30, 6] };
+        assert_eq!(caller(status), Some(expected));
+        let without = caller(&status.replace("1000", "efff")).unwrap();
+        assert!(!without.has_net_admin);
+        assert_eq!(caller("Name:\tx\n"), None);
         let tid = nix::unistd::gettid().as_raw().unsigned_abs();
-        let own = super::credentials(tid, 9, 9);
+        let own = credentials(tid, 9, 9, None);
         assert_eq!(own.uid, nix::unistd::geteuid().as_raw());
         assert!(own.groups.contains(&nix::unistd::getegid().as_raw()));
-        let unseen = Credentials { net_admin: false, uid: 9, groups: vec![8] };
-        assert_eq!(super::credentials(0, 9, 8), unseen);
+        assert!(!own.net_admin, "of no namespace");
+        let unseen =
+            Credentials { net_admin: false, is_initial_admin: false, uid: 9, groups: vec![8] };
+        let network = Network::current().unwrap();
+        assert_eq!(credentials(0, 9, 8, Some(&network)), unseen);
+    }
+
+    /// In a user namespace of its own anybody has all capabilities, and none where the network namespace belongs to another.
+    #[test]
+    fn capability_counts_in_the_user_namespace_of_the_network() {
+        let network = Network::current().unwrap();
+        let here = user_namespace_of(std::process::id()).unwrap();
+        let child = std::process::Command::new("unshare")
+            .args(["--user", "--map-root-user", "sh", "-c", "echo; read line"])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn();
+        let mut child = child.unwrap();
+        let mut line = [0];
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut line).unwrap();
+        let status = Status::of(child.id()).unwrap().caller().unwrap();
+        assert!(status.has_net_admin);
+        assert_ne!(user_namespace_of(child.id()), Some(here));
+        assert!(!credentials(child.id(), 0, 0, Some(&network)).net_admin);
+        assert!(!credentials(child.id(), 0, 0, Some(&network)).is_initial_admin);
+        let who = |users, has_net_admin| Administrator { users, has_net_admin, uid: 1 };
+        assert_eq!(network.is_administered_by(&who(here, true)), Some(true));
+        assert_eq!(network.is_administered_by(&who(here, false)), Some(false));
+        drop(child.stdin.take());
+        child.wait().unwrap();
+    }
+
+    /// The namespace above has what it has in those below, and so has the user who made one.
+    #[test]
+    fn namespace_below_is_administered_from_above() {
+        let child = std::process::Command::new("unshare")
+            .args(["--user", "--map-root-user", "--net", "sh", "-c", "echo; read line"])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn();
+        let mut child = child.unwrap();
+        let mut line = [0];
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut line).unwrap();
+        let network = Network::of_thread(child.id()).unwrap();
+        assert!(credentials(child.id(), 0, 0, Some(&network)).net_admin);
+        let here = user_namespace_of(std::process::id()).unwrap();
+        let owner = nix::unistd::geteuid().as_raw();
+        let has = |has_net_admin, uid| {
+            network.is_administered_by(&Administrator { users: here, has_net_admin, uid })
+        };
+        assert_eq!(has(true, owner + 1), Some(true));
+        assert_eq!(has(false, owner), Some(true), "who made it");
+        assert_eq!(has(false, owner + 1), Some(false));
+        drop(child.stdin.take());
+        child.wait().unwrap();
     }
 
     #[test]

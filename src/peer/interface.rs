@@ -3,12 +3,9 @@
 //! A link's number is that of its tunnel, a queue's that of its file. Whatever the core asks goes to one thread of
 //! [`Links`] in the order it was asked, so a link is removed before another of its name is made, and the core needs no
 //! answer to a queue's closing.
-//!
-//! The namespace of a link is that of the thread which opened the device, at that time. It is held from then on, as
-//! the kernel's own device holds it, until the last file from there is closed: the opener may long be elsewhere.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::BTreeMap,
     io::IoSlice,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak},
 };
@@ -16,14 +13,13 @@ use std::{
 use tracing::{debug, info, warn};
 
 use super::link::{
-    Kind, Link, LinkId, Links, Listener, Made, MakeError, Network, QueueId, Setting, Spec, State,
-    TunNode,
+    Kind, Link, LinkId, Links, Listener, Made, MakeError, QueueId, Setting, Spec, State, TunNode,
 };
 use crate::{
     abi::tun::{IfFlags, Name},
     core::{
         CommandError, FileId, Forward, Interface, LinkAnswer, LinkRequest, LinkSetting, MadeLink,
-        Mode, RequestId, Scope, TunnelId,
+        Mode, RequestId, Rights, Scope, TunnelId,
     },
     errno::Errno,
     hub::{Hub, LinkKeeper, Switched},
@@ -48,15 +44,7 @@ pub struct Interfaces {
     node: Mutex<Option<TunNode>>,
     links: OnceLock<Links>,
     made: RwLock<BTreeMap<TunnelId, Arc<Link>>>,
-    networks: Mutex<BTreeMap<Scope, Held>>,
     this: Weak<Self>,
-}
-
-/// A namespace from which files are open.
-struct Held {
-    /// `None`: it could not be looked at.
-    network: Option<Arc<Network>>,
-    files: usize,
 }
 
 impl Interfaces {
@@ -68,7 +56,6 @@ impl Interfaces {
             node: Mutex::new(Some(options.node)),
             links: OnceLock::new(),
             made: RwLock::default(),
-            networks: Mutex::default(),
             this: Weak::clone(this),
         });
         hub.set_link_keeper(Arc::clone(&interfaces) as Arc<dyn LinkKeeper>);
@@ -115,7 +102,7 @@ impl Interfaces {
         spec: Spec,
         then: impl FnOnce(&Self, Result<Made, MakeError>) + Send + 'static,
     ) {
-        let network = lock(&self.networks).get(&scope).and_then(|held| held.network.clone());
+        let network = self.hub.upgrade().and_then(|hub| hub.networks().find(scope));
         let name = spec.name;
         let refuse = |errno| MakeError::Network { name, errno };
         let (links, network) = match (self.links(), network) {
@@ -140,7 +127,14 @@ impl Interfaces {
     /// What TUNSETIFF of the client gets.
     fn report_made(&self, tunnel: TunnelId, made: Result<Made, MakeError>) {
         let answer = match made {
-            Ok(Made { state, persistent, .. }) => Ok(Some(MadeLink { state, persistent })),
+            Ok(Made { state, persistent, was_there, .. }) => {
+                Ok(Some(MadeLink { state, persistent, was_there }))
+            }
+            // Nobody gets by the kernel's rule because it is applied.
+            Err(error @ MakeError::NotPermitted { .. }) => {
+                warn!("{error}");
+                Err(errno_of(error.errno()))
+            }
             Err(error) if self.optional => {
                 warn!("{error}; going on without");
                 Ok(None)
@@ -206,7 +200,9 @@ impl Interfaces {
         let Some(&first) = wanted.files.first() else {
             return then(Err(format!("no client has tunnel {name} open")));
         };
-        let spec = Spec { name, flags, index: None, passes_datagrams: to == Interface::Bridge };
+        let passes_datagrams = to == Interface::Bridge;
+        let rights = Rights::Admin;
+        let spec = Spec { name, flags, index: None, passes_datagrams, rights };
         self.make(tunnel, first, scope, spec, move |this, made| {
             let made = match made {
                 Ok(made) => made,
@@ -216,7 +212,7 @@ impl Interfaces {
             let id = link_of(tunnel);
             let name = made.state.name;
             for file in &wanted.files[1..] {
-                links.add_queue(id, queue_of(*file), flags, move |added| {
+                links.add_queue(id, queue_of(*file), flags, Rights::Admin, move |added| {
                     log_failure(name, "adding a queue", added);
                 });
             }
@@ -274,20 +270,21 @@ impl Wanted {
 impl LinkKeeper for Interfaces {
     fn perform(&self, request: LinkRequest) {
         match request {
-            LinkRequest::Make { tunnel, file, scope, name, flags, index, interface } => {
+            LinkRequest::Make { tunnel, file, scope, name, flags, index, interface, rights } => {
                 let passes_datagrams = interface == Interface::Bridge;
                 let index = i32::try_from(index).ok().filter(|index| *index > 0);
-                let spec = Spec { name, flags, index, passes_datagrams };
+                let spec = Spec { name, flags, index, passes_datagrams, rights };
                 self.make(tunnel, file, scope, spec, move |this, made| {
                     this.report_made(tunnel, made);
                 });
             }
-            LinkRequest::Open { tunnel, file, flags, asker } => {
+            LinkRequest::Open { tunnel, file, flags, rights, asker } => {
                 if let Some(links) = self.links.get() {
                     links.add_queue(
                         link_of(tunnel),
                         queue_of(file),
                         flags,
+                        rights,
                         self.report_done(asker),
                     );
                 }
@@ -358,28 +355,6 @@ impl LinkKeeper for Interfaces {
     fn refresh_all(&self) {
         if let Some(links) = self.links.get() {
             links.refresh_all();
-        }
-    }
-
-    fn enter(&self, scope: Scope, tid: u32) {
-        match lock(&self.networks).entry(scope) {
-            Entry::Occupied(mut held) => held.get_mut().files += 1,
-            Entry::Vacant(place) => {
-                let network = Network::of_thread(tid).ok();
-                // The thread waits for its open, so it has not moved since its scope was looked up.
-                let network = network.filter(|network| network.inode() == scope.0).map(Arc::new);
-                place.insert(Held { network, files: 1 });
-            }
-        }
-    }
-
-    fn leave(&self, scope: Scope) {
-        let mut networks = lock(&self.networks);
-        if let Entry::Occupied(mut held) = networks.entry(scope) {
-            held.get_mut().files -= 1;
-            if held.get().files == 0 {
-                held.remove();
-            }
         }
     }
 

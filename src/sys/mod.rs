@@ -2,6 +2,7 @@
 #![allow(unsafe_code, reason = "this is its one place")]
 
 mod guard;
+pub(crate) mod rights;
 pub(crate) mod seccomp;
 pub(crate) mod tun;
 
@@ -234,6 +235,14 @@ pub(crate) fn users_of_namespace(namespace: BorrowedFd<'_>) -> Result<OwnedFd, E
 /// The user namespace above another. `EPERM`, likewise.
 pub(crate) fn parent_of_namespace(users: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     related_namespace(users, libc::NS_GET_PARENT)
+}
+
+/// The user who made a user namespace, as this process's namespace knows them; the overflow id if it does not.
+pub(crate) fn owner_of_namespace(users: BorrowedFd<'_>) -> Result<u32, Errno> {
+    let mut uid = u32::MAX;
+    // SAFETY: the command writes a `uid_t`, and `uid` is one.
+    let result = unsafe { libc::ioctl(users.as_raw_fd(), libc::NS_GET_OWNER_UID, &raw mut uid) };
+    Errno::result(result).map(|_| uid)
 }
 
 fn related_namespace(namespace: BorrowedFd<'_>, command: libc::Ioctl) -> Result<OwnedFd, Errno> {

@@ -25,6 +25,7 @@ fn rig(policy: Interface) -> Rig {
 
 fn state(name: &str, up: bool) -> LinkState {
     LinkState {
+        scope: Scope(1),
         index: 7,
         name: Name::new(name.as_bytes()),
         up,
@@ -36,7 +37,7 @@ fn state(name: &str, up: bool) -> LinkState {
 }
 
 fn made(name: &str) -> Result<Option<MadeLink>, Errno> {
-    Ok(Some(MadeLink { state: state(name, false), persistent: false }))
+    Ok(Some(MadeLink { state: state(name, false), persistent: false, was_there: false }))
 }
 
 /// The tunnel that the last request is about.
@@ -114,7 +115,9 @@ fn attaches_of_one_namespace_wait_for_each_other() {
     assert!(rig.outcome(asked[0]).unwrap().is_ok());
     // It has one queue, and that is taken.
     assert_eq!(rig.outcome(asked[1]), Some(Err(Errno::EBUSY)));
-    rig.tell_of_link(LinkAnswer::Made(tunnel_of_third, made("tun0")));
+    let there = LinkState { scope: Scope(2), ..state("tun0", false) };
+    let made = MadeLink { state: there, persistent: false, was_there: false };
+    rig.tell_of_link(LinkAnswer::Made(tunnel_of_third, Ok(Some(made))));
     assert!(rig.outcome(asked[2]).unwrap().is_ok());
 }
 
@@ -172,8 +175,11 @@ fn persistent_link_loses_its_queue_and_gets_another() {
     let file = rig.open();
     let asked = rig.set_iff_later(file, "tun0", TUN);
     let asker = rig.request_id(asked);
-    let flags = IfFlags::TUN | IfFlags::NO_PI;
-    assert_eq!(rig.link_requests.pop(), Some(LinkRequest::Open { tunnel, file, flags, asker }));
+    let (flags, rights) = (IfFlags::TUN | IfFlags::NO_PI, Rights::Admin);
+    assert_eq!(
+        rig.link_requests.pop(),
+        Some(LinkRequest::Open { tunnel, file, flags, rights, asker })
+    );
     rig.tell_of_link(LinkAnswer::Done(asker, Ok(())));
     assert_eq!(name_stored(rig.outcome(asked).unwrap()), "tun0");
 }
@@ -287,6 +293,89 @@ fn what_happens_to_the_link_happens_to_the_tunnel() {
     assert_eq!((named(b"tap0"), named(b"other")), (None, Some(tunnel)));
     // Its name of before is free.
     attached(&mut rig, "tap0", TAP);
+}
+
+#[test]
+fn link_that_is_moved_leaves_its_name_behind() {
+    let mut rig = rig(Interface::Shadow);
+    let (_, moved) = attached(&mut rig, "tun0", TUN);
+    let there = LinkState { scope: Scope(2), index: 2, ..state("tun0", false) };
+    rig.tell_of_link(LinkAnswer::Changed(moved, there));
+    assert_eq!(rig.core.tunnel(moved).unwrap().scope(), Scope(2));
+    // Where it was the name is free, where it is it is taken.
+    let (_, other) = attached(&mut rig, "tun0", TUN);
+    let file = rig.open_in(Scope(2));
+    let asked = rig.set_iff_later(file, "tun0", TUN);
+    assert_eq!(rig.outcome(asked), Some(Err(Errno::EBUSY)));
+    let at = |scope: u64| rig.core.find(&Address::Scoped(Name::new(b"tun0"), Scope(scope))).ok();
+    assert_eq!((at(1), at(2)), (Some(other), Some(moved)));
+    // The one that is gone takes no other's name with it.
+    rig.tell_of_link(LinkAnswer::Gone(moved));
+    assert_eq!(rig.core.find(&Address::Name(Name::new(b"tun0"))), Ok(other));
+}
+
+/// The kernel judges who may attach to a device that memtun did not make.
+#[test]
+fn rights_of_the_caller_go_with_the_request() {
+    let mut rig = rig(Interface::Shadow);
+    rig.core.set_admission(Admission::NetAdmin);
+    let mut asked_by = |net_admin| {
+        let file = rig.open();
+        let caller = Credentials { net_admin, uid: 5, groups: vec![6], ..Credentials::default() };
+        let asked = rig.set_iff_later_by(file, "tun0", TUN, &caller);
+        let request = rig.link_requests.pop();
+        let Some(LinkRequest::Make { tunnel, rights, .. }) = request else {
+            panic!("{request:?} is asked")
+        };
+        rig.tell_of_link(LinkAnswer::Made(tunnel, Err(Errno::EPERM)));
+        assert_eq!(rig.outcome(asked), Some(Err(Errno::EPERM)));
+        (rights, caller)
+    };
+    assert_eq!(asked_by(true).0, Rights::Admin);
+    let (rights, caller) = asked_by(false);
+    assert_eq!(rights, Rights::Of { caller: Box::new(caller), may_make: false });
+    rig.core.set_admission(Admission::Names(vec!["tun*".parse().unwrap()]));
+    let mut asked_for = |name: &str, got: &str, was_there| {
+        let file = rig.open();
+        let caller = Credentials { uid: 5, groups: vec![6], ..Credentials::default() };
+        let asked = rig.set_iff_later_by(file, name, TUN, &caller);
+        let request = rig.link_requests.pop();
+        let Some(LinkRequest::Make { tunnel, rights: Rights::Of { may_make, .. }, .. }) = request
+        else {
+            panic!("{request:?} is asked")
+        };
+        let made = MadeLink { state: state(got, false), persistent: false, was_there };
+        rig.tell_of_link(LinkAnswer::Made(tunnel, Ok(Some(made))));
+        (may_make, rig.outcome(asked).unwrap().map(drop))
+    };
+    assert_eq!(asked_for("tun%d", "tun3", false), (true, Ok(())));
+    assert_eq!(asked_for("eth7", "eth7", false), (false, Err(Errno::EPERM)), "not to be made");
+    assert_eq!(asked_for("corp0", "corp0", true), (false, Ok(())), "by the kernel's word");
+}
+
+/// Its owner and group are the kernel device's.
+#[test]
+fn further_queue_of_a_link_is_for_whom_the_kernel_would_let() {
+    let mut rig = rig(Interface::Shadow);
+    let (file, _) = attached(&mut rig, "tun0", TUN | 0x100);
+    let asked = rig.ioctl_later(file, TUNSETOWNER, 5, &[], 0);
+    let asker = rig.request_id(asked);
+    rig.tell_of_link(LinkAnswer::Done(asker, Ok(())));
+    rig.link_requests.clear();
+    let mut rights_of = |uid| {
+        let file = rig.open();
+        let caller = Credentials { uid, groups: vec![6], ..Credentials::default() };
+        let asked = rig.set_iff_later_by(file, "tun0", TUN | 0x100, &caller);
+        match rig.link_requests.pop() {
+            Some(LinkRequest::Open { rights, asker, .. }) => {
+                rig.tell_of_link(LinkAnswer::Done(asker, Ok(())));
+                (matches!(rights, Rights::Of { .. }), rig.outcome(asked).unwrap().map(drop))
+            }
+            other => (other.is_some(), rig.outcome(asked).unwrap().map(drop)),
+        }
+    };
+    assert_eq!(rights_of(5), (true, Ok(())));
+    assert_eq!(rights_of(6), (false, Err(Errno::EPERM)), "whoever may make tunnels");
 }
 
 #[test]

@@ -4,14 +4,11 @@
 //! What the kernel's `ns_capable` looks at is asked here, of the caller's thread.
 //!
 //! DIFFERS: under `memtun run`, SIOCGSKNS and TUNGETDEVNETNS know the namespace that the caller is in and the one that `run` started
-//! the program in, and give EPERM for any other. That the caller's user has made the user namespace of it does not count.
+//! the program in, and give EPERM for any other.
 
 use std::{
-    fs::{self, File},
-    os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::fs::MetadataExt,
-    },
+    fs::File,
+    os::fd::{BorrowedFd, OwnedFd},
 };
 
 use nix::errno::Errno;
@@ -20,6 +17,7 @@ use crate::{
     abi::tun::ioctl::{SIOCGSKNS, TUNGETDEVNETNS},
     core::ioctl::{IS_DEVNETNS, IS_SKNS},
     frontend::opener,
+    netns::Network,
     sys,
 };
 
@@ -63,10 +61,12 @@ impl Subject {
 /// `EPERM` if it may not have it, or if it is not found; else what the device says.
 pub(super) fn find(file: BorrowedFd<'_>, subject: Subject, tid: u32) -> Result<OwnedFd, Errno> {
     let places = [format!("/proc/{tid}/ns/net"), "/proc/self/ns/net".to_owned()];
-    for network in places.iter().filter_map(|place| File::open(place).ok()) {
-        let Some(number) = inode(&network) else { continue };
-        match sys::ioctl_value(file, subject.question(), number) {
-            Ok(_) if is_admin(tid, &network) == Some(true) => return Ok(network.into()),
+    for network in places.iter().filter_map(|place| Network::try_from(File::open(place).ok()?).ok())
+    {
+        match sys::ioctl_value(file, subject.question(), network.inode()) {
+            Ok(_) if opener::credentials(tid, 0, 0, Some(&network)).net_admin => {
+                return Ok(network.into());
+            }
             // It may be the other.
             Err(Errno::EPERM) => {}
             Ok(_) => break,
@@ -74,20 +74,4 @@ pub(super) fn find(file: BorrowedFd<'_>, subject: Subject, tid: u32) -> Result<O
         }
     }
     Err(Errno::EPERM)
-}
-
-/// Whether a thread has CAP_NET_ADMIN in a namespace: in the user namespace that this belongs to, or in one above that. `None`: what it
-/// belongs to is above what the client has capabilities in, or cannot be seen.
-fn is_admin(tid: u32, network: &File) -> Option<bool> {
-    let own = fs::metadata(format!("/proc/{tid}/ns/user")).ok()?.ino();
-    let mut users = File::from(sys::users_of_namespace(network.as_fd()).ok()?);
-    while inode(&users)? != own {
-        users = File::from(sys::parent_of_namespace(users.as_fd()).ok()?);
-    }
-    // Its ids are of no interest.
-    Some(opener::credentials(tid, 0, 0).net_admin)
-}
-
-fn inode(namespace: &File) -> Option<u64> {
-    namespace.metadata().ok().map(|metadata| metadata.ino())
 }

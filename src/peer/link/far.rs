@@ -8,8 +8,11 @@ use std::{
 
 use nix::errno::Errno;
 
-use super::network::{Network, Requests};
-use crate::abi::rtnetlink::{self, Request, attribute};
+use super::network::Requests;
+use crate::{
+    abi::rtnetlink::{self, Request, attribute},
+    netns::Network,
+};
 
 const NAME: &str = "far";
 

@@ -21,14 +21,17 @@ use nix::{
 };
 use tracing::debug;
 
-use super::{Far, Kind, Spec, namespace::Namespace};
+use super::{Far, Kind, Rights, Spec, namespace::Namespace};
 use crate::{
     abi::{
         rtnetlink::{self, Request, attribute},
         tun::{IfFlags, IfReq, Name},
         virtio_net::VnetHeader,
     },
-    sys::tun::{self, IfReqCommand, IntCommand},
+    sys::{
+        self,
+        tun::{self, IfReqCommand, IntCommand},
+    },
 };
 
 /// The node of the kernel's tun driver, held so that it can still be opened when something else covers its path.
@@ -61,13 +64,31 @@ impl TunNode {
     }
 
     /// Opens it, for the network namespace of the thread which calls.
-    fn open(&self) -> Result<OwnedFd, NoDriver> {
-        let handle = self.0.as_ref().map_err(|reason| NoDriver(Arc::clone(reason)))?;
+    fn open(&self) -> Result<OwnedFd, Unopened> {
+        let missing = |reason| Unopened::NoDriver(NoDriver(reason));
+        let handle = self.0.as_ref().map_err(|reason| missing(Arc::clone(reason)))?;
         let path = format!("/proc/self/fd/{}", handle.as_raw_fd());
         let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-        open(path.as_str(), flags, Permissions::empty())
-            .map_err(|errno| NoDriver(format!("opening /dev/net/tun: {}", errno.desc()).into()))
+        // There is no driver, or a container's rules keep it from us. Else this process has no room for a file, say.
+        let is_missing = |errno| {
+            [Errno::ENOENT, Errno::ENXIO, Errno::ENODEV, Errno::EACCES, Errno::EPERM]
+                .contains(&errno)
+        };
+        open(path.as_str(), flags, Permissions::empty()).map_err(|errno| {
+            if is_missing(errno) {
+                missing(format!("opening /dev/net/tun: {}", errno.desc()).into())
+            } else {
+                Unopened::Failed(errno)
+            }
+        })
     }
+}
+
+/// Why there is no file of the tun driver.
+enum Unopened {
+    NoDriver(NoDriver),
+    /// There is a driver, but this process has no room for a file, say.
+    Failed(Errno),
 }
 
 /// Why the kernel's tun driver cannot be asked.
@@ -113,6 +134,23 @@ pub enum MakeError {
         /// What the kernel said.
         errno: Errno,
     },
+    /// The tun driver's node could not be opened, though it is there.
+    #[error("opening /dev/net/tun for interface {name}: {}; raise the daemon's limit of open files (LimitNOFILE=, ulimit -n)", .errno.desc())]
+    Open {
+        /// The name that was wanted.
+        name: Name,
+        /// What the kernel said.
+        errno: Errno,
+    },
+    /// The client may not, by the kernel's rule.
+    #[error(
+        "making interface {name}: the client has no CAP_NET_ADMIN in its network namespace, is not the owner of an interface \
+         of that name, or may not have that name; see --allow-unprivileged and --names"
+    )]
+    NotPermitted {
+        /// The name that was wanted.
+        name: Name,
+    },
     /// There are as many links as there may be.
     #[error("making interface {name}: there are {limit} already, the limit")]
     TooMany {
@@ -132,7 +170,10 @@ impl MakeError {
             | Self::NoSubstitute { errno, .. }
             | Self::Network { errno, .. } => *errno,
             Self::NoTraffic { .. } => Errno::ENODEV,
-            Self::TooMany { .. } => Errno::ENFILE,
+            Self::NotPermitted { .. } => Errno::EPERM,
+            // The client's own files are not too many.
+            Self::Open { errno: Errno::EMFILE, .. } | Self::TooMany { .. } => Errno::ENFILE,
+            Self::Open { errno, .. } => *errno,
         }
     }
 }
@@ -153,8 +194,10 @@ pub(super) struct Made {
     pub(super) kind: Kind,
     pub(super) queue: Option<OwnedFd>,
     pub(super) state: rtnetlink::Link,
-    /// It was there before, and stays when it is not used any more.
+    /// It stays when it is not used any more.
     pub(super) persistent: bool,
+    /// It was there before, and the kernel let the client attach to it.
+    pub(super) was_there: bool,
     pub(super) far: Option<Far>,
 }
 
@@ -164,14 +207,15 @@ pub(super) fn make(node: &TunNode, namespace: &Namespace, spec: &Spec) -> Result
     let in_network = |error: &io::Error| MakeError::Network { name, errno: errno_of(error) };
     let opened = namespace.network.run(|| Ok(node.open())).map_err(|error| in_network(&error))?;
     let driver = match opened {
-        Ok(queue) => {
-            return attach(queue, namespace, spec)
-                .map_err(|errno| MakeError::Refused { name, errno });
-        }
-        Err(driver) => driver,
+        Ok(queue) => return attach(queue, namespace, spec),
+        Err(Unopened::Failed(errno)) => return Err(MakeError::Open { name, errno }),
+        Err(Unopened::NoDriver(driver)) => driver,
     };
     if spec.passes_datagrams {
         return Err(MakeError::NoTraffic { name, driver });
+    }
+    if let Rights::Of { may_make: false, .. } = spec.rights {
+        return Err(MakeError::NotPermitted { name });
     }
     substitute(namespace, spec).map_err(|errno| MakeError::NoSubstitute { name, driver, errno })
 }
@@ -187,32 +231,78 @@ pub(super) fn add_queue(
     let opened = namespace.network.run(|| Ok(node.open()));
     let queue = opened
         .map_err(|error| MakeError::Network { name, errno: errno_of(&error) })?
-        .map_err(|driver| MakeError::NoTraffic { name, driver })?;
-    let made = attach(queue, namespace, spec).and_then(|made| {
-        // Between the look at the name and its use the link may have got another, and another link this one.
-        if made.state.index == index { made.queue.ok_or(Errno::EBADFD) } else { Err(Errno::EBUSY) }
-    });
-    made.map_err(|errno| MakeError::Refused { name, errno })
+        .map_err(|unopened| match unopened {
+            Unopened::NoDriver(driver) => MakeError::NoTraffic { name, driver },
+            Unopened::Failed(errno) => MakeError::Open { name, errno },
+        })?;
+    let made = attach(queue, namespace, spec)?;
+    // Between the look at the name and its use the link may have got another, and another link this one.
+    let queue = made.queue.filter(|_| made.state.index == index);
+    queue.ok_or(MakeError::Refused { name, errno: Errno::EBUSY })
 }
 
 /// TUNSETIFF, as the client asked for it.
-fn attach(queue: OwnedFd, namespace: &Namespace, spec: &Spec) -> Result<Made, Errno> {
+fn attach(queue: OwnedFd, namespace: &Namespace, spec: &Spec) -> Result<Made, MakeError> {
+    let name = spec.name;
+    let refused = |errno| MakeError::Refused { name, errno };
     if let Some(index) = spec.index {
-        tun::with_int(queue.as_fd(), IntCommand::Index, index)?;
+        tun::with_int(queue.as_fd(), IntCommand::Index, index).map_err(refused)?;
     }
+    let was_there = match &spec.rights {
+        Rights::Admin => set_iff(&queue, spec.name, spec.flags).map(|()| false).map_err(refused)?,
+        Rights::Of { caller, may_make } => {
+            // The kernel makes nothing for a caller without the capability, and judges whether it may attach to what is there.
+            let set = || set_iff(&queue, spec.name, spec.flags);
+            match sys::rights::with_rights_of(caller.uid, &caller.groups, set) {
+                Ok(()) => true,
+                Err(Errno::EPERM) if *may_make => {
+                    make_new(&queue, namespace, spec)?;
+                    false
+                }
+                Err(Errno::EPERM) => return Err(MakeError::NotPermitted { name }),
+                Err(errno) => return Err(refused(errno)),
+            }
+        }
+    };
+    look_at(queue, namespace, spec.flags, was_there).map_err(refused)
+}
+
+fn set_iff(queue: &OwnedFd, name: Name, flags: IfFlags) -> Result<(), Errno> {
     let mut request = IfReq::zeroed(false);
-    request.copy_name(&spec.name);
-    request.set_flags(spec.flags);
-    let name = tun::with_ifreq(queue.as_fd(), IfReqCommand::Attach, &request)?.name();
-    if spec.flags.contains(IfFlags::VNET_HDR) {
+    request.copy_name(&name);
+    request.set_flags(flags);
+    tun::with_ifreq(queue.as_fd(), IfReqCommand::Attach, &request).map(drop)
+}
+
+/// A device for a caller who could not make one, and so never one that is there.
+fn make_new(queue: &OwnedFd, namespace: &Namespace, spec: &Spec) -> Result<(), MakeError> {
+    let name = spec.name;
+    set_iff(queue, name, spec.flags | IfFlags::TUN_EXCL).map_err(|errno| {
+        let is_there = || namespace.requests.link_named(name.as_bytes()).is_ok();
+        if errno == Errno::EBUSY && is_there() {
+            MakeError::NotPermitted { name }
+        } else {
+            MakeError::Refused { name, errno }
+        }
+    })
+}
+
+/// How a link is to which a queue has been attached.
+fn look_at(
+    queue: OwnedFd,
+    namespace: &Namespace,
+    flags: IfFlags,
+    was_there: bool,
+) -> Result<Made, Errno> {
+    if flags.contains(IfFlags::VNET_HDR) {
         // A persistent link keeps the size that somebody else set.
         let size = i32::try_from(VnetHeader::SIZE).unwrap_or(i32::MAX);
         tun::with_int(queue.as_fd(), IntCommand::VnetHeaderSize, size)?;
     }
     let attached = tun::with_ifreq(queue.as_fd(), IfReqCommand::Attached, &IfReq::zeroed(false))?;
     let persistent = attached.flags().contains(IfFlags::PERSIST);
-    let state = namespace.requests.link_named(name.as_bytes())?;
-    Ok(Made { kind: Kind::Tun, queue: Some(queue), state, persistent, far: None })
+    let state = namespace.requests.link_named(attached.name().as_bytes())?;
+    Ok(Made { kind: Kind::Tun, queue: Some(queue), state, persistent, was_there, far: None })
 }
 
 /// How many numbers the kernel tries for a template (`__dev_alloc_name`).
@@ -224,7 +314,10 @@ fn substitute(namespace: &Namespace, spec: &Spec) -> Result<Made, Errno> {
     let veth = far.ok().map(|far| (Kind::Veth, Some(far)));
     for (kind, far) in veth.into_iter().chain([(Kind::Dummy, None), (Kind::Ifb, None)]) {
         match add_named(namespace, spec, kind, far.as_ref()) {
-            Ok(state) => return Ok(Made { kind, queue: None, state, persistent: false, far }),
+            Ok(state) => {
+                let (persistent, was_there) = (false, false);
+                return Ok(Made { kind, queue: None, state, persistent, was_there, far });
+            }
             // A kind that the kernel does not know.
             Err(Errno::EOPNOTSUPP) => {}
             Err(errno) => return Err(errno),

@@ -51,16 +51,15 @@ use nix::{errno::Errno, sys::uio::writev};
 use self::{far::Far, namespace::Namespace, queue::Queue};
 pub use self::{
     make::{MakeError, NoDriver, TunNode},
-    network::Network,
     threads::Links,
 };
-pub use crate::core::{LinkSetting as Setting, LinkState as State};
+pub use crate::core::{LinkSetting as Setting, LinkState as State, Rights};
 use crate::{
     abi::{
         rtnetlink,
         tun::{IfFlags, Name},
     },
-    core::MacAddress,
+    core::{MacAddress, Scope},
 };
 
 /// A link's number, given by whoever has it made; of no other link at the time.
@@ -98,7 +97,7 @@ impl Kind {
 }
 
 /// What link is wanted.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Spec {
     /// Its name; empty or a template, and the kernel chooses.
     pub name: Name,
@@ -108,19 +107,21 @@ pub struct Spec {
     pub index: Option<i32>,
     /// Datagrams are to pass, so no substitute will do.
     pub passes_datagrams: bool,
+    /// What the client may do.
+    pub rights: Rights,
 }
 
-impl From<&rtnetlink::Link> for State {
-    fn from(link: &rtnetlink::Link) -> Self {
-        Self {
-            index: link.index,
-            name: link.name,
-            up: link.flags & rtnetlink::IFF_UP != 0,
-            carrier: link.carrier,
-            mtu: link.mtu,
-            address: link.address.map(MacAddress),
-            queue_length: link.queue_length,
-        }
+/// How a link in a namespace is.
+fn state_of(link: &rtnetlink::Link, namespace: &Namespace) -> State {
+    State {
+        scope: Scope(namespace.network.inode()),
+        index: link.index,
+        name: link.name,
+        up: link.flags & rtnetlink::IFF_UP != 0,
+        carrier: link.carrier,
+        mtu: link.mtu,
+        address: link.address.map(MacAddress),
+        queue_length: link.queue_length,
     }
 }
 
@@ -143,8 +144,10 @@ pub struct Made {
     pub link: Arc<Link>,
     /// How it was.
     pub state: State,
-    /// It was there before, made persistent by somebody.
+    /// It outlives its queues: somebody has made it persistent.
     pub persistent: bool,
+    /// It was there before, and the kernel let the client attach to it.
+    pub was_there: bool,
 }
 
 /// A link.
@@ -152,6 +155,8 @@ pub struct Made {
 pub struct Link {
     id: LinkId,
     kind: Kind,
+    /// Several may have queues of it, other programs too.
+    is_shared: bool,
     place: Mutex<Place>,
     state: Mutex<State>,
     queues: RwLock<BTreeMap<QueueId, Arc<Queue>>>,

@@ -8,9 +8,9 @@ use std::{
 
 use super::{
     LinkId,
-    network::{Monitor, Network, News, Requests},
+    network::{Monitor, News, Requests},
 };
-use crate::abi::rtnetlink::Message;
+use crate::{abi::rtnetlink::Message, netns::Network};
 
 /// One namespace. It is there as long as a link is.
 #[derive(Debug)]
@@ -72,7 +72,7 @@ impl Namespace {
                 }
             }
             News::Lost => self.look_at_all(&mut tell),
-            News::Message(Message::Ended { .. } | Message::Other) => {}
+            News::Message(Message::Ended(_) | Message::Other) => {}
         });
     }
 

@@ -1,124 +1,43 @@
-//! A network namespace, held open, and rtnetlink in it.
+//! rtnetlink in one network namespace: requests and news.
+//!
+//! Whoever is root in a namespace of their own decides how long its messages are (alternative names, statistics), may send messages
+//! of their own to any socket there, and may take away what an answer is about. So a buffer grows with what comes, only the kernel is
+//! listened to, an answer counts by its number, and the wait for one ends.
 
 use std::{
-    fs::{self, File},
     io,
-    os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-        unix::fs::MetadataExt,
-    },
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
-    thread,
 };
 
 use nix::{
     errno::Errno,
-    sched::{CloneFlags, setns, unshare},
-    sys::socket::{
-        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
-        setsockopt, socket, sockopt,
+    sys::{
+        socket::{
+            AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv,
+            recvfrom, send, setsockopt, socket, sockopt,
+        },
+        time::TimeVal,
     },
 };
 
 use crate::abi::rtnetlink::{self, Link, Message, Request};
 
-/// A network namespace. It stays as long as this does.
-#[derive(Debug)]
-pub struct Network {
-    file: OwnedFd,
-    inode: u64,
-}
-
-impl Network {
-    /// That of a thread.
-    ///
-    /// # Errors
-    ///
-    /// The thread has ended, or may not be looked at.
-    pub fn of_thread(tid: u32) -> io::Result<Self> {
-        File::open(format!("/proc/{tid}/ns/net"))?.try_into()
-    }
-
-    /// That of the thread which calls.
-    ///
-    /// # Errors
-    ///
-    /// There is no `/proc`.
-    pub fn current() -> io::Result<Self> {
-        File::open("/proc/thread-self/ns/net")?.try_into()
-    }
-
-    /// A new one, with a loopback interface that is down.
-    pub(super) fn make() -> io::Result<Self> {
-        in_thread(|| {
-            unshare(CloneFlags::CLONE_NEWNET)?;
-            // What else is there stays silent. A kernel may have no IPv6, and the file may be read-only.
-            let _silent = fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
-            Self::current()
-        })
-    }
-
-    /// The inode number, which is what tunnels are told apart by.
-    #[must_use]
-    pub fn inode(&self) -> u64 {
-        self.inode
-    }
-
-    /// Runs something in the namespace: by this thread if it is there, else by one that moves.
-    ///
-    /// # Errors
-    ///
-    /// `EPERM` if this process may not enter it.
-    pub(super) fn run<T: Send>(&self, act: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-        if Self::current().is_ok_and(|current| current.inode == self.inode) {
-            return act();
-        }
-        in_thread(|| {
-            setns(&self.file, CloneFlags::CLONE_NEWNET)?;
-            act()
-        })
-    }
-}
-
-impl AsFd for Network {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
-    }
-}
-
-/// Runs what moves to another namespace: only the thread that asks does, and it must not come back to others' work if it cannot
-/// come back.
-fn in_thread<T: Send>(act: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-    thread::scope(|scope| {
-        let moved = thread::Builder::new().name("network".to_owned()).spawn_scoped(scope, act)?;
-        moved.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
-}
-
-impl TryFrom<File> for Network {
-    type Error = io::Error;
-
-    fn try_from(file: File) -> io::Result<Self> {
-        let inode = file.metadata()?.ino();
-        Ok(Self { file: file.into(), inode })
-    }
-}
-
 /// rtnetlink in one namespace: requests, each answered before the next.
 #[derive(Debug)]
 pub(super) struct Requests {
-    socket: Mutex<OwnedFd>,
+    socket: Mutex<Socket>,
     sequence: AtomicU32,
 }
 
 impl Requests {
     /// In the namespace of the thread which calls.
     pub(super) fn open() -> io::Result<Self> {
-        let socket = netlink(SockFlag::SOCK_CLOEXEC)?;
-        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+        let socket = Socket::open(SockFlag::empty(), NO_GROUP)?;
+        setsockopt(&socket.file, sockopt::ReceiveTimeout, &ANSWER)?;
         Ok(Self { socket: Mutex::new(socket), sequence: AtomicU32::new(0) })
     }
 
@@ -142,34 +61,41 @@ impl Requests {
         self.ask(request)?.ok_or(Errno::ENODEV)
     }
 
-    /// The kernel performs a request before `send` returns, so its answer is there: nothing can block for long.
+    /// The kernel performs a request before `send` returns, so its answer is there, unless it was lost.
+    ///
+    /// # Errors
+    ///
+    /// `ETIMEDOUT` if there is no answer.
     fn ask(&self, request: Request) -> Result<Option<Link>, Errno> {
         let sequence = self.sequence.fetch_add(1, Ordering::Relaxed) + 1;
         let bytes = request.into_bytes(sequence);
-        let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
-        send(socket.as_raw_fd(), &bytes, MsgFlags::empty())?;
-        let mut buffer = [0; RECEIVE];
-        loop {
-            let length = match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+        let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        send(socket.file.as_raw_fd(), &bytes, MsgFlags::empty())?;
+        for _ in 0..FOREIGN_AT_ONCE {
+            let received = match socket.receive() {
                 Err(Errno::EINTR) => continue,
+                Err(Errno::EAGAIN) => return Err(Errno::ETIMEDOUT),
                 received => received?,
             };
-            for message in rtnetlink::messages(&buffer[..length]) {
+            // What comes late answers a request that was given up.
+            let answers = rtnetlink::messages(received).filter(|(of, _)| *of == sequence);
+            for (_, message) in answers {
                 match message {
-                    Message::Ended { sequence: of, outcome } if of == sequence => {
+                    Message::Ended(outcome) => {
                         return outcome.map(|()| None).map_err(Errno::from_raw);
                     }
                     Message::Link(link) => return Ok(Some(link)),
-                    Message::Ended { .. } | Message::Gone { .. } | Message::Other => {}
+                    Message::Gone { .. } | Message::Other => {}
                 }
             }
         }
+        Err(Errno::ETIMEDOUT)
     }
 }
 
 /// rtnetlink's news about links of one namespace.
 #[derive(Debug)]
-pub(super) struct Monitor(OwnedFd);
+pub(super) struct Monitor(Mutex<Socket>, OwnedFd);
 
 /// What a monitor says.
 #[derive(Debug, PartialEq, Eq)]
@@ -185,10 +111,10 @@ impl Monitor {
     pub(super) fn open() -> io::Result<Self> {
         /// `RTMGRP_LINK`.
         const LINKS: u32 = 1;
-        let socket = netlink(SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
-        setsockopt(&socket, sockopt::RcvBuf, &MONITOR_BUFFER)?;
-        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, LINKS))?;
-        Ok(Self(socket))
+        let socket = Socket::open(SockFlag::SOCK_NONBLOCK, LINKS)?;
+        setsockopt(&socket.file, sockopt::RcvBuf, &MONITOR_BUFFER)?;
+        let file = socket.file.try_clone()?;
+        Ok(Self(Mutex::new(socket), file))
     }
 
     /// What has come, until there is no more.
@@ -198,12 +124,12 @@ impl Monitor {
     /// older news. A bound keeps whoever makes news faster than it is read from holding the reader; then `lost` stays for
     /// the next time.
     pub(super) fn read(&self, lost: &mut bool, mut each: impl FnMut(News)) {
-        let mut buffer = [0; RECEIVE];
+        let mut socket = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for _ in 0..NEWS_AT_ONCE {
-            match recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
-                Ok(length) => {
-                    rtnetlink::messages(&buffer[..length])
-                        .for_each(|message| each(News::Message(message)));
+            match socket.receive() {
+                Ok(received) => {
+                    rtnetlink::messages(received)
+                        .for_each(|(_, message)| each(News::Message(message)));
                 }
                 Err(Errno::EAGAIN) => {
                     if std::mem::take(lost) {
@@ -221,17 +147,46 @@ impl Monitor {
 
 impl AsFd for Monitor {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.1.as_fd()
     }
 }
 
-/// Room for one datagram of rtnetlink: the kernel sends no more than a page or 8 KiB at a time, unless asked for more.
-const RECEIVE: usize = 16 << 10;
+/// A socket of rtnetlink, and room for one datagram.
+#[derive(Debug)]
+struct Socket {
+    file: OwnedFd,
+    buffer: Vec<u8>,
+}
+
+impl Socket {
+    /// In the namespace of the thread which calls; it gets what is sent to these groups.
+    fn open(flags: SockFlag, groups: u32) -> io::Result<Self> {
+        let flags = flags | SockFlag::SOCK_CLOEXEC;
+        let protocol = SockProtocol::NetlinkRoute;
+        let file = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
+        bind(file.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
+        Ok(Self { file, buffer: Vec::new() })
+    }
+
+    /// The next datagram; nothing of it if it is not the kernel's.
+    fn receive(&mut self) -> Result<&[u8], Errno> {
+        let file = self.file.as_raw_fd();
+        // Its length first: what does not fit would be cut.
+        let length = recv(file, &mut [], MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC)?;
+        if self.buffer.len() < length {
+            self.buffer.resize(length, 0);
+        }
+        let (length, from) = recvfrom::<NetlinkAddr>(file, &mut self.buffer)?;
+        let is_kernels = from.is_some_and(|from| from.pid() == 0);
+        Ok(if is_kernels { self.buffer.get(..length).unwrap_or_default() } else { &[] })
+    }
+}
+
+const NO_GROUP: u32 = 0;
+/// How long the kernel may take to have an answer, which it has when a request was sent.
+const ANSWER: TimeVal = TimeVal::new(5, 0);
+/// Datagrams that are passed over while an answer is waited for.
+const FOREIGN_AT_ONCE: usize = 1024;
 /// Room for a burst of news; the kernel cuts it to `net.core.rmem_max`. What is lost is found out by looking.
 const MONITOR_BUFFER: usize = 1 << 20;
 const NEWS_AT_ONCE: usize = 1024;
-
-fn netlink(flags: SockFlag) -> io::Result<OwnedFd> {
-    let protocol = SockProtocol::NetlinkRoute;
-    Ok(socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?)
-}

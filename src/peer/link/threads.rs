@@ -25,18 +25,19 @@ use nix::{
 use tracing::{debug, warn};
 
 use super::{
-    Kind, Link, LinkId, Listener, Made, MakeError, Network, Place, QueueId, Setting, Spec, State,
+    Kind, Link, LinkId, Listener, Made, MakeError, Place, QueueId, Rights, Setting, Spec, State,
     TunNode, lock,
     make::{self, errno_of},
     namespace::Namespace,
     queue::{Queue, Stop},
-    setting,
+    setting, state_of,
 };
 use crate::{
     abi::{
         rtnetlink::{self, Request},
         tun::{IfFlags, IfReq},
     },
+    netns::Network,
     planted,
     sys::tun::{self, IfReqCommand},
 };
@@ -141,9 +142,10 @@ impl Links {
         id: LinkId,
         queue: QueueId,
         flags: IfFlags,
+        rights: Rights,
         then: impl FnOnce(Result<(), Errno>) + Send + 'static,
     ) {
-        self.submit(move |shared| then(shared.add_queue(id, queue, flags)));
+        self.submit(move |shared| then(shared.add_queue(id, queue, flags, rights)));
     }
 
     /// Lets a queue get datagrams, or not, as TUNSETQUEUE does, and calls `then`, by another thread.
@@ -264,7 +266,8 @@ impl Shared {
         let link = Arc::new(Link {
             id,
             kind: made.kind,
-            state: Mutex::new(State::from(&made.state)),
+            is_shared: spec.flags.contains(IfFlags::MULTI_QUEUE),
+            state: Mutex::new(state_of(&made.state, &namespace)),
             place: Mutex::new(Place { namespace: Arc::clone(&namespace), index }),
             queues: RwLock::default(),
             persistent: Mutex::new(made.persistent),
@@ -279,7 +282,10 @@ impl Shared {
         // What happened before there was news about it.
         let state = opened.map_err(|error| errno_of(&error)).and_then(|()| self.look_at(&link));
         match state {
-            Ok(state) => Ok(Made { link, state, persistent: made.persistent }),
+            Ok(state) => {
+                let (persistent, was_there) = (made.persistent, made.was_there);
+                Ok(Made { link, state, persistent, was_there })
+            }
             Err(errno) => {
                 self.remove(id);
                 Err(MakeError::Refused { name, errno })
@@ -287,7 +293,13 @@ impl Shared {
         }
     }
 
-    fn add_queue(&self, id: LinkId, queue: QueueId, flags: IfFlags) -> Result<(), Errno> {
+    fn add_queue(
+        &self,
+        id: LinkId,
+        queue: QueueId,
+        flags: IfFlags,
+        rights: Rights,
+    ) -> Result<(), Errno> {
         let link = self.link(id).ok_or(Errno::EBADFD)?;
         let place = link.place();
         let state = self.look_at(&link)?;
@@ -295,7 +307,7 @@ impl Shared {
             return Ok(());
         }
         let flags = flags - IfFlags::TUN_EXCL;
-        let spec = Spec { name: state.name, flags, index: None, passes_datagrams: true };
+        let spec = Spec { name: state.name, flags, index: None, passes_datagrams: true, rights };
         let file = make::add_queue(&self.node, &place.namespace, place.index, &spec)
             .map_err(|error| error.errno())?;
         self.open_queue(&link, queue, file).map_err(|error| errno_of(&error))?;
@@ -371,7 +383,8 @@ impl Shared {
     fn remove(&self, id: LinkId) {
         let Some(link) = self.forget(id) else { return };
         let place = link.place();
-        if !*lock(&link.persistent) {
+        // Others may have queues of it: it is theirs then, and goes with the last.
+        if !*lock(&link.persistent) && !link.is_shared {
             // Said to the kernel, and not left to the closing of the last queue, which the data thread may be reading.
             let request = Request::new(rtnetlink::DELLINK, rtnetlink::ACK, place.index);
             match place.namespace.requests.change(request) {
@@ -435,7 +448,7 @@ impl Shared {
     fn look_at(&self, link: &Link) -> Result<State, Errno> {
         let telling = lock(&self.telling);
         let place = link.place();
-        let state = State::from(&place.namespace.requests.link(place.index)?);
+        let state = state_of(&place.namespace.requests.link(place.index)?, &place.namespace);
         self.is_now(link, state, &telling);
         Ok(state)
     }

@@ -19,10 +19,12 @@ use tracing::{debug, warn};
 use super::{Shared, Source};
 use crate::{
     abi::tun::{IfReq, Name},
+    netns::Network,
     peer::link::{
-        Link, LinkId, Network, Place, State, lock,
+        Link, LinkId, Place, State, lock,
         namespace::{Change, Namespace},
         queue::Queue,
+        state_of,
     },
     planted,
     sys::tun::{self, IfReqCommand},
@@ -126,7 +128,7 @@ impl Shared {
         let namespace = self.namespace(Arc::new(network))?;
         let index = namespace.requests.link_named(name.as_bytes())?.index;
         namespace.enter(index, link.id);
-        let state = State::from(&namespace.requests.link(index)?);
+        let state = state_of(&namespace.requests.link(index)?, &namespace);
         *lock(&link.place) = Place { namespace, index };
         Ok(state)
     }
