@@ -8,8 +8,11 @@
 //! those that stand by when it is done. It costs the waking of a thread, and nothing where it is not called.
 //!
 //! Invariant: of the threads of a crew one reads, except while it is relieved, and one stands by, unless there is no
-//! thread left for it. So it takes [`MAX_MEMBERS`] - 1 callers whose memory never comes to keep others' ioctls from
-//! being served, and nothing keeps their reads and writes. Of those that come back [`SPARE`] stay.
+//! thread left for it. Of those that come back [`SPARE`] stay.
+//!
+//! At most [`SHARE`] threads wait for callers of one user. A user whose memory never comes so loses the own ioctls and nobody
+//! else's. It takes [`MAX_MEMBERS`] - 1 such callers, of many users, to keep all ioctls from being served. Reads and writes go on
+//! even then.
 
 use std::cell::RefCell;
 use std::ops::ControlFlow;
@@ -17,13 +20,25 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Scope};
 
 /// How many threads a crew has at most.
-const MAX_MEMBERS: usize = 16;
+const MAX_MEMBERS: usize = 64;
+/// How many of them may wait for the memory of one user's callers.
+const SHARE: usize = 8;
 /// How many of them stand by at most: two, so that ioctls in turn start no thread.
 const SPARE: usize = 2;
 
 thread_local! {
-    /// The crew that this thread reads for at the moment.
-    static DUTY: RefCell<Option<Arc<Crew>>> = const { RefCell::new(None) };
+    static DUTY: RefCell<Duty> = const { RefCell::new(Duty::None) };
+}
+
+/// What a thread does at the moment.
+#[derive(Debug)]
+enum Duty {
+    /// It belongs to no crew, or stands by.
+    None,
+    /// It reads for this crew.
+    Reading(Arc<Crew>),
+    /// It has stepped aside for a caller of this user.
+    Aside(u32),
 }
 
 /// The state that the threads share.
@@ -41,6 +56,8 @@ struct State {
     called: usize,
     /// Too many, and not gone yet.
     dismissed: usize,
+    /// For each thread that has stepped aside, the user of the caller.
+    aside: Vec<u32>,
     ended: bool,
 }
 
@@ -70,15 +87,16 @@ enum Role {
     Recruit,
 }
 
-/// Whoever calls this may wait for any client next. False if nobody can take its place: then it must not.
-pub(crate) fn step_aside() -> bool {
+/// Whoever calls this may wait next for a caller of this user. False: then it must not, for the user has had its share, or nobody
+/// can take this thread's place.
+pub(crate) fn step_aside(user: u32) -> bool {
     DUTY.with_borrow_mut(|duty| match duty {
-        None => true,
-        Some(crew) if crew.call_next() => {
-            *duty = None;
+        Duty::None | Duty::Aside(_) => true,
+        Duty::Reading(crew) if crew.call_next(user) => {
+            *duty = Duty::Aside(user);
             true
         }
-        Some(_) => false,
+        Duty::Reading(_) => false,
     })
 }
 
@@ -116,8 +134,8 @@ fn work<'scope, R, S>(
                 return;
             }
         }
-        drop(on_duty);
-        if !crew.comes_back(role) || !crew.wait_for_call(role) {
+        let user = on_duty.end();
+        if !crew.comes_back(role, user) || !crew.wait_for_call(role) {
             return;
         }
     }
@@ -142,12 +160,14 @@ impl Crew {
         state.standing_by -= 1;
     }
 
-    /// Calls one that stands by; false if there is none.
-    fn call_next(&self) -> bool {
+    /// Calls one that stands by, so that this thread can wait for a caller of a user; false if there is none, or none for this user.
+    fn call_next(&self, user: u32) -> bool {
         let mut state = self.lock();
-        if state.standing_by == 0 {
+        let taken = state.aside.iter().filter(|other| **other == user).count();
+        if state.standing_by == 0 || taken >= SHARE {
             return false;
         }
+        state.aside.push(user);
         state.standing_by -= 1;
         state.called += 1;
         drop(state);
@@ -155,9 +175,12 @@ impl Crew {
         true
     }
 
-    /// A thread that was relieved is to stand by; false if there are enough.
-    fn comes_back(&self, role: Role) -> bool {
+    /// A thread that had stepped aside for a caller of a user is to stand by; false if there are enough.
+    fn comes_back(&self, role: Role, user: Option<u32>) -> bool {
         let mut state = self.lock();
+        if let Some(at) = state.aside.iter().position(|other| Some(*other) == user) {
+            state.aside.swap_remove(at);
+        }
         if state.standing_by < SPARE {
             state.standing_by += 1;
             return true;
@@ -204,18 +227,26 @@ struct OnDuty<'a>(&'a Crew);
 
 impl<'a> OnDuty<'a> {
     fn begin(crew: &'a Arc<Crew>) -> Self {
-        DUTY.set(Some(Arc::clone(crew)));
+        DUTY.set(Duty::Reading(Arc::clone(crew)));
         Self(crew)
     }
 
     fn lasts() -> bool {
-        DUTY.with_borrow(Option::is_some)
+        DUTY.with_borrow(|duty| matches!(duty, Duty::Reading(_)))
+    }
+
+    /// The user for whose caller it stepped aside.
+    fn end(self) -> Option<u32> {
+        match DUTY.replace(Duty::None) {
+            Duty::Aside(user) => Some(user),
+            Duty::None | Duty::Reading(_) => None,
+        }
     }
 }
 
 impl Drop for OnDuty<'_> {
     fn drop(&mut self) {
-        DUTY.set(None);
+        DUTY.set(Duty::None);
         if thread::panicking() {
             // Else those that stand by would wait for ever, and the panic with them.
             self.0.end();
@@ -237,7 +268,7 @@ mod tests {
         let result = run(|| {
             || match steps.fetch_add(1, Ordering::SeqCst) {
                 0 => {
-                    assert!(step_aside());
+                    assert!(step_aside(0));
                     meeting.wait();
                     ControlFlow::Continue(())
                 }
@@ -251,22 +282,60 @@ mod tests {
         assert_eq!(result, 2);
     }
 
+    /// A user who has not had its share.
+    fn user_of(step: usize) -> u32 {
+        u32::try_from(step / SHARE).unwrap()
+    }
+
     #[test]
     fn the_last_one_does_not_step_aside() {
-        let meeting = Barrier::new(MAX_MEMBERS);
+        let (steps, meeting) = (AtomicUsize::new(0), Barrier::new(MAX_MEMBERS));
         let refused = run(|| {
             || {
-                if step_aside() {
+                let user = user_of(steps.fetch_add(1, Ordering::SeqCst));
+                if step_aside(user) {
                     meeting.wait();
                     ControlFlow::Continue(())
                 } else {
-                    assert!(!step_aside(), "and still does not");
+                    assert!(!step_aside(user + 1), "and still does not");
                     meeting.wait();
                     ControlFlow::Break(true)
                 }
             }
         });
         assert!(refused);
+    }
+
+    #[test]
+    fn a_user_who_has_had_its_share_is_refused_and_others_are_not() {
+        let (steps, meeting) = (AtomicUsize::new(0), Barrier::new(SHARE + 2));
+        run(|| {
+            || match steps.fetch_add(1, Ordering::SeqCst) {
+                step if step < SHARE => {
+                    assert!(step_aside(1));
+                    meeting.wait();
+                    ControlFlow::Continue(())
+                }
+                step if step == SHARE => {
+                    assert!(!step_aside(1));
+                    assert!(step_aside(2));
+                    meeting.wait();
+                    ControlFlow::Continue(())
+                }
+                step if step == SHARE + 1 => {
+                    meeting.wait();
+                    ControlFlow::Continue(())
+                }
+                _ => {
+                    // When all have come back, the user has its share again.
+                    let is_alone = DUTY.with_borrow(|duty| match duty {
+                        Duty::Reading(crew) => crew.lock().aside.is_empty(),
+                        Duty::None | Duty::Aside(_) => false,
+                    });
+                    if is_alone { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                }
+            }
+        });
     }
 
     #[test]
@@ -278,13 +347,16 @@ mod tests {
             || {
                 let step = steps.fetch_add(1, Ordering::SeqCst);
                 if step < most {
-                    assert!(step_aside());
+                    assert!(step_aside(user_of(step)));
                     meeting.wait();
                 } else if step == most {
                     meeting.wait();
                 }
-                let crew = DUTY.with_borrow(|duty| duty.as_ref().map(|crew| crew.lock().members));
-                match crew {
+                let members = DUTY.with_borrow(|duty| match duty {
+                    Duty::Reading(crew) => Some(crew.lock().members),
+                    Duty::None | Duty::Aside(_) => None,
+                });
+                match members {
                     Some(members) if step > most && members == SPARE + 1 => {
                         ControlFlow::Break(members)
                     }
@@ -297,7 +369,7 @@ mod tests {
 
     #[test]
     fn others_step_aside_as_they_like() {
-        assert!(step_aside());
+        assert!(step_aside(0));
     }
 
     #[test]

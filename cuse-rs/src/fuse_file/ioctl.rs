@@ -27,7 +27,8 @@
 //! * Memory of another user's process, or of one that is not dumpable, is closed (`__ptrace_may_access`), unless the
 //!   server has CAP_SYS_PTRACE; so is that of processes which are no descendants under Yama's `ptrace_scope` 1. The caller
 //!   gets EPERM then.
-//! * Where so many callers have memory that does not come that nobody is left to serve the file, the next gets ENOMEM.
+//! * A user with 8 callers whose memory does not come gets ENOMEM for the next one. Everybody does where such callers of many users
+//!   have left no thread.
 //! * A signal ends a call whose input does not come with EINTR. One whose output cannot be stored waits until it can, or the
 //!   connection ends, for it has had its effect.
 
@@ -58,7 +59,7 @@ pub(super) struct Calls {
 /// One ioctl.
 #[derive(Debug)]
 struct Call {
-    tid: u32,
+    caller: Caller,
     /// Where the kernel itself stores data of the reply, and how much.
     stored_by_kernel: UserRange,
     /// The output ranges of the last retry.
@@ -95,7 +96,7 @@ impl Calls {
         let stored_by_kernel =
             UserRange { address: ioctl.argument, length: ioctl.output_size as usize };
         let call = Call {
-            tid: caller.tid,
+            caller,
             stored_by_kernel,
             output: Vec::new(),
             phase: Phase::Asked,
@@ -108,8 +109,8 @@ impl Calls {
             let round = Ioctl { flags, input: &input, output_size, ..ioctl };
             device.ioctl(caller, round, ReplyIoctl::new(channel, id));
             let Some((from, to)) = self.take_retry(channel, id) else { return };
-            let fetched = check(&from, &to, flags)
-                .and_then(|size| Ok((fetch(caller.tid, &from, &ioctl)?, size)));
+            let fetched =
+                check(&from, &to, flags).and_then(|size| Ok((fetch(caller, &from, &ioctl)?, size)));
             match fetched {
                 Ok((bytes, size)) => {
                     (input, output_size) = (bytes, size);
@@ -157,12 +158,12 @@ impl Calls {
             return self.close(channel, id, reply);
         }
         call.phase = Phase::Storing;
-        let (tid, ranges) = (call.tid, std::mem::take(&mut call.output));
+        let (caller, ranges) = (call.caller, std::mem::take(&mut call.output));
         drop(open);
-        match store(tid, &ranges, output) {
+        match store(caller, &ranges, output) {
             Ok(()) => self.close(channel, id, &Reply::Ioctl { result, output: &[] }),
             Err(errno) => {
-                self.close(channel, id, &Reply::Error(explain(channel, tid, errno)));
+                self.close(channel, id, &Reply::Error(explain(channel, caller.tid, errno)));
                 false
             }
         }
@@ -273,7 +274,7 @@ fn total(ranges: &[UserRange]) -> Result<u32, Errno> {
 }
 
 /// The bytes of the ranges, joined. EFAULT: not all of them can be read.
-fn fetch(tid: u32, ranges: &[UserRange], ioctl: &Ioctl<'_>) -> Result<Vec<u8>, Errno> {
+fn fetch(caller: Caller, ranges: &[UserRange], ioctl: &Ioctl<'_>) -> Result<Vec<u8>, Errno> {
     if let Some(bytes) = copied_by_kernel(ranges, ioctl) {
         return Ok(bytes);
     }
@@ -282,8 +283,8 @@ fn fetch(tid: u32, ranges: &[UserRange], ioctl: &Ioctl<'_>) -> Result<Vec<u8>, E
         return Ok(bytes);
     }
     let remote = remote(ranges, bytes.len())?;
-    may_wait()?;
-    let moved = process_vm_readv(thread(tid)?, &mut [IoSliceMut::new(&mut bytes)], &remote)?;
+    may_wait(caller)?;
+    let moved = process_vm_readv(thread(caller.tid)?, &mut [IoSliceMut::new(&mut bytes)], &remote)?;
     if moved == bytes.len() { Ok(bytes) } else { Err(Errno::EFAULT) }
 }
 
@@ -298,16 +299,16 @@ fn copied_by_kernel(ranges: &[UserRange], ioctl: &Ioctl<'_>) -> Option<Vec<u8>> 
 }
 
 /// Stores `bytes` in the ranges, as far as they go. EFAULT: not all of that can be written.
-fn store(tid: u32, ranges: &[UserRange], bytes: &[u8]) -> Result<(), Errno> {
+fn store(caller: Caller, ranges: &[UserRange], bytes: &[u8]) -> Result<(), Errno> {
     let remote = remote(ranges, bytes.len())?;
-    may_wait()?;
-    let moved = process_vm_writev(thread(tid)?, &[IoSlice::new(bytes)], &remote)?;
+    may_wait(caller)?;
+    let moved = process_vm_writev(thread(caller.tid)?, &[IoSlice::new(bytes)], &remote)?;
     if moved == bytes.len() { Ok(()) } else { Err(Errno::EFAULT) }
 }
 
-/// This thread may wait for whoever fills the caller's memory, while another serves. ENOMEM: there is no other.
-fn may_wait() -> Result<(), Errno> {
-    if crew::step_aside() { Ok(()) } else { Err(Errno::ENOMEM) }
+/// This thread may wait for whoever fills the caller's memory, while another serves. ENOMEM: there is no other, or none for this user.
+fn may_wait(caller: Caller) -> Result<(), Errno> {
+    if crew::step_aside(caller.uid) { Ok(()) } else { Err(Errno::ENOMEM) }
 }
 
 /// The first `length` bytes of the ranges.

@@ -15,6 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use nix::sys::pthread::{pthread_kill, pthread_self};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::unistd::{Uid, geteuid, setfsuid};
 
 use super::{BLOCKING, file_options, mount, open, read};
 use crate::device::{INCREMENT, Queue, REVERSE};
@@ -135,6 +136,71 @@ fn a_caller_whose_memory_does_not_come_holds_up_nobody() {
         writer.join().unwrap().unwrap();
         mount.stop().unwrap();
         stalled.stop().unwrap();
+        servers.0.join().unwrap().unwrap();
+        servers.1.join().unwrap().unwrap();
+    });
+}
+
+#[test]
+fn a_user_whose_memory_does_not_come_leaves_others_their_ioctls() {
+    /// As many calls of one user as may wait, and as many again.
+    const SHARE: usize = 8;
+    if !geteuid().is_root() {
+        return super::skip(&"a thread of another user takes root").unwrap_or_default();
+    }
+    let Some(mount) = mount(file_options("shares").mode(0o666)) else { return };
+    let stalled = super::mount(file_options("stalled-share").mode(0o666)).expect("a second file");
+    let queue = Queue::new(mount.channel());
+    let ((go_on, stall), (holding, held)) = (mpsc::channel(), mpsc::channel());
+    let stalling = Stalling { holding, go_on: Mutex::new(stall) };
+    let channels = [mount.channel().clone(), stalled.channel().clone()];
+    thread::scope(|scope| {
+        // A failed assertion drops them, which ends the servers.
+        let (stalled, mount, go_on) = (stalled, mount, go_on);
+        let servers = (
+            scope.spawn(|| channels[0].serve(&queue)),
+            scope.spawn(|| channels[1].serve(&stalling)),
+        );
+        let (file, content) = (open(mount.path(), BLOCKING), open(stalled.path(), BLOCKING));
+        let (fd, address) = (file.as_raw_fd(), mapped(&content));
+        let mut writing = content.try_clone().unwrap();
+        let writer = scope.spawn(move || writing.write_all(b"message"));
+        held.recv_timeout(DEADLINE).expect("the write arrives");
+
+        let (done, results) = mpsc::channel();
+        for _ in 0..2 * SHARE {
+            let done = done.clone();
+            scope.spawn(move || {
+                // Of this thread alone.
+                setfsuid(Uid::from_raw(65_534));
+                // SAFETY: the address is that of a mapping without content.
+                done.send(unsafe { increment_at(fd, address) })
+            });
+        }
+        for _ in 0..SHARE {
+            let result =
+                results.recv_timeout(DEADLINE).expect("those beyond the share are answered");
+            assert_eq!(result, Err(Errno::ENOMEM));
+        }
+        let (done, others) = mpsc::channel();
+        scope.spawn(move || {
+            let mut bytes = *b"abcdefgh";
+            let range = [bytes.as_mut_ptr().expose_provenance() as u64, 8];
+            // SAFETY: the device reverses eight bytes.
+            let length = unsafe { libc::ioctl(fd, REVERSE.into(), &raw const range) };
+            done.send((length, bytes))
+        });
+        let answer = others.recv_timeout(DEADLINE).expect("others are served");
+        assert_eq!(answer, (8, *b"hgfedcba"));
+        assert_eq!(results.try_recv(), Err(mpsc::TryRecvError::Empty), "the others wait");
+
+        go_on.send(()).unwrap();
+        writer.join().unwrap().unwrap();
+        stalled.stop().unwrap();
+        for _ in 0..SHARE {
+            results.recv_timeout(DEADLINE).expect("they end with the server").unwrap_err();
+        }
+        mount.stop().unwrap();
         servers.0.join().unwrap().unwrap();
         servers.1.join().unwrap().unwrap();
     });
