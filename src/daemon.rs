@@ -5,6 +5,7 @@
 //! | main | waits for a signal | by it |
 //! | `device` (one for each device, or as many as asked for; on a file a few more, which stand by) | reads messages and answers them | when the device is taken away |
 //! | `links`, `links-data` | serve the kernel links beside tunnels, from the first one on | when the daemon stops |
+//! | `memory` | returns freed memory to the system | when the hub stops |
 //! | `timer` | ends waits at their deadlines | when the hub stops |
 //! | `log` | writes the log | with the process |
 //! | `control` | accepts harnesses | with the process |
@@ -33,7 +34,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     control::server::{BindError, Server},
-    core::{Admission, Core, Limits},
+    core::{Admission, Bound, Core, Limits},
     frontend::{Registered, device::DeviceFrontEnd, fuse::Occupied},
     hub::Hub,
     log,
@@ -86,6 +87,8 @@ pub struct Options {
     pub spin: bool,
     /// Who may make tunnels.
     pub admission: Admission,
+    /// Bytes that tunnels, their datagrams and what waits for harnesses may take.
+    pub memory: Bound,
     /// The kernel links beside tunnels.
     pub interfaces: interface::Options,
 }
@@ -97,6 +100,7 @@ pub struct Daemon {
     server: Arc<Server>,
     served: Vec<Served>,
     timer: JoinHandle<()>,
+    memory: JoinHandle<()>,
     stopping: Arc<AtomicBool>,
     lost: Arc<OnceLock<String>>,
 }
@@ -129,7 +133,8 @@ impl Daemon {
         if let Err(error) = log::start_thread() {
             warn!(%error, "starting the log's thread failed, ignoring");
         }
-        let mut core = Core::new(Limits::default(), fastrand::u64(..));
+        let limits = Limits { memory: options.memory, ..limits_by_descriptors() };
+        let mut core = Core::new(limits, fastrand::u64(..));
         core.set_admission(options.admission);
         let hub = Hub::new(core);
         let interfaces = Interfaces::start(&hub, options.interfaces);
@@ -164,12 +169,16 @@ impl Daemon {
             let hub = Arc::clone(&hub);
             move || hub.run_timer()
         })?;
+        let memory = spawn("memory", {
+            let hub = Arc::clone(&hub);
+            move || hub.return_memory(sys::return_freed_memory)
+        })?;
         let server = Arc::new(server);
         spawn("control", {
             let (server, hub) = (Arc::clone(&server), Arc::clone(&hub));
             move || server.run(&hub)
         })?;
-        Ok(Self { hub, interfaces, server, served, timer, stopping, lost })
+        Ok(Self { hub, interfaces, server, served, timer, memory, stopping, lost })
     }
 
     /// The hub.
@@ -212,8 +221,36 @@ impl Daemon {
         self.interfaces.stop();
         self.hub.stop();
         join(self.timer);
+        join(self.memory);
         self.server.remove();
         info!("stopped");
+    }
+}
+
+/// File descriptors that are kept for the daemon itself and for connections to the control socket, two for each.
+const RESERVED_DESCRIPTORS: usize = 512;
+
+/// What clients may make the daemon open is so much that the control socket still answers.
+fn limits_by_descriptors() -> Limits {
+    let most = match sys::raise_descriptors() {
+        Ok(most) => usize::try_from(most).unwrap_or(usize::MAX),
+        Err(errno) => {
+            warn!(%errno, "raising the limit of file descriptors failed, ignoring");
+            1024
+        }
+    };
+    limits_within(most)
+}
+
+fn limits_within(most: usize) -> Limits {
+    let usual = Limits::default();
+    let spare = most.saturating_sub(RESERVED_DESCRIPTORS.min(most / 2));
+    let namespaces = usual.namespaces.all.min(spare / 4);
+    let descriptors = usual.descriptors.all.min(spare - namespaces);
+    Limits {
+        namespaces: Bound::shared(namespaces),
+        descriptors: Bound::shared(descriptors),
+        ..usual
     }
 }
 
@@ -244,4 +281,21 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
 
 pub(crate) fn system(what: &'static str) -> impl Fn(io::Error) -> DaemonError {
     move |error| DaemonError::System { what, error }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_leave_descriptors_to_the_control_socket() {
+        for most in [256, 1_024, 4_096, 20_000, 524_288, usize::MAX] {
+            let Limits { namespaces, descriptors, connections, .. } = limits_within(most);
+            let left = most - namespaces.all - descriptors.all;
+            assert!(left >= (2 * connections.all).min(most / 2), "of {most}, {left} are left");
+            assert!(namespaces.user >= 4 && descriptors.user >= 6, "of {most}");
+        }
+        let (usual, many) = (Limits::default(), limits_within(524_288));
+        assert_eq!((many.namespaces, many.descriptors), (usual.namespaces, usual.descriptors));
+    }
 }

@@ -18,7 +18,7 @@ use std::{
     fs::Metadata,
     sync::{
         Arc, Condvar, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
-        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::{self, Duration, SystemTime},
 };
@@ -119,10 +119,28 @@ pub struct Hub {
     telling: Mutex<()>,
     peers: RwLock<BTreeMap<PeerId, Arc<dyn Peer>>>,
     waits: Mutex<BTreeMap<WaitId, Pending>>,
+    /// Says that memory is to be returned to the system, and how far that is.
+    trim: (Mutex<Trim>, Condvar),
+    /// It has been said.
+    trim_asked: AtomicBool,
     last_wait: AtomicU64,
     last_waiter: AtomicU64,
     last_peer: AtomicU32,
 }
+
+/// Whether memory is to be returned to the system.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Trim {
+    #[default]
+    No,
+    Asked,
+    Stopping,
+}
+
+/// So much memory must have been given back before it is returned to the system.
+const TRIM_AFTER: usize = 8 << 20;
+/// And so long ago, for more may follow, or be taken again.
+const TRIM_DELAY: Duration = Duration::from_secs(1);
 
 struct State {
     core: Core,
@@ -176,6 +194,8 @@ impl Hub {
             telling: Mutex::default(),
             peers: RwLock::default(),
             waits: Mutex::default(),
+            trim: Default::default(),
+            trim_asked: AtomicBool::new(false),
             last_wait: AtomicU64::new(0),
             last_waiter: AtomicU64::new(0),
             last_peer: AtomicU32::new(0),
@@ -210,11 +230,15 @@ impl Hub {
         if earlier.is_some() {
             state.timer_due = earlier;
         }
+        let is_trim_due = state.core.budget().released() >= TRIM_AFTER;
         drop(state);
         if earlier.is_some() {
             self.timer.notify_one();
         }
         self.perform(&mut outputs, has_events);
+        if is_trim_due && !self.trim_asked.swap(true, Ordering::Relaxed) {
+            self.set_trim(Trim::Asked);
+        }
         SCRATCH.set(outputs);
         result
     }
@@ -389,10 +413,43 @@ impl Hub {
         }
     }
 
-    /// Ends the timer thread.
+    /// Ends the timer thread, and the one that returns memory.
     pub fn stop(&self) {
         self.lock().stopping = true;
         self.timer.notify_one();
+        self.set_trim(Trim::Stopping);
+    }
+
+    /// Calls `trim` a while after much memory was given back, until [`stop`](Self::stop); the body of a thread that nobody
+    /// waits for.
+    pub fn return_memory(&self, trim: impl Fn()) {
+        let (state, changed) = &self.trim;
+        let lock = || state.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let asked = changed.wait_while(lock(), |state| *state == Trim::No);
+            let asked = asked.unwrap_or_else(PoisonError::into_inner);
+            let waited =
+                changed.wait_timeout_while(asked, TRIM_DELAY, |state| *state != Trim::Stopping);
+            let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            if *state == Trim::Stopping {
+                return;
+            }
+            *state = Trim::No;
+            drop(state);
+            trim();
+            self.with(|core| core.budget().trimmed());
+            self.trim_asked.store(false, Ordering::Relaxed);
+        }
+    }
+
+    fn set_trim(&self, to: Trim) {
+        let (state, changed) = &self.trim;
+        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        if *state != Trim::Stopping {
+            *state = to;
+        }
+        drop(state);
+        changed.notify_all();
     }
 
     /// Performs outputs: what clients and peers wait for first.
@@ -510,4 +567,37 @@ fn now() -> Instant {
 #[expect(clippy::disallowed_methods, reason = "the hub is the place that reads the clock")]
 fn wall_clock() -> SystemTime {
     SystemTime::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::mpsc, thread};
+
+    use super::*;
+    use crate::core::{Limits, Resource};
+
+    #[test]
+    fn memory_that_was_given_back_is_returned_to_the_system() {
+        let hub = Hub::new(Core::new(Limits::default(), 1));
+        let (trimmed, trims) = mpsc::channel();
+        let thread = thread::spawn({
+            let hub = Arc::clone(&hub);
+            move || hub.return_memory(|| trimmed.send(()).unwrap())
+        });
+        let give_back = || {
+            let user = hub.with(|core| core.user(1));
+            drop(user.charge(Resource::Memory, TRIM_AFTER).unwrap());
+            hub.with(|_| ());
+        };
+        give_back();
+        trims.recv_timeout(Duration::from_secs(60)).expect("it is returned");
+        // Perhaps the first time is not quite over.
+        let again = (0..600).any(|_| {
+            give_back();
+            trims.recv_timeout(Duration::from_millis(100)).is_ok()
+        });
+        assert!(again, "and again");
+        hub.stop();
+        thread.join().unwrap();
+    }
 }

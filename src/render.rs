@@ -11,7 +11,8 @@ use etherparse::{ArpPacketSlice, LaxNetSlice, LaxSlicedPacket, LinkSlice, Transp
 
 use crate::{
     command::{
-        list::{FileView, Listing, TunnelView},
+        limits::LimitsView,
+        list::{CountersView, FileView, Listing, TunnelView},
         watch::{Passed, WatchEvent, What},
     },
     core::{MacAddress, Mode},
@@ -268,8 +269,7 @@ pub fn listing(listing: &Listing, styles: Styles) -> String {
             counters.from_client.datagrams.to_string(),
             queued.to_string(),
             tunnel.write_buffer.datagrams.to_string(),
-            (counters.to_client_dropped.datagrams + counters.from_client_dropped.datagrams)
-                .to_string(),
+            dropped(counters),
             or_dash(tunnel.peer.as_ref().map(ToString::to_string).unwrap_or_default()),
             or_dash(tunnel.files.iter().map(client).collect::<Vec<_>>().join(", ")),
         ]);
@@ -280,6 +280,52 @@ pub fn listing(listing: &Listing, styles: Styles) -> String {
         let _written = writeln!(text, "open, attached to no tunnel: {}", escaped(&client(file)));
     }
     text
+}
+
+/// The limits, those that users share first.
+#[must_use]
+pub fn limits(limits: &LimitsView, styles: Styles) -> String {
+    let mut rows = vec![["RESOURCE", "USED", "LIMIT", "OF A USER", "BY UID"].map(str::to_owned)];
+    for shared in &limits.shared {
+        let amount = |number: usize| amount(&shared.resource, number);
+        let users: Vec<String> =
+            shared.users.iter().map(|(uid, used)| format!("{uid}: {}", amount(*used))).collect();
+        rows.push([
+            shared.resource.clone(),
+            amount(shared.used),
+            amount(shared.limit),
+            amount(shared.user_limit),
+            or_dash(users.join(", ")),
+        ]);
+    }
+    let mut text = table(&rows, styles.head);
+    let mut rows = vec![["RESOURCE", "OF EACH", "LIMIT"].map(str::to_owned)];
+    for single in &limits.single {
+        let limit = amount(&single.resource, single.limit);
+        rows.push([single.resource.clone(), single.of.clone(), limit]);
+    }
+    text.push('\n');
+    text + &table(&rows, styles.head)
+}
+
+/// A number; bytes in larger units, unless they are few.
+fn amount(resource: &str, number: usize) -> String {
+    let is_bytes = resource == "memory" || resource.ends_with("-bytes");
+    match number {
+        _ if !is_bytes => number.to_string(),
+        0..10_240 => format!("{number} B"),
+        10_240..10_485_760 => format!("{} KiB", number >> 10),
+        _ => format!("{} MiB", number >> 20),
+    }
+}
+
+/// How many datagrams were lost, and how many of them for want of memory.
+fn dropped(counters: &CountersView) -> String {
+    let all = counters.to_client_dropped.datagrams + counters.from_client_dropped.datagrams;
+    match counters.memory_dropped.datagrams {
+        0 => all.to_string(),
+        memory => format!("{all} (memory {memory})"),
+    }
 }
 
 fn link(tunnel: &TunnelView) -> String {

@@ -24,6 +24,7 @@ mod differences;
 mod hostile;
 mod interface;
 mod layering;
+mod limits;
 mod links;
 mod log;
 mod native;
@@ -133,6 +134,7 @@ fn device_trials(backend: Backend, compat: &Gate) -> Vec<Trial> {
     let tests = [
         device::TESTS,
         control::TESTS,
+        limits::TESTS,
         log::TESTS,
         offload::TESTS,
         abi::TESTS,

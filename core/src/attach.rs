@@ -8,8 +8,9 @@
 use alloc::{string::ToString, sync::Arc, vec::Vec};
 
 use super::{
-    CommandError, Core, Credentials, DropReason, Event, File, FileId, LinkRequest, MacAddress,
-    Mode, Output, Scope, Tunnel, TunnelId, tunnel::Identity,
+    Bound, Charge, CommandError, Core, Credentials, DropReason, Event, File, FileId, LinkRequest,
+    MacAddress, Mode, Output, Resource, Scope, Tunnel, TunnelId, User, too_many,
+    tunnel::{Identity, TUNNEL_MEMORY},
 };
 use crate::{
     abi::tun::{IFNAMSIZ, IfFlags, Name},
@@ -38,6 +39,8 @@ impl Core {
     ///   asked for is taken.
     /// * `E2BIG`: the tunnel has 256 queues.
     /// * `ENFILE`: every number of a template is taken, or there are too many tunnels.
+    /// * `EMFILE`: the user has too many tunnels.
+    /// * `ENOMEM`: there is no memory for it.
     pub(super) fn attach(
         &mut self,
         file: FileId,
@@ -56,7 +59,7 @@ impl Core {
                     Errno::EINVAL
                 });
             }
-            None => (self.create(scope, name, flags, wanted_ifindex, caller)?, true),
+            None => (self.create(file, scope, name, flags, wanted_ifindex, caller)?, true),
         };
         self.bind(file, id, flags, created)?;
         Ok(self.tunnels.get(&id).map_or(name, |tunnel| tunnel.name))
@@ -117,6 +120,7 @@ impl Core {
 
     fn create(
         &mut self,
+        file: FileId,
         scope: Scope,
         requested_name: Name,
         flags: IfFlags,
@@ -131,26 +135,39 @@ impl Core {
         if !self.may_make(caller, &name) {
             return Err(Errno::EPERM);
         }
-        let id = self.new_tunnel_id()?;
+        let id = self.new_tunnel_id(file)?;
         let ifindex = self.reserve_ifindex(scope, wanted_ifindex)?;
-        self.add_tunnel(Identity { id, name, requested_name, scope, ifindex }, mode);
+        let user = Arc::clone(&self.files.get(&file).ok_or(Errno::EBADF)?.user);
+        self.add_tunnel(Identity { id, name, requested_name, scope, ifindex, user }, mode)?;
         Ok(id)
     }
 
-    pub(super) fn new_tunnel_id(&mut self) -> Result<TunnelId, Errno> {
-        if self.tunnels.len() >= self.limits.tunnels {
-            return Err(Errno::ENFILE);
-        }
+    /// A number, if there may be one more tunnel of the user who opened a file.
+    pub(super) fn new_tunnel_id(&mut self, file: FileId) -> Result<TunnelId, Errno> {
+        let user = Arc::clone(&self.files.get(&file).ok_or(Errno::EBADF)?.user);
+        self.charge_tunnel(&user)?;
         self.last_tunnel += 1;
         Ok(TunnelId(self.last_tunnel))
     }
 
+    fn charge_tunnel(&mut self, user: &Arc<User>) -> Result<[Charge; 2], Errno> {
+        let tunnel = user.charge(Resource::Tunnels, 1).map_err(too_many)?;
+        let memory = self.charge_memory(user, TUNNEL_MEMORY).map_err(|_| Errno::ENOMEM)?;
+        Ok([tunnel, memory])
+    }
+
     /// Adds a tunnel of a name that is free.
-    pub(super) fn add_tunnel(&mut self, identity: Identity, mode: Mode) {
+    ///
+    /// # Errors
+    ///
+    /// As [`attach`](Self::attach) for what there is not enough of.
+    pub(super) fn add_tunnel(&mut self, identity: Identity, mode: Mode) -> Result<(), Errno> {
+        let charges = self.charge_tunnel(&identity.user)?;
         let (id, name, scope) = (identity.id, identity.name, identity.scope);
         let hwaddr = MacAddress::random(&mut self.random);
-        self.tunnels.insert(id, Tunnel::new(identity, mode, hwaddr, &self.limits));
+        self.tunnels.insert(id, Tunnel::new(identity, mode, hwaddr, charges, &self.limits));
         self.names.insert((scope, name), id);
+        Ok(())
     }
 
     /// `dev_index_reserve`: the number that is wanted, or the next that is free.
@@ -319,11 +336,20 @@ impl Core {
             self.tunnels.remove(&id);
             return;
         }
-        let gone: Vec<TunnelId> =
-            self.tunnels.values().filter(|tunnel| tunnel.gone).map(|tunnel| tunnel.id).collect();
-        let excess = gone.len().saturating_sub(self.limits.gone_tunnels);
-        for id in &gone[..excess] {
-            self.lose_gone(*id);
+        self.gone.push(id);
+        let Bound { all, user: share } = self.limits.gone_tunnels;
+        let uid = |id: &TunnelId| self.tunnels.get(id).map(|tunnel| tunnel.user.uid());
+        let theirs = |owner| self.gone.iter().filter(move |id| uid(id) == owner);
+        let own = uid(&id);
+        // Those of a user who has kept most of them go first, so that one cannot drive out what others have kept.
+        let most = || self.gone.iter().map(&uid).max_by_key(|owner| theirs(*owner).count());
+        let loser = match () {
+            () if theirs(own).count() > share => Some(own),
+            () if self.gone.len() > all => most(),
+            () => None,
+        };
+        if let Some(lost) = loser.and_then(|owner| theirs(owner).next().copied()) {
+            self.lose_gone(lost);
         }
     }
 
@@ -334,9 +360,15 @@ impl Core {
         }
     }
 
+    /// The end of a tunnel that is gone.
+    pub(super) fn remove_gone(&mut self, id: TunnelId) -> Option<Tunnel> {
+        self.gone.retain(|other| *other != id);
+        self.tunnels.remove(&id)
+    }
+
     /// Gives up what a deleted tunnel's client wrote.
-    fn lose_gone(&mut self, id: TunnelId) {
-        let Some(tunnel) = self.tunnels.remove(&id) else { return };
+    pub(super) fn lose_gone(&mut self, id: TunnelId) {
+        let Some(tunnel) = self.remove_gone(id) else { return };
         let name = tunnel.name;
         for datagram in tunnel.written.iter() {
             let length = datagram.payload.len();

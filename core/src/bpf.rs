@@ -35,6 +35,14 @@ pub struct Program {
     random: AtomicU64,
 }
 
+impl Program {
+    /// Bytes that it takes.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        size_of::<Self>() + size_of_val(&*self.instructions)
+    }
+}
+
 /// One instruction. Jumps count from the instruction after.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Instruction {

@@ -243,6 +243,10 @@ pub fn parse_write(mut data: Bytes, framing: Framing) -> Result<Datagram, Errno>
     if framing.mode == Mode::Tun && !framing.pi && ip_version(&data).is_none() {
         return Err(Errno::EINVAL);
     }
+    // A header that is longer than any would else be kept with its datagram, and nobody charged for it.
+    if framing.vnet.is_some_and(|size| size > VnetHeader::TUNNEL_SIZE) {
+        data = Bytes::copy_from_slice(&data);
+    }
     Ok(Datagram { payload: data, protocol, vnet })
 }
 

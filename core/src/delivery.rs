@@ -1,8 +1,10 @@
 //! The two ways of a datagram: into a client's queue or blocked read, and from a client to whoever is at the far side.
 
+use alloc::sync::Arc;
+
 use super::{
     Address, CommandError, Core, Datagram, DropReason, Event, FileId, Interface, Mode, Output,
-    Peer, TunnelId, filter::filtered, offload,
+    Peer, TunnelId, file::Refused, filter::filtered, offload,
 };
 use crate::abi::tun::{self, Offload};
 
@@ -65,7 +67,7 @@ impl Core {
         // A queue of nothing passes nothing, not even to a blocked reader: tun_net_xmit puts it there first.
         let parked = if file.queue.capacity() > 0 { file.parked.pop_front() } else { None };
         let delivery = if let Some(read) = parked {
-            let outcome = file.deliver(&datagram, framing, read.limit);
+            let outcome = file.deliver(&datagram, None, framing, read.limit);
             let was_read = outcome.is_ok();
             self.outputs.push(Output::Complete(read.id, outcome));
             if !was_read {
@@ -73,12 +75,8 @@ impl Core {
                 return Err(CommandError::ReadTooShort(name));
             }
             Delivery::Read
-        } else if file.queue.push(datagram) {
-            Delivery::Queued(file.queue.len())
         } else {
-            let datagrams = file.queue.len();
-            self.count_to_client_drop(to, name, DropReason::QueueFull, length);
-            return Err(CommandError::QueueFull { name, datagrams });
+            self.send_to_queue(to, name, file_id, datagram)?
         };
         if let Some(tunnel) = self.tunnels.get_mut(&to) {
             tunnel.counters.to_client.add(length);
@@ -89,10 +87,59 @@ impl Core {
         Ok(delivery)
     }
 
+    fn send_to_queue(
+        &mut self,
+        to: TunnelId,
+        name: tun::Name,
+        file_id: FileId,
+        mut datagram: Datagram,
+    ) -> Result<Delivery, CommandError> {
+        let length = datagram.payload.len();
+        loop {
+            let file = self.files.get_mut(&file_id).ok_or(CommandError::NoQueue(name))?;
+            let uid = file.user.uid();
+            match file.queue.push(datagram, &file.user) {
+                Ok(()) => return Ok(Delivery::Queued(file.queue.len())),
+                Err(Refused::Full) => {
+                    let datagrams = file.queue.len();
+                    self.count_to_client_drop(to, name, DropReason::QueueFull, length);
+                    return Err(CommandError::QueueFull { name, datagrams });
+                }
+                Err(Refused::Memory(refused, exhausted)) => {
+                    datagram = refused;
+                    if self.reclaim(uid, exhausted).is_err() {
+                        self.count_to_client_drop(to, name, DropReason::Memory, length);
+                        return Err(CommandError::NoMemory { name, uid });
+                    }
+                }
+            }
+        }
+    }
+
+    /// Keeps what a client wrote, in the memory of the user who opened the file.
+    fn keep_written(&mut self, file_id: FileId, mut datagram: Datagram) -> Result<(), DropReason> {
+        loop {
+            let kept = self.files.get(&file_id).and_then(|file| {
+                let tunnel = self.tunnels.get_mut(&file.tunnel?)?;
+                Some((file.user.uid(), tunnel.written.push(datagram, &file.user)))
+            });
+            let Some((uid, kept)) = kept else { return Err(DropReason::Refused) };
+            match kept {
+                Ok(()) => return Ok(()),
+                Err(Refused::Full) => return Err(DropReason::WriteBufferFull),
+                Err(Refused::Memory(refused, exhausted)) => {
+                    datagram = refused;
+                    self.reclaim(uid, exhausted).map_err(|_| DropReason::Memory)?;
+                }
+            }
+        }
+    }
+
     pub(super) fn send_to_harness(&mut self, file: FileId, datagram: Datagram) {
         let length = datagram.payload.len();
         let payload = self.observed.then(|| datagram.payload.clone());
         let limits = self.limits;
+        let Some(user) = self.files.get(&file).map(|file| Arc::clone(&file.user)) else { return };
         let Some(tunnel) = self.tunnel_of_mut(file) else { return };
         let (id, name, mode) = (tunnel.id, tunnel.name, tunnel.mode);
         tunnel.counters.from_client.add(length);
@@ -105,21 +152,27 @@ impl Core {
         }
         if tunnel.interface == Interface::Bridge {
             // The kernel has it. The harness may look at the latest.
-            tunnel.written.push_over(datagram, limits.copied_datagrams, limits.copied_bytes);
-        } else if tunnel.written.push(datagram) {
-            tunnel.last_writer = Some(file);
-            if let Some(Peer::Outside(peer)) = tunnel.peer {
-                self.outputs.push(Output::Notify(peer));
-            }
+            let (datagrams, bytes) = (limits.copied_datagrams, limits.copied_bytes);
+            tunnel.written.push_over(datagram, &user, datagrams, bytes);
         } else {
-            tunnel.last_writer = None;
-            tunnel.counters.from_client_dropped.add(length);
-            self.event(|| Event::Dropped {
-                tunnel: id,
-                name,
-                reason: DropReason::WriteBufferFull,
-                length,
-            });
+            let kept = self.keep_written(file, datagram);
+            let Some(tunnel) = self.tunnel_of_mut(file) else { return };
+            match kept {
+                Ok(()) => {
+                    tunnel.last_writer = Some(file);
+                    if let Some(Peer::Outside(peer)) = tunnel.peer {
+                        self.outputs.push(Output::Notify(peer));
+                    }
+                }
+                Err(reason) => {
+                    tunnel.last_writer = None;
+                    tunnel.counters.from_client_dropped.add(length);
+                    if reason == DropReason::Memory {
+                        tunnel.counters.memory_dropped.add(length);
+                    }
+                    self.event(|| Event::Dropped { tunnel: id, name, reason, length });
+                }
+            }
         }
         if let Some(payload) = payload {
             self.outputs.push(Output::Event(Event::FromClient { tunnel: id, name, mode, payload }));
@@ -135,6 +188,9 @@ impl Core {
     ) {
         if let Some(tunnel) = self.tunnels.get_mut(&id) {
             tunnel.counters.to_client_dropped.add(length);
+            if reason == DropReason::Memory {
+                tunnel.counters.memory_dropped.add(length);
+            }
         }
         self.event(|| Event::Dropped { tunnel: id, name, reason, length });
     }

@@ -84,6 +84,8 @@ errnos! {
     EINVAL = 22;
     /// File table overflow.
     ENFILE = 23;
+    /// Too many open files: of one user.
+    EMFILE = 24;
     /// Inappropriate ioctl for device.
     ENOTTY = 25;
     /// Illegal seek.

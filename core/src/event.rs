@@ -139,6 +139,8 @@ pub enum DropReason {
     QueueFull,
     /// The harness has not taken what the client wrote before.
     WriteBufferFull,
+    /// All memory is in use that there is for datagrams, or for those of the user.
+    Memory,
     /// A read had no room for the headers.
     ReadTooShort,
     /// A continuation of a write whose first part was taken already.
@@ -157,6 +159,7 @@ impl DropReason {
             Self::Filtered => "filtered",
             Self::QueueFull => "queue-full",
             Self::WriteBufferFull => "write-buffer-full",
+            Self::Memory => "memory",
             Self::ReadTooShort => "read-too-short",
             Self::Continuation => "continuation",
             Self::Refused => "refused",
@@ -179,6 +182,7 @@ mod tests {
             DropReason::Filtered,
             DropReason::QueueFull,
             DropReason::WriteBufferFull,
+            DropReason::Memory,
             DropReason::ReadTooShort,
             DropReason::Continuation,
             DropReason::Refused,

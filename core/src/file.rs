@@ -7,8 +7,10 @@ use alloc::{collections::VecDeque, sync::Arc};
 use bytes::Bytes;
 
 use super::{
-    Datagram, FileId, Opener, Origin, ReadCall, RequestId, TunnelId, WakeHandle, bpf,
+    Charge, Datagram, Exhausted, FileId, Opener, Origin, ReadCall, RequestId, Resource, TunnelId,
+    User, WakeHandle,
     datagram::{self, Framing},
+    filter::Filter,
 };
 use crate::{Outcome, abi::tun};
 
@@ -18,6 +20,8 @@ pub struct File {
     pub(super) id: FileId,
     pub(super) origin: Origin,
     pub(super) opener: Opener,
+    pub(super) user: Arc<User>,
+    _charges: (Charge, Option<Charge>, Charge),
     pub(super) flags: u32,
     pub(super) tunnel: Option<TunnelId>,
     /// TUNSETQUEUE has detached its queue: no datagram joins it.
@@ -25,7 +29,7 @@ pub struct File {
     /// `sk_sndbuf`; the file's own, so that it outlives a tunnel that was deleted.
     pub(super) send_buffer: i32,
     /// `sk_filter`: which datagrams its queue gets.
-    pub(super) packet_filter: Option<Arc<bpf::Program>>,
+    pub(super) packet_filter: Option<Arc<Filter>>,
     /// What TUNSETIFINDEX asked for; 0: any.
     pub(super) wanted_ifindex: u32,
     pub(super) queue: Queue,
@@ -34,11 +38,25 @@ pub struct File {
     rest: Option<Rest>,
 }
 
+/// What an open file takes of its user's share.
+#[derive(Debug)]
+pub(super) struct FileCharges {
+    pub(super) user: Arc<User>,
+    pub(super) file: Charge,
+    /// For the queue of a network device.
+    pub(super) descriptor: Option<Charge>,
+    pub(super) memory: Charge,
+}
+
+/// Bytes that a file takes without datagrams: itself, its places in maps, its opener's name, and an empty queue.
+pub(super) const FILE_MEMORY: usize = 1024;
+
 /// A read that waits for a datagram; no thread of ours waits with it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct ParkedRead {
     pub(super) id: RequestId,
     pub(super) limit: usize,
+    pub(super) _charge: Charge,
 }
 
 /// What a read left of its datagram: due to the next part of the same system call, and to nobody else.
@@ -46,11 +64,21 @@ pub(super) struct ParkedRead {
 struct Rest {
     offset: u64,
     bytes: Bytes,
+    _charge: Charge,
 }
 
 impl File {
-    pub(super) fn new(id: FileId, origin: Origin, flags: u32, opener: Opener) -> Self {
+    pub(super) fn new(
+        id: FileId,
+        origin: Origin,
+        flags: u32,
+        opener: Opener,
+        charges: FileCharges,
+    ) -> Self {
+        let FileCharges { user, file, descriptor, memory } = charges;
         Self {
+            user,
+            _charges: (file, descriptor, memory),
             id,
             origin,
             opener,
@@ -139,15 +167,20 @@ impl File {
         self.send_buffer >> 1 > 1
     }
 
-    /// What one read gets of a datagram; what did not fit stays for the continuation of that read.
+    /// What one read gets of a datagram; what did not fit stays for the continuation of that read, if there is memory for it.
+    /// `charge`: for a datagram that has been kept.
     pub(super) fn deliver(
         &mut self,
         datagram: &Datagram,
+        charge: Option<Charge>,
         framing: Framing,
         limit: usize,
     ) -> Outcome {
-        let (reply, rest) = datagram::read_reply(datagram, framing, limit)?;
-        self.rest = (!rest.is_empty()).then(|| Rest { offset: limit as u64, bytes: rest });
+        let (reply, bytes) = datagram::read_reply(datagram, framing, limit)?;
+        if !bytes.is_empty() {
+            let charge = charge.or_else(|| self.user.charge(Resource::Memory, cost(datagram)).ok());
+            self.rest = charge.map(|_charge| Rest { offset: limit as u64, bytes, _charge });
+        }
         Ok(reply)
     }
 
@@ -164,15 +197,50 @@ impl File {
         }
     }
 
+    /// What the rest of a datagram takes.
+    #[cfg(test)]
+    pub(super) fn rest_memory(&self) -> usize {
+        self.rest.as_ref().map_or(0, |rest| rest._charge.amount())
+    }
+
     pub(super) fn forget_rest(&mut self) {
         self.rest = None;
     }
 }
 
+/// A datagram in a queue, and what it takes of a user's memory.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub(super) datagram: Datagram,
+    pub(super) charge: Charge,
+}
+
+/// Bytes that a datagram takes beside its own: its place in a queue, which is up to half empty; headers that were taken off; and
+/// what the allocator adds to two blocks. Measured with glibc: 197 bytes for each of a million datagrams of one byte.
+pub(super) const DATAGRAM_MEMORY: usize = 208;
+const _COVERED: () = assert!(DATAGRAM_MEMORY >= 2 * size_of::<Kept>() + 2 * 32);
+
+/// The memory that a datagram takes in a queue.
+pub(super) fn cost(datagram: &Datagram) -> usize {
+    DATAGRAM_MEMORY + datagram.payload.len()
+}
+
+/// Places that an empty queue may hold on to.
+const SPARE_PLACES: usize = 32;
+
+/// Why a datagram does not join a queue.
+#[derive(Debug)]
+pub(super) enum Refused {
+    /// The queue is full.
+    Full,
+    /// There is no memory for it, the datagram.
+    Memory(Datagram, Exhausted),
+}
+
 /// A bounded FIFO of datagrams; what does not fit is refused, so the oldest are kept (kernel: `ptr_ring`).
 #[derive(Debug, Default)]
 pub struct Queue {
-    datagrams: VecDeque<Datagram>,
+    kept: VecDeque<Kept>,
     bytes: usize,
     max_datagrams: usize,
     max_bytes: usize,
@@ -180,19 +248,19 @@ pub struct Queue {
 
 impl Queue {
     pub(super) fn new(max_datagrams: usize, max_bytes: usize) -> Self {
-        Self { datagrams: VecDeque::new(), bytes: 0, max_datagrams, max_bytes }
+        Self { kept: VecDeque::new(), bytes: 0, max_datagrams, max_bytes }
     }
 
     /// How many datagrams there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.datagrams.len()
+        self.kept.len()
     }
 
     /// There are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.datagrams.is_empty()
+        self.kept.is_empty()
     }
 
     /// Their bytes, without headers.
@@ -209,60 +277,99 @@ impl Queue {
 
     /// The datagrams, oldest first.
     pub fn iter(&self) -> impl Iterator<Item = &Datagram> {
-        self.datagrams.iter()
+        self.kept.iter().map(|kept| &kept.datagram)
     }
 
-    /// Appends a datagram; false, and nothing changed, if the queue is full.
-    #[must_use]
-    pub(super) fn push(&mut self, datagram: Datagram) -> bool {
+    /// Appends a datagram, in a user's memory; or nothing is changed.
+    pub(super) fn push(&mut self, datagram: Datagram, user: &Arc<User>) -> Result<(), Refused> {
         let bytes = self.bytes + datagram.payload.len();
-        if self.datagrams.len() >= self.max_datagrams || bytes > self.max_bytes {
-            return false;
+        if self.kept.len() >= self.max_datagrams || bytes > self.max_bytes {
+            return Err(Refused::Full);
         }
-        self.bytes = bytes;
-        self.datagrams.push_back(datagram);
-        true
+        match user.charge(Resource::Memory, cost(&datagram)) {
+            Ok(charge) => {
+                self.bytes = bytes;
+                self.kept.push_back(Kept { datagram, charge });
+                Ok(())
+            }
+            Err(exhausted) => Err(Refused::Memory(datagram, exhausted)),
+        }
     }
 
     /// Appends a datagram; the oldest make room for it, within tighter limits than the queue's own.
-    pub(super) fn push_over(&mut self, datagram: Datagram, datagrams: usize, bytes: usize) {
+    pub(super) fn push_over(
+        &mut self,
+        datagram: Datagram,
+        user: &Arc<User>,
+        datagrams: usize,
+        bytes: usize,
+    ) {
         let length = datagram.payload.len();
         let (datagrams, bytes) = (datagrams.min(self.max_datagrams), bytes.min(self.max_bytes));
-        while !self.datagrams.is_empty()
-            && (self.datagrams.len() >= datagrams || self.bytes + length > bytes)
+        while !self.kept.is_empty() && (self.kept.len() >= datagrams || self.bytes + length > bytes)
         {
             self.pop();
         }
-        // One that is longer than all may be is not kept.
-        let _kept = self.push(datagram);
+        // One that is longer than all may be, or that there is no memory for, is not kept.
+        let _kept = self.push(datagram, user);
     }
 
     /// `tun_queue_purge`.
     pub(super) fn clear(&mut self) {
-        self.datagrams.clear();
+        self.kept = VecDeque::new();
         self.bytes = 0;
     }
 
     /// `ptr_ring_resize`: the oldest datagrams are kept.
     pub(super) fn resize(&mut self, max_datagrams: usize) {
         self.max_datagrams = max_datagrams;
-        for lost in self.datagrams.drain(max_datagrams.min(self.datagrams.len())..) {
-            self.bytes -= lost.payload.len();
+        for lost in self.kept.drain(max_datagrams.min(self.kept.len())..) {
+            self.bytes -= lost.datagram.payload.len();
         }
+        self.give_up_places();
     }
 
     pub(super) fn pop(&mut self) -> Option<Datagram> {
-        let datagram = self.datagrams.pop_front()?;
-        self.bytes -= datagram.payload.len();
-        Some(datagram)
+        self.pop_kept().map(|kept| kept.datagram)
     }
 
-    /// Lengthens the newest datagram; false, and nothing changed, if there is none or it would be too long.
+    /// How many datagrams fit without more memory.
+    #[cfg(test)]
+    pub(super) fn places(&self) -> usize {
+        self.kept.capacity()
+    }
+
+    /// Each datagram's user, and what it takes.
+    #[cfg(test)]
+    pub(super) fn memory(&self) -> impl Iterator<Item = (u32, usize)> {
+        self.kept.iter().map(|kept| (kept.charge.user().uid(), kept.charge.amount()))
+    }
+
+    /// The oldest datagram, which is still charged for.
+    pub(super) fn pop_kept(&mut self) -> Option<Kept> {
+        let kept = self.kept.pop_front()?;
+        self.bytes -= kept.datagram.payload.len();
+        self.give_up_places();
+        Some(kept)
+    }
+
+    /// Places that have not been used for a while are memory too, which nobody is charged for.
+    fn give_up_places(&mut self) {
+        let (length, capacity) = (self.kept.len(), self.kept.capacity());
+        if capacity > SPARE_PLACES && length < capacity / 4 {
+            self.kept.shrink_to((2 * length).max(SPARE_PLACES));
+        }
+    }
+
+    /// Lengthens the newest datagram; false, and nothing changed, if there is none, it would be too long, or there is no memory.
     #[must_use]
     pub(super) fn append_to_newest(&mut self, more: &[u8], max_length: usize) -> bool {
-        let Some(newest) = self.datagrams.back_mut() else { return false };
+        let Some(Kept { datagram: newest, charge }) = self.kept.back_mut() else { return false };
         let length = newest.payload.len() + more.len();
-        if length > max_length || self.bytes + more.len() > self.max_bytes {
+        if length > max_length
+            || self.bytes + more.len() > self.max_bytes
+            || charge.grow(more.len()).is_err()
+        {
             return false;
         }
         newest.payload = [&newest.payload, more].concat().into();
@@ -277,7 +384,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        Delivery,
+        Core, Delivery, Limits,
         abi::tun::IfFlags,
         errno::Errno,
         rig::{Rig, bytes_read},
@@ -299,14 +406,18 @@ mod tests {
         assert_eq!(rig.write(file, &[]), Err(Errno::EINVAL));
     }
 
+    fn user() -> Arc<User> {
+        Core::new(Limits::default(), 1).user(1)
+    }
+
     #[test]
     fn queue_refuses_the_newest_by_count_and_by_bytes() {
         let datagram = |length: usize| Datagram::from(Bytes::from(vec![0; length]));
-        let mut queue = Queue::new(2, 10);
-        assert!(queue.push(datagram(4)));
-        assert!(!queue.push(datagram(7)), "by bytes");
-        assert!(queue.push(datagram(6)));
-        assert!(!queue.push(datagram(0)), "by count");
+        let (mut queue, user) = (Queue::new(2, 10), user());
+        queue.push(datagram(4), &user).unwrap();
+        assert!(matches!(queue.push(datagram(7), &user), Err(Refused::Full)), "by bytes");
+        queue.push(datagram(6), &user).unwrap();
+        assert!(matches!(queue.push(datagram(0), &user), Err(Refused::Full)), "by count");
         assert_eq!((queue.len(), queue.bytes()), (2, 10));
         assert_eq!(queue.pop().map(|d| d.payload.len()), Some(4));
         assert_eq!((queue.len(), queue.bytes()), (1, 6));
@@ -319,9 +430,9 @@ mod tests {
 
     #[test]
     fn queue_lets_the_oldest_go_if_it_must() {
-        let mut queue = Queue::new(2, 10);
+        let (mut queue, user) = (Queue::new(2, 10), user());
         for length in [3, 4, 5, 11, 6] {
-            queue.push_over(Datagram::from(Bytes::from(vec![0; length])), 3, 10);
+            queue.push_over(Datagram::from(Bytes::from(vec![0; length])), &user, 3, 10);
         }
         let lengths: Vec<usize> = queue.iter().map(|datagram| datagram.payload.len()).collect();
         assert_eq!((lengths, queue.bytes()), (vec![6], 6));
@@ -330,13 +441,13 @@ mod tests {
     #[test]
     fn resized_queue_keeps_the_oldest() {
         let datagram = |length: usize| Datagram::from(Bytes::from(vec![0; length]));
-        let mut queue = Queue::new(3, 100);
-        assert!((1..=3).all(|length| queue.push(datagram(length))));
+        let (mut queue, user) = (Queue::new(3, 100), user());
+        assert!((1..=3).all(|length| queue.push(datagram(length), &user).is_ok()));
         queue.resize(2);
         assert_eq!((queue.len(), queue.bytes()), (2, 3));
-        assert!(!queue.push(datagram(4)));
+        assert!(queue.push(datagram(4), &user).is_err());
         queue.resize(3);
-        assert!(queue.push(datagram(4)));
+        queue.push(datagram(4), &user).unwrap();
         assert_eq!(queue.iter().map(|d| d.payload.len()).collect::<Vec<_>>(), [1, 2, 4]);
         queue.resize(0);
         assert_eq!((queue.len(), queue.bytes()), (0, 0));

@@ -3,7 +3,7 @@
 
 use alloc::{sync::Arc, vec::Vec};
 
-use super::{Datagram, File, MacAddress, Tunnel, bpf};
+use super::{Charge, Datagram, File, MacAddress, Tunnel, bpf};
 use crate::{
     abi::tun::{SockFprog, TunFilter},
     errno::Errno,
@@ -14,8 +14,8 @@ pub(super) fn filtered(mut datagram: Datagram, tunnel: &Tunnel, file: &File) -> 
     if !tunnel.tx_filter.accepts(&datagram.payload) {
         return None;
     }
-    if let Some(program) = &file.packet_filter {
-        let kept = usize::try_from(program.run(&datagram.payload)).unwrap_or(usize::MAX);
+    if let Some(filter) = &file.packet_filter {
+        let kept = usize::try_from(filter.program.run(&datagram.payload)).unwrap_or(usize::MAX);
         if kept == 0 {
             return None;
         }
@@ -30,7 +30,14 @@ pub(super) struct PacketFilter {
     /// What the client passed last, good or bad (kernel: `fprog`).
     pub(super) passed: SockFprog,
     /// What further queues get (kernel: `filter_attached`), or what is wrong with it.
-    pub(super) program: Option<Result<Arc<bpf::Program>, Errno>>,
+    pub(super) program: Option<Result<Arc<Filter>, Errno>>,
+}
+
+/// A program, and the memory that it takes.
+#[derive(Debug)]
+pub(super) struct Filter {
+    pub(super) program: bpf::Program,
+    pub(super) _charge: Charge,
 }
 
 /// `FLT_EXACT_COUNT`: so many addresses are compared, those behind them are hashed.

@@ -56,6 +56,16 @@ pub enum CommandError {
         /// How many datagrams wait.
         datagrams: usize,
     },
+    /// All memory is in use that there is for datagrams, or for those of the client's user.
+    #[error(
+        "no memory is left for a datagram to tunnel {name} of uid {uid}; 'memtun limits' shows what is in use, and more can be given by --memory and --memory-per-user"
+    )]
+    NoMemory {
+        /// The tunnel.
+        name: tun::Name,
+        /// The user who opened the file.
+        uid: u32,
+    },
     /// The datagram has no bytes.
     #[error("the datagram is empty; give at least one byte")]
     EmptyDatagram,
@@ -135,6 +145,7 @@ impl CommandError {
             Self::Filtered(_) => "filtered",
             Self::BadSetting(_) => "bad-setting",
             Self::QueueFull { .. } => "queue-full",
+            Self::NoMemory { .. } => "no-memory",
             Self::EmptyDatagram => "empty-datagram",
             Self::OversizedDatagram { .. } => "oversized-datagram",
             Self::NotIp(_) => "not-ip",
@@ -215,7 +226,7 @@ impl Core {
         let tunnel = self.tunnels.get_mut(&from)?;
         let datagram = tunnel.written.pop();
         if tunnel.gone && tunnel.written.is_empty() {
-            self.tunnels.remove(&from);
+            self.remove_gone(from);
         }
         datagram
     }
@@ -268,6 +279,7 @@ impl Core {
             delivery,
             Ok(_)
                 | Err(CommandError::QueueFull { .. }
+                    | CommandError::NoMemory { .. }
                     | CommandError::ReadTooShort(_)
                     | CommandError::Filtered(_))
         );

@@ -25,7 +25,7 @@
 //! system call or two, and makes the client's own change, and what it sent itself, count from the moment at which the client's
 //! call that made it returned.
 
-use alloc::{boxed::Box, collections::BTreeMap, vec::Vec};
+use alloc::{boxed::Box, collections::BTreeMap, sync::Arc, vec::Vec};
 
 use bytes::Bytes;
 
@@ -286,7 +286,7 @@ impl Core {
             let open = move |asker| LinkRequest::Open { tunnel, file: id, flags, rights, asker };
             return Ok(Some(Wanted::Link(Want::Open { tunnel, scope }, Box::new(open))));
         }
-        let tunnel = self.new_tunnel_id()?;
+        let tunnel = self.new_tunnel_id(id)?;
         let interface = self.links.policy;
         let make =
             LinkRequest::Make { tunnel, file: id, scope, name, flags, index, interface, rights };
@@ -317,9 +317,7 @@ impl Core {
     fn add_linked(&mut self, id: TunnelId, parked: &Parked, made: MadeLink) -> Outcome {
         let mut request = IfReq::from_bytes(&parked.call.input).ok_or(Errno::EFAULT)?;
         let (flags, state) = (request.flags(), made.state);
-        if !self.files.contains_key(&parked.file) {
-            return Err(Errno::EBADF);
-        }
+        let user = Arc::clone(&self.files.get(&parked.file).ok_or(Errno::EBADF)?.user);
         // A tunnel without a link may have the name that the kernel found free.
         if self.names.contains_key(&(state.scope, state.name)) {
             return Err(Errno::EBUSY);
@@ -335,8 +333,9 @@ impl Core {
             requested_name: request.name(),
             scope: state.scope,
             ifindex: state.index,
+            user,
         };
-        self.add_tunnel(identity, attach::mode_of(flags)?);
+        self.add_tunnel(identity, attach::mode_of(flags)?)?;
         if let Some(tunnel) = self.tunnels.get_mut(&id) {
             tunnel.interface = interface;
             tunnel.persistent = made.persistent;

@@ -25,6 +25,7 @@ mod address;
 mod admission;
 mod attach;
 pub mod bpf;
+mod budget;
 pub mod datagram;
 mod delivery;
 pub mod errno;
@@ -53,13 +54,19 @@ mod time;
 mod tunnel;
 mod wait;
 
-use alloc::{boxed::Box, collections::BTreeMap, vec::Vec};
+use alloc::{
+    boxed::Box,
+    collections::{BTreeMap, btree_map::Entry},
+    sync::Arc,
+    vec::Vec,
+};
 
 use bytes::Bytes;
 
 pub use self::{
     address::{Address, parse_name},
     admission::{Admission, NamePattern},
+    budget::{Bound, Budget, Charge, Exhausted, Resource, User},
     datagram::{Datagram, MacAddress},
     delivery::Delivery,
     event::{DropReason, Event},
@@ -79,20 +86,35 @@ pub use self::{
     tunnel::{Count, Counters, Mode, Tunnel, TunnelId},
     wait::{Answer, Condition, WaitId},
 };
-use self::{file::ParkedRead, wait::Wait};
+use self::{
+    budget::Users,
+    file::{FILE_MEMORY, FileCharges, Kept, ParkedRead},
+    wait::Wait,
+};
 use crate::{abi::tun, errno::Errno};
 
 /// How much of everything there may be.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Open files; the next open gets `ENFILE`.
-    pub files: usize,
-    /// Tunnels, deleted ones with untaken datagrams included; the next TUNSETIFF gets `ENFILE`.
-    pub tunnels: usize,
+    /// Bytes of everything that grows. Beyond them datagrams are dropped, and open and TUNSETIFF get `ENOMEM`. What is kept of
+    /// deleted tunnels makes room first.
+    pub memory: Bound,
+    /// Open files; the next open gets `EMFILE` for its user's limit, `ENFILE` for that of all.
+    pub files: Bound,
+    /// Tunnels, deleted ones with untaken datagrams included; the next TUNSETIFF gets `EMFILE` or `ENFILE`.
+    pub tunnels: Bound,
     /// Deleted tunnels whose datagrams are kept; the oldest is given up for the next.
-    pub gone_tunnels: usize,
+    pub gone_tunnels: Bound,
     /// Reads parked on one file; the next gets `ENOMEM`.
     pub parked_reads: usize,
+    /// Reads parked on all files, likewise.
+    pub all_parked_reads: Bound,
+    /// Network namespaces from which files are open; the next open gets `EMFILE` or `ENFILE`.
+    pub namespaces: Bound,
+    /// The daemon's file descriptors for network devices and attached sockets; the next open gets `EMFILE` or `ENFILE`.
+    pub descriptors: Bound,
+    /// Connections to the control socket.
+    pub connections: Bound,
     /// Bytes in one file's queue. Datagrams are limited too, as in the kernel: 500 on a tun, 1,000 on a tap.
     pub queue_bytes: usize,
     /// Datagrams that a tunnel keeps for the harness to take.
@@ -106,23 +128,44 @@ pub struct Limits {
     /// Bytes of one injected datagram: the longest IP datagram with an Ethernet header and a VLAN tag.
     pub datagram: usize,
     /// Waits at one time.
-    pub waits: usize,
+    pub waits: Bound,
+}
+
+impl Limits {
+    /// The limits of a resource.
+    pub(crate) fn bound(&self, resource: Resource) -> Bound {
+        match resource {
+            Resource::Memory => self.memory,
+            Resource::Files => self.files,
+            Resource::Tunnels => self.tunnels,
+            Resource::ParkedReads => self.all_parked_reads,
+            Resource::Namespaces => self.namespaces,
+            Resource::Descriptors => self.descriptors,
+            Resource::Connections => self.connections,
+            Resource::Waits => self.waits,
+        }
+    }
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            files: 16_384,
-            tunnels: 4_096,
-            gone_tunnels: 64,
+            memory: Bound::shared(256 << 20),
+            files: Bound::shared(16_384),
+            tunnels: Bound::shared(4_096),
+            gone_tunnels: Bound::shared(64),
             parked_reads: 1_024,
+            all_parked_reads: Bound::shared(65_536),
+            namespaces: Bound::shared(1_024),
+            descriptors: Bound::shared(16_384),
+            connections: Bound { all: 160, user: 128 },
             queue_bytes: 80 << 20,
             written_datagrams: 4_096,
             written_bytes: 64 << 20,
             copied_datagrams: 1_024,
             copied_bytes: 4 << 20,
             datagram: 65_535 + 18,
-            waits: 1_024,
+            waits: Bound { all: 2_048, user: 1_024 },
         }
     }
 }
@@ -141,6 +184,11 @@ pub struct Core {
     /// Tunnels that are not gone.
     names: BTreeMap<(Scope, tun::Name), TunnelId>,
     waits: Vec<Wait>,
+    users: Users,
+    /// How many files of a user are open from a namespace, and what holds the user's place for it.
+    namespaces: BTreeMap<(u32, Scope), (usize, Charge)>,
+    /// Tunnels that are gone but not taken empty, oldest first.
+    gone: Vec<TunnelId>,
     links: interface::Links,
     admission: Admission,
     outputs: Vec<Output>,
@@ -156,6 +204,9 @@ impl Core {
     #[must_use]
     pub fn new(limits: Limits, seed: u64) -> Self {
         Self {
+            users: Users::new(&limits),
+            namespaces: BTreeMap::new(),
+            gone: Vec::new(),
             limits,
             files: BTreeMap::new(),
             tunnels: BTreeMap::new(),
@@ -178,6 +229,22 @@ impl Core {
     #[must_use]
     pub fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    /// What all users have in use.
+    #[must_use]
+    pub fn budget(&self) -> &Arc<Budget> {
+        self.users.budget()
+    }
+
+    /// The users that have something in use, or had lately.
+    pub fn users(&self) -> impl Iterator<Item = &Arc<User>> {
+        self.users.iter()
+    }
+
+    /// A user, to charge what the edges hold for it.
+    pub fn user(&mut self, uid: u32) -> Arc<User> {
+        self.users.get(uid)
     }
 
     /// The open files, oldest first.
@@ -309,15 +376,47 @@ impl Core {
 /// What clients ask.
 impl Core {
     fn open(&mut self, origin: Origin, flags: u32, opener: Opener) -> Outcome {
-        if self.files.len() >= self.limits.files {
-            self.outputs.push(Output::Left(opener.scope));
-            return Err(Errno::ENFILE);
-        }
+        let charges = match self.charge_file(&opener) {
+            Ok(charges) => charges,
+            Err(errno) => {
+                self.outputs.push(Output::Left(opener.scope));
+                return Err(errno);
+            }
+        };
         self.last_file += 1;
         let id = FileId(self.last_file);
         self.event(|| Event::Opened { file: id, pid: opener.pid, command: opener.command.clone() });
-        self.files.insert(id, File::new(id, origin, flags, opener));
+        self.files.insert(id, File::new(id, origin, flags, opener, charges));
         Ok(Reply::Opened(id))
+    }
+
+    /// What a file takes, its user's place for its namespace included.
+    fn charge_file(&mut self, opener: &Opener) -> Result<FileCharges, Errno> {
+        let user = self.users.get(opener.uid);
+        let file = user.charge(Resource::Files, 1).map_err(too_many)?;
+        let descriptor = match self.links.is_in_use() {
+            true => Some(user.charge(Resource::Descriptors, 1).map_err(too_many)?),
+            false => None,
+        };
+        let memory = self.charge_memory(&user, FILE_MEMORY).map_err(|_| Errno::ENOMEM)?;
+        match self.namespaces.entry((opener.uid, opener.scope)) {
+            Entry::Occupied(mut held) => held.get_mut().0 += 1,
+            Entry::Vacant(place) => {
+                let charge = user.charge(Resource::Namespaces, 1).map_err(too_many)?;
+                place.insert((1, charge));
+            }
+        }
+        Ok(FileCharges { user, file, descriptor, memory })
+    }
+
+    fn leave_namespace(&mut self, opener: &Opener) {
+        if let Entry::Occupied(mut held) = self.namespaces.entry((opener.uid, opener.scope)) {
+            held.get_mut().0 -= 1;
+            if held.get().0 == 0 {
+                held.remove();
+            }
+        }
+        self.outputs.push(Output::Left(opener.scope));
     }
 
     fn close(&mut self, id: FileId) -> Outcome {
@@ -329,7 +428,7 @@ impl Core {
         if let Some(tunnel) = file.tunnel {
             self.detach(id, tunnel);
         }
-        self.outputs.push(Output::Left(file.opener.scope));
+        self.leave_namespace(&file.opener);
         self.event(|| Event::Closed { file: id });
         Ok(Reply::Closed)
     }
@@ -349,10 +448,11 @@ impl Core {
         }
         file.forget_rest();
         file.set_nonblocking(call.nonblock);
-        if let Some(datagram) = file.queue.pop() {
-            let outcome = file.deliver(&datagram, tunnel.framing(), call.limit);
+        if let Some(Kept { datagram, charge }) = file.queue.pop_kept() {
+            let length = datagram.payload.len();
+            let outcome = file.deliver(&datagram, Some(charge), tunnel.framing(), call.limit);
             if outcome.is_err() {
-                let (tunnel, name, length) = (tunnel.id, tunnel.name, datagram.payload.len());
+                let (tunnel, name) = (tunnel.id, tunnel.name);
                 self.count_to_client_drop(tunnel, name, DropReason::ReadTooShort, length);
             }
             return Some(outcome);
@@ -363,7 +463,10 @@ impl Core {
         if file.parked.len() >= self.limits.parked_reads {
             return Some(Err(Errno::ENOMEM));
         }
-        file.parked.push_back(ParkedRead { id, limit: call.limit });
+        let Ok(charge) = file.user.charge(Resource::ParkedReads, 1) else {
+            return Some(Err(Errno::ENOMEM));
+        };
+        file.parked.push_back(ParkedRead { id, limit: call.limit, _charge: charge });
         if tunnel.interface == Interface::Bridge {
             self.outputs.push(Output::Receive(tunnel.id, file_id));
         }
@@ -443,6 +546,14 @@ impl Core {
     }
 }
 
+/// What the client gets that finds too many of something.
+fn too_many(exhausted: Exhausted) -> Errno {
+    match exhausted {
+        Exhausted::Share => Errno::EMFILE,
+        Exhausted::All => Errno::ENFILE,
+    }
+}
+
 /// A write that the kernel split is joined up to this many bytes.
 const MAX_JOINED_WRITE: usize = 8 << 20;
 
@@ -466,6 +577,27 @@ impl Core {
         if self.observed {
             self.outputs.push(Output::Event(event()));
         }
+    }
+
+    /// Charges a user for memory. What is kept of deleted tunnels makes room: the user's, or anybody's where all is in use.
+    fn charge_memory(&mut self, user: &Arc<User>, amount: usize) -> Result<Charge, Exhausted> {
+        loop {
+            match user.charge(Resource::Memory, amount) {
+                Ok(charge) => return Ok(charge),
+                Err(exhausted) => self.reclaim(user.uid(), exhausted)?,
+            }
+        }
+    }
+
+    /// Gives up the oldest of what is kept of deleted tunnels, where that makes room for a user.
+    fn reclaim(&mut self, uid: u32, exhausted: Exhausted) -> Result<(), Exhausted> {
+        let makes_room = |id: &&TunnelId| match exhausted {
+            Exhausted::All => true,
+            Exhausted::Share => self.tunnels.get(id).is_some_and(|tunnel| tunnel.user.uid() == uid),
+        };
+        let oldest = self.gone.iter().find(makes_room).copied().ok_or(exhausted)?;
+        self.lose_gone(oldest);
+        Ok(())
     }
 
     fn tunnel_of_mut(&mut self, file: FileId) -> Option<&mut Tunnel> {

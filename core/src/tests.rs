@@ -3,6 +3,7 @@
 use alloc::{borrow::ToOwned, vec, vec::Vec};
 
 mod ioctls;
+mod memory;
 mod permission;
 mod queues;
 mod settings;
@@ -450,7 +451,8 @@ fn untaken_datagrams_are_limited() {
 
 #[test]
 fn written_datagrams_outlive_the_client() {
-    let mut rig = Rig::with_limits(Limits { gone_tunnels: 1, ..Limits::default() });
+    let mut rig =
+        Rig::with_limits(Limits { gone_tunnels: Bound::unshared(1), ..Limits::default() });
     let (file, tunnel) = rig.attached("t", TUN_NO_PI);
     rig.write(file, IP).unwrap();
     rig.close(file);
@@ -520,17 +522,6 @@ fn last_close_takes_the_tunnel_along() {
     rig.ioctl(file, TUNSETPERSIST, 0, &[]).unwrap();
     rig.close(file);
     assert!(rig.core.tunnel(tunnel).is_none());
-}
-
-#[test]
-fn open_files_are_limited() {
-    let mut rig =
-        Rig::with_limits(Limits { files: 1, tunnels: 1, parked_reads: 1, ..Limits::default() });
-    let (file, _) = rig.attached("t", TUN);
-    let request = rig.ask(Op::Open { flags: 2, opener: Opener::default() });
-    assert_eq!(rig.outcome(request), Some(Err(Errno::ENFILE)));
-    let (first, second) = (rig.read_later(file, 9), rig.read_later(file, 9));
-    assert_eq!((rig.outcome(first), rig.outcome(second)), (None, Some(Err(Errno::ENOMEM))));
 }
 
 // The harness.
@@ -664,7 +655,7 @@ fn a_cancelled_wait_takes_nothing() {
 
 #[test]
 fn bad_waits_are_refused() {
-    let mut rig = Rig::with_limits(Limits { waits: 1, ..Limits::default() });
+    let mut rig = Rig::with_limits(Limits { waits: Bound::unshared(1), ..Limits::default() });
     let (_, tunnel) = rig.attached("t", TUN);
     assert!(matches!(
         rig.wait(1, Condition::Take(tunnel, 0), 1),

@@ -1,9 +1,9 @@
 //! One emulated interface (kernel: `struct tun_struct` and its `net_device`).
 
-use alloc::vec::Vec;
+use alloc::{sync::Arc, vec::Vec};
 
 use super::{
-    Address, FileId, Interface, Limits, MacAddress, Peer, Scope,
+    Address, Charge, FileId, Interface, Limits, MacAddress, Peer, Scope, User,
     datagram::Framing,
     file::Queue,
     filter::{PacketFilter, TxFilter},
@@ -74,6 +74,8 @@ pub struct Counters {
     pub to_client_dropped: Count,
     /// Written and lost: the harness did not take what was written before.
     pub from_client_dropped: Count,
+    /// Lost for want of memory, in either direction: counted in one of the two above, too.
+    pub memory_dropped: Count,
     /// Sent by the kernel into the link beside the tunnel, and not given to a client.
     pub to_link: Count,
 }
@@ -94,6 +96,9 @@ impl Count {
     }
 }
 
+/// Bytes that a tunnel takes without datagrams: itself, its places in maps, and an empty queue.
+pub(super) const TUNNEL_MEMORY: usize = 2048;
+
 /// By what a tunnel is known.
 pub(super) struct Identity {
     pub(super) id: TunnelId,
@@ -101,6 +106,8 @@ pub(super) struct Identity {
     pub(super) requested_name: Name,
     pub(super) scope: Scope,
     pub(super) ifindex: u32,
+    /// Who made it.
+    pub(super) user: Arc<User>,
 }
 
 /// One emulated interface.
@@ -143,15 +150,27 @@ pub struct Tunnel {
     pub(super) counters: Counters,
     /// Deleted; kept only until the harness has taken what was written.
     pub(super) gone: bool,
+    /// Who made it.
+    pub(super) user: Arc<User>,
+    _charges: [Charge; 2],
 }
 
 impl Tunnel {
     /// A tunnel as TUNSETIFF makes it, except that it is up.
     ///
     /// DIFFERS: a tunnel without an interface starts up, the kernel's starts down. Nobody else could bring it up.
-    pub(super) fn new(identity: Identity, mode: Mode, hwaddr: MacAddress, limits: &Limits) -> Self {
-        let Identity { id, name, requested_name, scope, ifindex } = identity;
+    pub(super) fn new(
+        identity: Identity,
+        mode: Mode,
+        hwaddr: MacAddress,
+        charges: [Charge; 2],
+        limits: &Limits,
+    ) -> Self {
+        let Identity { id, name, requested_name, scope, ifindex, user } = identity;
         Self {
+            flows: FlowTable::new(&user),
+            user,
+            _charges: charges,
             id,
             name,
             requested_name,
@@ -176,7 +195,6 @@ impl Tunnel {
             offload: Offload::empty(),
             tx_filter: TxFilter::default(),
             packet_filter: PacketFilter::default(),
-            flows: FlowTable::default(),
             queues: Vec::new(),
             detached: Vec::new(),
             written: Queue::new(limits.written_datagrams, limits.written_bytes),

@@ -100,8 +100,8 @@ impl Core {
                 addresses.iter().try_for_each(|address| self.refuse_ambiguous(address))?;
             }
         }
-        if self.waits.len() >= self.limits.waits {
-            return Err(CommandError::TooManyWaits(self.limits.waits));
+        if self.waits.len() >= self.limits.waits.all {
+            return Err(CommandError::TooManyWaits(self.limits.waits.all));
         }
         self.waits.push(Wait { id, condition, deadline });
         self.settle_waits();

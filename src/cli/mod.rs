@@ -21,10 +21,10 @@ use tracing::level_filters::LevelFilter;
 use crate::{
     client::Client,
     command::{
-        delete, host, inject, interface as interface_verb, join, list, part, set, take,
+        delete, host, inject, interface as interface_verb, join, limits, list, part, set, take,
         usage_error, wait, watch,
     },
-    core::{self, NamePattern},
+    core::{self, Bound, NamePattern},
     log::{self, Filter},
     terminal::{self, Styles},
 };
@@ -99,6 +99,7 @@ enum Verb {
     Serve(serve::Args),
     Run(run::Args),
     List(list::Args),
+    Limits(limits::Args),
     Inject(inject::Args),
     Take(take::Args),
     Wait(wait::Args),
@@ -145,6 +146,45 @@ impl Admission {
     }
 }
 
+/// How much memory there may be; options of all that serve a device.
+#[derive(Clone, Copy, Debug, clap::Args)]
+struct Memory {
+    /// Memory that tunnels, their datagrams and answers that wait may take, in bytes or with K, M or G. Beyond it datagrams are
+    /// dropped, and TUNSETIFF gets ENOMEM.
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = size)]
+    memory: usize,
+    /// Of it, what one user may have [default: a quarter].
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    memory_per_user: Option<usize>,
+}
+
+impl From<Memory> for Bound {
+    fn from(Memory { memory, memory_per_user }: Memory) -> Self {
+        let user = memory_per_user.map_or(Self::shared(memory).user, |user| user.min(memory));
+        Self { all: memory, user }
+    }
+}
+
+/// Less would not do for a single client.
+const LEAST_MEMORY: usize = 1 << 20;
+
+/// A number of bytes.
+fn size(text: &str) -> Result<usize, String> {
+    let (number, shift) = match text.as_bytes() {
+        [.., b'K' | b'k'] => (&text[..text.len() - 1], 10),
+        [.., b'M' | b'm'] => (&text[..text.len() - 1], 20),
+        [.., b'G' | b'g'] => (&text[..text.len() - 1], 30),
+        _ => (text, 0),
+    };
+    let bytes = number.parse::<usize>().ok().and_then(|number| number.checked_mul(1 << shift));
+    let bytes = bytes.ok_or_else(|| format!("{text:?} is no size; write it as 256M or 1G"))?;
+    if bytes < LEAST_MEMORY {
+        Err(format!("{text:?} is too little; give 1M or more"))
+    } else {
+        Ok(bytes)
+    }
+}
+
 impl Cli {
     /// The command line, and what is to be logged. Ends the process after help, and after a usage error with status 2.
     #[must_use]
@@ -166,6 +206,7 @@ impl Cli {
             Verb::Serve(_)
             | Verb::Run(_)
             | Verb::List(_)
+            | Verb::Limits(_)
             | Verb::Take(_)
             | Verb::Wait(_)
             | Verb::Watch(_)
@@ -185,6 +226,7 @@ impl Cli {
             // Standard error is the program's, or a shell's.
             Verb::Run(_)
             | Verb::List(_)
+            | Verb::Limits(_)
             | Verb::Inject(_)
             | Verb::Take(_)
             | Verb::Wait(_)
@@ -212,6 +254,7 @@ impl Cli {
             Verb::Serve(args) => args.run(control)?,
             Verb::Run(args) => return Ok(args.run(self.control.as_deref())),
             Verb::List(args) => args.run(&mut connect()?, out, Styles::of(&io::stdout()))?,
+            Verb::Limits(args) => args.run(&mut connect()?, out, Styles::of(&io::stdout()))?,
             Verb::Inject(args) => args.run(&mut connect()?, report)?,
             Verb::Take(args) => args.run(&mut connect()?, out)?,
             Verb::Wait(args) => args.run(control, report)?,
@@ -248,4 +291,24 @@ fn with_usage(error: clap::Error, mut command: Command) -> clap::Error {
         error.insert(ContextKind::Suggested, ContextValue::StyledStrs(useful.collect()));
     }
     error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_units_and_a_user_has_a_quarter() {
+        assert_eq!(size("1M"), Ok(1 << 20));
+        assert_eq!(size("2g"), Ok(2 << 30));
+        assert_eq!(size("1024k"), Ok(1 << 20));
+        assert_eq!(size("2000000"), Ok(2_000_000));
+        let bad = ["1T", "M", "", "99999999999G"].map(|text| (text, "256M"));
+        for (text, hint) in bad.into_iter().chain([("1", "1M or more")]) {
+            assert!(size(text).unwrap_err().contains(hint), "{text}");
+        }
+        let bound = |memory, memory_per_user| Bound::from(Memory { memory, memory_per_user });
+        assert_eq!(bound(256, None), Bound { all: 256, user: 64 });
+        assert_eq!(bound(256, Some(300)), Bound { all: 256, user: 256 });
+    }
 }

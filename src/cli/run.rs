@@ -91,6 +91,8 @@ pub(super) struct Args {
     interface: interface::Args,
     #[command(flatten)]
     admission: super::Admission,
+    #[command(flatten)]
+    memory: super::Memory,
     /// Keep the program and what serves it on one CPU, by its number: a call is cheapest when nobody has to be woken on another.
     #[arg(long, value_name = "N", conflicts_with = "device", allow_negative_numbers = true, value_parser = cpu)]
     cpu: Option<usize>,
@@ -171,6 +173,7 @@ impl Args {
             spin: !self.no_spin,
             // The program is its user's own, with the rights of this process or less.
             admission: self.admission.clone().resolve(false),
+            memory: self.memory.into(),
             interfaces,
         };
         let daemon = Daemon::start(vec![device], socket.server, options)?;

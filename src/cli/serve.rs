@@ -65,6 +65,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "GROUP", value_parser = group)]
     control_group: Option<u32>,
     #[command(flatten)]
+    memory: super::Memory,
+    #[command(flatten)]
     interface: interface::Args,
 }
 
@@ -97,6 +99,7 @@ impl Args {
             threads: self.threads,
             spin: !self.no_spin,
             admission: self.admission.clone().resolve(is_strict),
+            memory: self.memory.into(),
             interfaces,
         };
         let daemon = Daemon::start(self.devices()?, server, options)?;

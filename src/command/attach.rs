@@ -41,9 +41,12 @@ impl Method for Attach {
             Ok(tunnel) => tunnel,
             Err(error) => return reply.send(Err(error.into())),
         };
-        match socket::attach(session.hub(), tunnel, self.vnet) {
+        match socket::attach(session.hub(), session.user(), tunnel, self.vnet) {
             Ok(descriptor) => reply.send_with(Attached { id: tunnel.0 }, descriptor),
             Err(socket::AttachError::Command(error)) => reply.send(Err(error.into())),
+            Err(error @ socket::AttachError::TooMany { .. }) => {
+                reply.send(Err(Failure::new("too-many-sockets", error)));
+            }
             Err(error @ socket::AttachError::System(_)) => {
                 reply.send(Err(Failure::new("system", error)))
             }

@@ -98,12 +98,15 @@ pub struct CountersView {
     pub to_client_dropped: CountView,
     /// Written and lost.
     pub from_client_dropped: CountView,
+    /// Lost for want of memory, in either direction; counted as injected or written and lost, too.
+    #[serde(default)]
+    pub memory_dropped: CountView,
     /// Sent by the kernel into the link beside it, and given to nobody.
     pub to_link: CountView,
 }
 
 /// Datagrams and their bytes, without headers.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct CountView {
     /// How many.
     pub datagrams: u64,
@@ -222,6 +225,7 @@ impl TunnelView {
                 from_client: counters.from_client.into(),
                 to_client_dropped: counters.to_client_dropped.into(),
                 from_client_dropped: counters.from_client_dropped.into(),
+                memory_dropped: counters.memory_dropped.into(),
                 to_link: counters.to_link.into(),
             },
             write_buffer: tunnel.written().into(),

@@ -7,6 +7,7 @@ pub mod host;
 pub mod inject;
 pub mod interface;
 pub mod join;
+pub mod limits;
 pub mod list;
 pub mod part;
 pub mod set;
@@ -54,6 +55,7 @@ pub(crate) fn default_timeout_ms() -> u64 {
 pub(crate) fn dispatch(method: &str, params: Value, session: &Arc<Session>, reply: AnyReply) {
     match method {
         list::List::NAME => perform::<list::List>(params, session, reply),
+        limits::Limits::NAME => perform::<limits::Limits>(params, session, reply),
         inject::Inject::NAME => perform::<inject::Inject>(params, session, reply),
         take::Take::NAME => perform::<take::Take>(params, session, reply),
         wait::Wait::NAME => perform::<wait::Wait>(params, session, reply),
@@ -67,7 +69,7 @@ pub(crate) fn dispatch(method: &str, params: Value, session: &Arc<Session>, repl
         part::Part::NAME => perform::<part::Part>(params, session, reply),
         _ => {
             let message = format!(
-                "no method {method:?}; there are list, inject, take, wait, watch, set, delete, interface, attach, join, host and part"
+                "no method {method:?}; there are list, limits, inject, take, wait, watch, set, delete, interface, attach, join, host and part"
             );
             reply.fail(Failure::new("unknown-method", message));
         }

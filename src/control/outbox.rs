@@ -16,13 +16,18 @@ use nix::{
     sys::socket::{ControlMessage, MsgFlags, sendmsg},
 };
 
-use crate::planted;
+use crate::{
+    core::{Charge, Resource, User},
+    planted,
+};
 
 /// Something to send: bytes, perhaps with a descriptor.
 #[derive(Debug)]
 struct Item {
     bytes: Bytes,
     descriptor: Option<OwnedFd>,
+    /// The memory it takes while it waits.
+    _charge: Charge,
 }
 
 /// The sending half of a stream or packet socket.
@@ -33,7 +38,15 @@ pub struct Outbox {
     changed: Condvar,
     /// Bytes that may be queued.
     limit: usize,
+    /// Whose memory what is queued is in.
+    user: Arc<User>,
 }
+
+/// Bytes that an item takes beside its own.
+const ITEM_MEMORY: usize = 128;
+
+/// Places that an empty queue may hold on to.
+const SPARE_PLACES: usize = 32;
 
 #[derive(Debug, Default)]
 struct State {
@@ -47,17 +60,17 @@ struct State {
 /// Something was not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// The queue is full.
+    /// The queue is full, or there is no memory.
     Full,
     /// The other end is gone.
     Closed,
 }
 
 impl Outbox {
-    /// An outbox for a socket; [`run`](Self::run) must be running.
+    /// An outbox for a socket, in the memory of a user; [`run`](Self::run) must be running.
     #[must_use]
-    pub fn new(socket: OwnedFd, limit: usize) -> Arc<Self> {
-        Arc::new(Self { socket, state: Mutex::default(), changed: Condvar::new(), limit })
+    pub fn new(socket: OwnedFd, limit: usize, user: Arc<User>) -> Arc<Self> {
+        Arc::new(Self { socket, state: Mutex::default(), changed: Condvar::new(), limit, user })
     }
 
     /// Sends bytes, or drops them if too many wait.
@@ -70,16 +83,27 @@ impl Outbox {
         if state.bytes > self.limit {
             return Err(Refused::Full);
         }
-        self.send_locked(state, Item { bytes, descriptor: None })
+        let memory = self.user.charge(Resource::Memory, ITEM_MEMORY + bytes.len());
+        let charge = memory.map_err(|_| Refused::Full)?;
+        self.send_locked(state, Item { bytes, descriptor: None, _charge: charge })
     }
 
-    /// Sends bytes and perhaps a descriptor, however many wait: for what was asked for, once.
+    /// Sends bytes and perhaps a descriptor, however many wait: for what was asked for, once. If there is no memory even for
+    /// answers, the outbox closes: its reader has asked for a lot, and reads nothing.
     ///
     /// # Errors
     ///
     /// [`Refused::Closed`].
     pub fn send(&self, bytes: Bytes, descriptor: Option<OwnedFd>) -> Result<(), Refused> {
-        self.send_locked(self.lock(), Item { bytes, descriptor })
+        let Ok(charge) = self.user.charge_answer(ITEM_MEMORY + bytes.len()) else {
+            tracing::warn!(
+                uid = self.user.uid(),
+                "no memory is left for answers, closing a connection"
+            );
+            self.close();
+            return Err(Refused::Closed);
+        };
+        self.send_locked(self.lock(), Item { bytes, descriptor, _charge: charge })
     }
 
     /// Waits until less than the limit is queued: for whoever can be made to slow down.
@@ -102,6 +126,9 @@ impl Outbox {
                 continue;
             };
             state.bytes -= item.bytes.len();
+            if state.queue.capacity() > SPARE_PLACES && state.queue.is_empty() {
+                state.queue = VecDeque::new();
+            }
             state.sending = true;
             drop(state);
             planted::panic_at("outbox");
@@ -183,11 +210,35 @@ mod tests {
     use std::{io::Read, os::unix::net::UnixStream, thread};
 
     use super::*;
+    use crate::core::{Bound, Core, Limits};
+
+    fn user(memory: usize) -> Arc<User> {
+        let limits = Limits { memory: Bound::unshared(memory), ..Limits::default() };
+        Core::new(limits, 1).user(1)
+    }
+
+    #[test]
+    fn what_waits_is_in_the_memory_of_a_user() {
+        let (reader, writer) = UnixStream::pair().unwrap();
+        let user = user(1 << 20);
+        let outbox = Outbox::new(writer.into(), 64 << 20, Arc::clone(&user));
+        let piece = Bytes::from(vec![0; 100 << 10]);
+        let sent = (0..100).take_while(|_| outbox.try_send(piece.clone()).is_ok()).count();
+        assert!((10..100).contains(&sent), "{sent} pieces");
+        assert!(user.used(Resource::Memory) > 900 << 10);
+        outbox.send(piece.clone(), None).unwrap();
+        assert!(user.used(Resource::Memory) > 1 << 20, "an answer has more room");
+        let answers = (0..100).take_while(|_| outbox.send(piece.clone(), None).is_ok()).count();
+        assert!(answers < 11, "{answers} more");
+        assert_eq!(outbox.send(Bytes::from_static(b"x"), None), Err(Refused::Closed));
+        drop((reader, outbox));
+        assert_eq!(user.used(Resource::Memory), 0);
+    }
 
     #[test]
     fn a_slow_reader_gets_everything_in_order_and_holds_nobody_up() {
         let (mut reader, writer) = UnixStream::pair().unwrap();
-        let outbox = Outbox::new(writer.into(), 1 << 20);
+        let outbox = Outbox::new(writer.into(), 1 << 20, user(1 << 30));
         let runner = thread::spawn({
             let outbox = Arc::clone(&outbox);
             move || outbox.run()

@@ -16,17 +16,21 @@ use std::{
     time::Duration,
 };
 
-use nix::unistd::Gid;
+use nix::{
+    sys::socket::{getsockopt, sockopt::PeerCredentials},
+    unistd::Gid,
+};
 use tracing::{debug, info, warn};
 
 use super::{
     session::{Session, encode},
     wire::{Failure, Greeting, Line, MAX_LINE, PROTOCOL},
 };
-use crate::{hub::Hub, planted};
-
-/// Connections at one time.
-const MAX_CONNECTIONS: usize = 128;
+use crate::{
+    core::{Bound, Charge, Exhausted, Resource, User},
+    hub::Hub,
+    planted,
+};
 
 /// Where the socket is, and who may use it.
 #[derive(Clone, Debug)]
@@ -175,54 +179,65 @@ fn remove_dead_socket(path: &Path) -> Result<(), BindError> {
     }
 }
 
-/// The open connections.
+/// Tells when a connection has closed.
 #[derive(Default)]
 struct Connections {
-    count: Mutex<usize>,
-    closed: Condvar,
+    closed: Mutex<()>,
+    changed: Condvar,
 }
 
 impl Connections {
-    /// Counts one more; `None` at the limit.
-    fn open(self: &Arc<Self>) -> Option<Slot> {
-        let mut count = self.lock();
-        (*count < MAX_CONNECTIONS).then(|| {
-            *count += 1;
-            Slot(Arc::clone(self))
-        })
+    /// Counts one more for a user; or says why not.
+    fn open(self: &Arc<Self>, user: &Arc<User>) -> Result<Slot, Failure> {
+        let charge = user.charge(Resource::Connections, 1).map_err(|exhausted| {
+            let Bound { all, user: share } = user.budget().bound(Resource::Connections);
+            let (limit, whose) = match exhausted {
+                Exhausted::Share => (share, format!("the limit of uid {}", user.uid())),
+                Exhausted::All => (all, "the limit".to_owned()),
+            };
+            let message = format!("{limit} connections are open, {whose}; close one first");
+            Failure::new("too-many-connections", message)
+        })?;
+        Ok(Slot { connections: Arc::clone(self), charge: Some(charge) })
     }
 
     /// Waits until one closes, or for a while: what was lacking may have been freed elsewhere.
     fn wait_for_change(&self) {
-        let waited = self.closed.wait_timeout(self.lock(), Duration::from_secs(1));
+        let waited = self.changed.wait_timeout(self.lock(), Duration::from_secs(1));
         drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
-    fn lock(&self) -> MutexGuard<'_, usize> {
-        self.count.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        self.closed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// One connection, counted until this is dropped.
-struct Slot(Arc<Connections>);
+struct Slot {
+    connections: Arc<Connections>,
+    charge: Option<Charge>,
+}
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        *self.0.lock() -= 1;
-        self.0.closed.notify_all();
+        self.charge = None;
+        drop(self.connections.lock());
+        self.connections.changed.notify_all();
     }
 }
 
 fn accept(stream: UnixStream, hub: &Arc<Hub>, connections: &Arc<Connections>) {
-    let Some(slot) = connections.open() else {
-        let message = format!("{MAX_CONNECTIONS} connections are open, the limit; close one first");
-        refuse(stream, Failure::new("too-many-connections", message));
-        return;
+    // Of a socket that is not connected any more there is nobody to serve.
+    let Ok(peer) = getsockopt(&stream, PeerCredentials) else { return };
+    let user = hub.with(|core| core.user(peer.uid()));
+    let slot = match connections.open(&user) {
+        Ok(slot) => slot,
+        Err(failure) => return refuse(stream, failure),
     };
     let hub = Arc::clone(hub);
     let spawned = thread::Builder::new().name("harness".to_owned()).spawn(move || {
         let _slot = slot;
-        if let Some(Err(error)) = hub.contain(|| serve(stream, Arc::clone(&hub))) {
+        if let Some(Err(error)) = hub.contain(|| serve(stream, Arc::clone(&hub), user)) {
             debug!(%error, "a harness's connection ended");
         }
     });
@@ -237,8 +252,8 @@ fn refuse(mut stream: UnixStream, failure: Failure) {
     let _gone = stream.write_all(&encode(&line));
 }
 
-fn serve(stream: UnixStream, hub: Arc<Hub>) -> io::Result<()> {
-    let session = Session::new(hub, stream.try_clone()?.into());
+fn serve(stream: UnixStream, hub: Arc<Hub>, user: Arc<User>) -> io::Result<()> {
+    let session = Session::new(hub, stream.try_clone()?.into(), user);
     let closing = Closing(&session);
     let sender = {
         let session = Arc::clone(&session);
@@ -270,6 +285,9 @@ impl Drop for Closing<'_> {
     }
 }
 
+/// Bytes of a line that most are shorter than.
+const USUAL_LINE: usize = 8 << 10;
+
 fn read_lines(mut reader: BufReader<UnixStream>, session: &Arc<Session>) -> io::Result<()> {
     let mut line = Vec::new();
     let mut too_long = false;
@@ -298,6 +316,8 @@ fn read_lines(mut reader: BufReader<UnixStream>, session: &Arc<Session>) -> io::
             session.handle_line(&line);
         }
         line.clear();
+        // The longest line of a connection that goes on is not kept.
+        line.shrink_to(USUAL_LINE);
         too_long = false;
     }
 }

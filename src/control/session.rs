@@ -20,21 +20,22 @@ use super::{
 };
 use crate::{
     command,
-    core::{Answer, Condition},
+    core::{Answer, CommandError, Condition, Resource, User},
     hub::{Hub, Observer, Waiter},
     planted,
 };
 
 /// Bytes that may wait for a harness that does not read; then its calls wait, and its events are dropped.
-const OUTBOX_LIMIT: usize = 4 << 20;
+pub(crate) const OUTBOX_LIMIT: usize = 4 << 20;
 /// Calls of one connection that may be open.
-const MAX_OPEN_CALLS: usize = 256;
+pub(crate) const MAX_OPEN_CALLS: usize = 256;
 /// What one connection may watch.
-const MAX_WATCHES: usize = 8;
+pub(crate) const MAX_WATCHES: usize = 8;
 
 /// One connection; what a command acts through.
 pub struct Session {
     hub: Arc<Hub>,
+    user: Arc<User>,
     outbox: Arc<Outbox>,
     open_calls: AtomicUsize,
     waiter: Waiter,
@@ -42,11 +43,12 @@ pub struct Session {
 }
 
 impl Session {
-    pub(super) fn new(hub: Arc<Hub>, socket: OwnedFd) -> Arc<Self> {
-        let outbox = Outbox::new(socket, OUTBOX_LIMIT);
+    pub(super) fn new(hub: Arc<Hub>, socket: OwnedFd, user: Arc<User>) -> Arc<Self> {
+        let outbox = Outbox::new(socket, OUTBOX_LIMIT, Arc::clone(&user));
         let waiter = hub.new_waiter();
         Arc::new(Self {
             hub,
+            user,
             outbox,
             open_calls: AtomicUsize::new(0),
             waiter,
@@ -58,6 +60,12 @@ impl Session {
     #[must_use]
     pub fn hub(&self) -> &Arc<Hub> {
         &self.hub
+    }
+
+    /// Who has connected.
+    #[must_use]
+    pub fn user(&self) -> &Arc<User> {
+        &self.user
     }
 
     /// Where lines go out.
@@ -108,6 +116,10 @@ impl Session {
         reply: Reply<R>,
         then: impl FnOnce(Answer) -> Result<R, Failure> + Send + 'static,
     ) {
+        let Ok(charge) = self.user.charge(Resource::Waits, 1) else {
+            let limit = self.user.budget().bound(Resource::Waits).user;
+            return reply.send(Err(CommandError::TooManyWaits(limit).into()));
+        };
         // The reply is shared with the refusal below: one of the two gets it.
         let reply = Arc::new(Mutex::new(Some(reply)));
         let take_reply = |reply: &Mutex<Option<Reply<R>>>| {
@@ -116,6 +128,7 @@ impl Session {
         let waiting = self.hub.wait(self.waiter, condition, timeout, {
             let reply = Arc::clone(&reply);
             move |answer| {
+                let _until_answered = charge;
                 if let Some(reply) = take_reply(&reply) {
                     reply.send(then(answer));
                 }

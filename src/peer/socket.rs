@@ -42,7 +42,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::{
     abi::virtio_net::VnetHeader,
     core::{
-        Address, CommandError, Datagram, Mode, Tunnel, TunnelId,
+        Address, Charge, CommandError, Datagram, Mode, Resource, Tunnel, TunnelId, User,
         offload::{self, Finished},
     },
     hub::{Description, Hub, Peer},
@@ -58,6 +58,16 @@ pub enum AttachError {
     /// The tunnel does not take it.
     #[error(transparent)]
     Command(#[from] CommandError),
+    /// The user has all that one may have.
+    #[error(
+        "uid {uid} has all the {what} that one user may have, or nothing is left; close other attached sockets"
+    )]
+    TooMany {
+        /// The user.
+        uid: u32,
+        /// What there is no more of.
+        what: &'static str,
+    },
     /// The kernel has no socket or thread for it.
     #[error("making a socket for the tunnel: {0}")]
     System(#[from] io::Error),
@@ -74,7 +84,12 @@ struct SocketPeer {
     notifications: AtomicUsize,
     state: Mutex<State>,
     changed: Condvar,
+    /// What it takes of a user's share.
+    _charges: [Charge; 2],
 }
+
+/// Bytes that an attached socket takes: a datagram that waits each way, and its buffer.
+const MEMORY: usize = 256 << 10;
 
 #[derive(Default)]
 struct State {
@@ -87,12 +102,24 @@ struct State {
     closed: bool,
 }
 
-/// Gives a tunnel a socket as its peer, and returns the harness's end; its messages may have a vnet header in front.
+/// Gives a tunnel a socket as its peer, in the share of a user, and returns the harness's end; its messages may have a vnet header in
+/// front.
 ///
 /// # Errors
 ///
 /// As [`AttachError`] says.
-pub fn attach(hub: &Arc<Hub>, tunnel: TunnelId, with_vnet: bool) -> Result<OwnedFd, AttachError> {
+pub fn attach(
+    hub: &Arc<Hub>,
+    user: &Arc<User>,
+    tunnel: TunnelId,
+    with_vnet: bool,
+) -> Result<OwnedFd, AttachError> {
+    let charge = |resource: Resource, amount| {
+        let uid = user.uid();
+        let too_many = |_| AttachError::TooMany { uid, what: resource.word() };
+        user.charge(resource, amount).map_err(too_many)
+    };
+    let charges = [charge(Resource::Descriptors, 1)?, charge(Resource::Memory, MEMORY)?];
     let mode = hub.with(|core| core.tunnel(tunnel).map(Tunnel::mode));
     let mode = mode.ok_or(CommandError::UnknownTunnel(Address::Id(tunnel)))?;
     let (ours, theirs) =
@@ -110,6 +137,7 @@ pub fn attach(hub: &Arc<Hub>, tunnel: TunnelId, with_vnet: bool) -> Result<Owned
         notifications: AtomicUsize::new(0),
         state: Mutex::default(),
         changed: Condvar::new(),
+        _charges: charges,
     });
     let id = hub.add_peer(tunnel, Arc::clone(&peer) as Arc<dyn Peer>)?;
     let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {

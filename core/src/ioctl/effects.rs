@@ -5,7 +5,7 @@ use alloc::sync::Arc;
 use super::{
     super::{
         Core, File, FileId, IoctlOutput, MacAddress, Mode, Outcome, Reply, Scope, Tunnel, bpf,
-        filter::{PacketFilter, TxFilter},
+        filter::{Filter, PacketFilter, TxFilter},
         settings,
     },
     Argument,
@@ -153,8 +153,15 @@ pub(super) fn set_tx_filter(core: &mut Core, file: FileId, argument: Argument<'_
 /// queues get none. Without attached queues nobody looks at the program before there is one.
 pub(super) fn attach_filter(core: &mut Core, file: FileId, argument: Argument<'_>) -> Outcome {
     let (passed, instructions) = argument.structure::<SockFprog>()?;
+    let user = Arc::clone(&attached(core, file)?.user);
+    let checked = match bpf::Program::check(instructions) {
+        Ok(program) => {
+            let charge = core.charge_memory(&user, program.memory()).map_err(|_| Errno::ENOMEM)?;
+            Ok(Arc::new(Filter { program, _charge: charge }))
+        }
+        Err(errno) => Err(errno),
+    };
     let tunnel = attached(core, file)?;
-    let checked = bpf::Program::check(instructions).map(Arc::new);
     if tunnel.queues.is_empty() {
         tunnel.packet_filter = PacketFilter { passed, program: Some(checked) };
         return done();

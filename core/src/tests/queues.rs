@@ -282,7 +282,11 @@ fn what_is_known_of_files_and_tunnels_follows_the_client() {
 
 #[test]
 fn what_is_given_up_of_a_deleted_tunnel_is_told() {
-    let mut rig = Rig::with_limits(Limits { gone_tunnels: 1, tunnels: 2, ..Limits::default() });
+    let mut rig = Rig::with_limits(Limits {
+        gone_tunnels: Bound::unshared(1),
+        tunnels: Bound::unshared(2),
+        ..Limits::default()
+    });
     rig.core.set_observed(true);
     for _ in 0..2 {
         let (file, tunnel) = rig.attached("t", TUN_NO_PI);

@@ -1,0 +1,185 @@
+//! What one user takes is not another's: memory, files and tunnels, and a daemon that answers all the while.
+
+use std::{fs, path::Path, process::Command, thread};
+
+use memtun::{
+    client::Client,
+    command::{
+        join::Join,
+        limits::{Limits, LimitsView, SharedView},
+    },
+};
+use nix::{
+    errno::Errno,
+    fcntl::OFlag,
+    unistd::{Pid, Uid, geteuid, setfsuid},
+};
+
+use crate::{
+    DeviceTest,
+    support::{
+        daemon::{Backend, Daemon, MEMTUN, run},
+        device::{NO_PI, TUN, TunFile},
+        within_deadline,
+    },
+};
+
+pub const TESTS: &[DeviceTest] = &[
+    ("memory_of_one_user_is_not_anothers", memory_of_one_user_is_not_anothers),
+    ("memory_is_returned_to_the_system", memory_is_returned_to_the_system),
+    (
+        "a_user_with_all_its_tunnels_leaves_some_to_others",
+        a_user_with_all_its_tunnels_leaves_some_to_others,
+    ),
+    (
+        "descriptors_are_raised_and_the_program_gets_what_was",
+        descriptors_are_raised_and_the_program_gets_what_was,
+    ),
+];
+
+const NOBODY: u32 = 65_534;
+
+/// Opens and attaches as another user: what follows on the file is that user's.
+fn attached_by(uid: u32, device: &Path, name: &str) -> Result<TunFile, Errno> {
+    thread::scope(|scope| {
+        let attaching = scope.spawn(|| {
+            // Of this thread alone.
+            setfsuid(Uid::from_raw(uid));
+            let file = TunFile::open_with(device, OFlag::O_RDWR | OFlag::O_CLOEXEC)?;
+            file.set_iff(name, TUN | NO_PI)?;
+            Ok(file)
+        });
+        attaching.join().expect("it does not panic")
+    })
+}
+
+fn shared(daemon: &Daemon, resource: &str) -> SharedView {
+    let LimitsView { shared, .. } = daemon.client().call(&Limits {}).expect("the daemon answers");
+    shared.into_iter().find(|shared| shared.resource == resource).expect("it is limited")
+}
+
+fn is_root() -> bool {
+    let is_root = geteuid().is_root();
+    if !is_root {
+        println!("SKIP: a client of another user takes root");
+    }
+    is_root
+}
+
+fn memory_of_one_user_is_not_anothers(backend: Backend) {
+    if !is_root() {
+        return;
+    }
+    let daemon = Daemon::start_with(backend, &["--memory", "8M", "--memory-per-user", "2M"]);
+    let greedy = attached_by(NOBODY, &daemon.device, "greedy").unwrap();
+    let long = vec![0x45; 60_000];
+    for _ in 0..40 {
+        assert_eq!(greedy.write(&long), Ok(long.len()), "it is not told");
+    }
+    // What is left takes short ones.
+    for _ in 0..500 {
+        greedy.write(&[0x45]).unwrap();
+    }
+    let tunnel = &daemon.list().tunnels[0].counters;
+    let dropped = &tunnel.memory_dropped;
+    assert!(dropped.datagrams > 40 && dropped.datagrams < 540, "{dropped:?}");
+    assert_eq!(tunnel.from_client_dropped.datagrams, dropped.datagrams);
+    let used = shared(&daemon, "memory");
+    assert!(used.users[&NOBODY] > 2_000_000 && used.users[&NOBODY] <= used.user_limit, "{used:?}");
+    assert_eq!((used.limit, used.user_limit), (8 << 20, 2 << 20));
+    assert_eq!(attached_by(NOBODY, &daemon.device, "more").unwrap_err(), Errno::ENOMEM);
+
+    let modest = TunFile::attached(&daemon.device, "modest", TUN | NO_PI);
+    for _ in 0..20 {
+        modest.write(&long).unwrap();
+    }
+    let tunnels = daemon.list().tunnels;
+    let tunnel = tunnels.iter().find(|tunnel| tunnel.name == "modest").unwrap();
+    assert_eq!(tunnel.write_buffer.datagrams, 20);
+    let control = daemon.control.to_str().unwrap();
+    let shown = |verb| run(Command::new(MEMTUN).args(["--control", control, verb]), b"").stdout;
+    let (list, limits) = (shown("list"), shown("limits"));
+    assert!(list.contains(&format!("{0} (memory {0})", dropped.datagrams)), "{list}");
+    assert!(limits.contains("65534: 2"), "{limits}");
+}
+
+/// Asks the daemon again and again, until it is so.
+#[track_caller]
+fn wait_until(what: &str, daemon: &Daemon, is_so: impl Fn(&mut Client) -> bool + Send + 'static) {
+    let mut client = daemon.client();
+    within_deadline(what, move || while !is_so(&mut client) {});
+}
+
+/// `VmRSS` in KiB.
+fn resident(pid: Pid) -> usize {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it is shown");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+fn memory_is_returned_to_the_system(backend: Backend) {
+    let daemon = Daemon::start(backend);
+    let before = resident(daemon.pid());
+    let file = TunFile::attached(&daemon.device, "t", TUN | NO_PI);
+    let long = vec![0x45; 60_000];
+    for _ in 0..500 {
+        file.write(&long).unwrap();
+    }
+    let full = resident(daemon.pid());
+    assert!(full > before + 25_000, "{before} KiB, then {full} KiB");
+    // Across they go into a queue, which goes with its file.
+    let other = TunFile::attached(&daemon.device, "u", TUN | NO_PI);
+    let address = |name: &str| name.parse().unwrap();
+    let join = Join { tunnel: address("t"), peer: address("u"), timeout_ms: 0 };
+    daemon.client().call(&join).unwrap();
+    drop((file, other));
+    let pid = daemon.pid();
+    wait_until("the memory is the system's again", &daemon, move |client| {
+        client.call(&Limits {}).unwrap();
+        resident(pid) < before + 12_000
+    });
+}
+
+fn a_user_with_all_its_tunnels_leaves_some_to_others(backend: Backend) {
+    if !is_root() {
+        return;
+    }
+    let daemon = Daemon::start(backend);
+    let share = shared(&daemon, "tunnels").user_limit;
+    let mut files = Vec::new();
+    let refused = loop {
+        match attached_by(NOBODY, &daemon.device, "t%d") {
+            Ok(file) => files.push(file),
+            Err(errno) => break errno,
+        }
+    };
+    assert_eq!((files.len(), refused), (share, Errno::EMFILE));
+    let used = shared(&daemon, "tunnels");
+    assert_eq!((used.used, used.users[&NOBODY]), (share, share));
+    let _other = TunFile::attached(&daemon.device, "other", TUN | NO_PI);
+    drop(files);
+    wait_until("the tunnels are gone", &daemon, |client| {
+        let LimitsView { shared, .. } = client.call(&Limits {}).unwrap();
+        shared.iter().any(|shared| shared.resource == "tunnels" && shared.used == 1)
+    });
+    attached_by(NOBODY, &daemon.device, "again").unwrap();
+}
+
+fn descriptors_are_raised_and_the_program_gets_what_was(backend: Backend) {
+    let limits = |pid: &str| {
+        let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+        let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+        let mut words = line.split_whitespace().skip(3).map(str::to_owned);
+        (words.next().unwrap(), words.next().unwrap())
+    };
+    let daemon = Daemon::start(backend);
+    let (soft, hard) = limits(&daemon.pid().to_string());
+    assert_eq!(soft, hard);
+    let script = format!(
+        "ulimit -Sn 300; exec {MEMTUN} run --front-end {} -- sh -c 'ulimit -Sn; ulimit -Hn'",
+        backend.word()
+    );
+    let ran = run(Command::new("sh").args(["-c", &script]), b"");
+    let (_, own) = limits("self");
+    assert_eq!(ran.stdout.lines().collect::<Vec<_>>(), ["300", own.as_str()]);
+}
