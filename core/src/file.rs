@@ -215,8 +215,9 @@ pub(super) struct Kept {
     pub(super) charge: Charge,
 }
 
-/// Bytes that a datagram takes beside its own: its place in a queue, which is up to half empty; headers that were taken off; and
-/// what the allocator adds to two blocks. Measured with glibc: 197 bytes for each of a million datagrams of one byte.
+/// Bytes that a datagram takes at most beside its own: its place in a queue, which is up to half empty; headers that were taken
+/// off; and what the allocator adds to two blocks. Measured with glibc where no place is empty, for datagrams of 1 byte: 97 bytes; of
+/// 1,400 bytes: 74.
 pub(super) const DATAGRAM_MEMORY: usize = 208;
 const _COVERED: () = assert!(DATAGRAM_MEMORY >= 2 * size_of::<Kept>() + 2 * 32);
 
