@@ -7,6 +7,7 @@
 //! | `links`, `links-data` | serve the kernel links beside tunnels, from the first one on | when the daemon stops |
 //! | `memory` | returns freed memory to the system | when the hub stops |
 //! | `timer` | ends waits at their deadlines | when the hub stops |
+//! | `observers` | tells observers, such as watches, what happens | when the hub stops |
 //! | `log` | writes the log | with the process |
 //! | `control` | accepts harnesses | with the process |
 //! | `harness`, `outbox` | one pair for each connection | with it |
@@ -101,6 +102,7 @@ pub struct Daemon {
     served: Vec<Served>,
     timer: JoinHandle<()>,
     memory: JoinHandle<()>,
+    observers: JoinHandle<()>,
     stopping: Arc<AtomicBool>,
     lost: Arc<OnceLock<String>>,
 }
@@ -173,12 +175,16 @@ impl Daemon {
             let hub = Arc::clone(&hub);
             move || hub.return_memory(sys::return_freed_memory)
         })?;
+        let observers = spawn("observers", {
+            let hub = Arc::clone(&hub);
+            move || hub.run_observers()
+        })?;
         let server = Arc::new(server);
         spawn("control", {
             let (server, hub) = (Arc::clone(&server), Arc::clone(&hub));
             move || server.run(&hub)
         })?;
-        Ok(Self { hub, interfaces, server, served, timer, memory, stopping, lost })
+        Ok(Self { hub, interfaces, server, served, timer, memory, observers, stopping, lost })
     }
 
     /// The hub.
@@ -222,6 +228,7 @@ impl Daemon {
         self.hub.stop();
         join(self.timer);
         join(self.memory);
+        join(self.observers);
         self.server.remove();
         info!("stopped");
     }

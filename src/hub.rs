@@ -8,9 +8,11 @@
 //!
 //! Outputs of two threads may be performed in another order than they were made. Where order counts it is kept by
 //! construction: a datagram is bound to its read and put into its queue under the lock, and a wake-up or a peer's
-//! notification only says "look again". Events are queued under the lock too, and told by one thread at a time.
+//! notification only says "look again". Events are queued under the lock too, and told by a thread of their own ([`Observer`]).
 //!
 //! One timer thread sleeps until the core's next deadline; it is woken only for an earlier one.
+
+mod events;
 
 use std::{
     cell::Cell,
@@ -23,8 +25,10 @@ use std::{
     time::{self, Duration, SystemTime},
 };
 
+use self::events::Events;
+pub use self::events::{Happened, Observer};
 use crate::core::{
-    Answer, CommandError, Condition, Core, Event, FileId, Forward, Instant, Interface, LinkAnswer,
+    Answer, CommandError, Condition, Core, FileId, Forward, Instant, Interface, LinkAnswer,
     LinkRequest, Look, Origin, Outcome, Output, PeerId, Request, RequestId, Sent, TunnelId, WaitId,
     WakeHandle,
 };
@@ -40,12 +44,6 @@ pub trait FrontEnd: Send + Sync {
     fn owns(&self, file: &Metadata) -> bool;
     /// Waits until what clients have done is known here, also what they do not wait for themselves; false if that does not come.
     fn catch_up(&self) -> bool;
-}
-
-/// Somebody who wants to know what happens. Must not block: it is called by whoever made it happen.
-pub trait Observer: Send + Sync {
-    /// Something happened, about now.
-    fn observe(&self, at: SystemTime, event: &Event);
 }
 
 /// The far side of a tunnel, instead of the harness. Must not block.
@@ -109,14 +107,15 @@ const MAX_FRONT_ENDS: usize = 4;
 pub struct Hub {
     state: Mutex<State>,
     timer: Condvar,
+    /// For the observers' thread.
+    happened: Condvar,
     front_ends: [OnceLock<Arc<dyn FrontEnd>>; MAX_FRONT_ENDS],
     links: OnceLock<Arc<dyn LinkKeeper>>,
     networks: Networks,
-    observers: RwLock<Vec<Arc<dyn Observer>>>,
+    /// Each with the number of events that there were before it came.
+    observers: RwLock<Vec<(u64, Arc<dyn Observer>)>>,
     /// Their number; read under the core's lock, so that the last to come or go decides whether there are events.
     observer_count: AtomicUsize,
-    /// Held by the thread that tells observers what is in [`State::events`].
-    telling: Mutex<()>,
     peers: RwLock<BTreeMap<PeerId, Arc<dyn Peer>>>,
     waits: Mutex<BTreeMap<WaitId, Pending>>,
     /// Says that memory is to be returned to the system, and how far that is.
@@ -145,33 +144,10 @@ const TRIM_DELAY: Duration = Duration::from_secs(1);
 struct State {
     core: Core,
     /// What has happened and was not told yet.
-    events: Vec<Event>,
+    events: Events,
     /// When the timer thread wakes up by itself.
     timer_due: Option<Instant>,
     stopping: bool,
-}
-
-impl State {
-    /// Moves the core's outputs into `into`, but for events, which are queued; whether there were any.
-    fn take_outputs(&mut self, into: &mut Vec<Output>) -> bool {
-        self.core.take_outputs(into);
-        let before = self.events.len();
-        self.events.extend(into.extract_if(.., |it| matches!(it, Output::Event(_))).filter_map(
-            |output| match output {
-                Output::Event(event) => Some(event),
-                Output::Complete(..)
-                | Output::Wake(..)
-                | Output::Answer(..)
-                | Output::Notify(_)
-                | Output::Link(_)
-                | Output::Forward(_)
-                | Output::Refresh(..)
-                | Output::Receive(..)
-                | Output::Left(_) => None,
-            },
-        ));
-        self.events.len() > before
-    }
 }
 
 thread_local! {
@@ -184,14 +160,19 @@ impl Hub {
     #[must_use]
     pub fn new(core: Core) -> Arc<Self> {
         Arc::new(Self {
-            state: Mutex::new(State { core, events: Vec::new(), timer_due: None, stopping: false }),
+            state: Mutex::new(State {
+                core,
+                events: Events::default(),
+                timer_due: None,
+                stopping: false,
+            }),
             timer: Condvar::new(),
+            happened: Condvar::new(),
             front_ends: [const { OnceLock::new() }; MAX_FRONT_ENDS],
             links: OnceLock::new(),
             networks: Networks::default(),
             observers: RwLock::default(),
             observer_count: AtomicUsize::new(0),
-            telling: Mutex::default(),
             peers: RwLock::default(),
             waits: Mutex::default(),
             trim: Default::default(),
@@ -221,7 +202,7 @@ impl Hub {
         let mut state = self.lock();
         let result = act(&mut state.core);
         planted::panic_at("lock");
-        let has_events = state.take_outputs(&mut outputs);
+        let wakes_observers = state.take_outputs(&mut outputs);
         let earlier = match (state.core.poll_timeout(), state.timer_due) {
             (Some(due), Some(sleeps_until)) => (due < sleeps_until).then_some(due),
             (due, None) => due,
@@ -235,7 +216,7 @@ impl Hub {
         if earlier.is_some() {
             self.timer.notify_one();
         }
-        self.perform(&mut outputs, has_events);
+        self.perform(&mut outputs, wakes_observers);
         if is_trim_due && !self.trim_asked.swap(true, Ordering::Relaxed) {
             self.set_trim(Trim::Asked);
         }
@@ -291,17 +272,7 @@ impl Hub {
         self.with(|core| given_up.iter().for_each(|id| core.cancel_wait(*id)));
     }
 
-    /// Adds an observer, which sees all that happens from now on.
-    pub fn observe(&self, observer: Arc<dyn Observer>) {
-        self.change_observers(|observers| observers.push(observer));
-    }
-
-    /// Removes an observer.
-    pub fn unobserve(&self, observer: &Arc<dyn Observer>) {
-        self.change_observers(|observers| observers.retain(|other| !Arc::ptr_eq(other, observer)));
-    }
-
-    fn change_observers(&self, change: impl FnOnce(&mut Vec<Arc<dyn Observer>>)) {
+    fn change_observers(&self, change: impl FnOnce(&mut Vec<(u64, Arc<dyn Observer>)>)) {
         let mut observers = self.observers.write().unwrap_or_else(PoisonError::into_inner);
         change(&mut observers);
         self.observer_count.store(observers.len(), Ordering::SeqCst);
@@ -394,11 +365,11 @@ impl Hub {
         let mut state = self.lock();
         while !state.stopping {
             state.core.handle_timeout(now());
-            let has_events = state.take_outputs(&mut outputs);
-            if has_events || !outputs.is_empty() {
+            let wakes_observers = state.take_outputs(&mut outputs);
+            if wakes_observers || !outputs.is_empty() {
                 planted::panic_at("timer");
                 drop(state);
-                self.perform(&mut outputs, has_events);
+                self.perform(&mut outputs, wakes_observers);
                 state = self.lock();
                 continue;
             }
@@ -413,10 +384,11 @@ impl Hub {
         }
     }
 
-    /// Ends the timer thread, and the one that returns memory.
+    /// Ends the timer's thread, the observers', and the one that returns memory.
     pub fn stop(&self) {
         self.lock().stopping = true;
         self.timer.notify_one();
+        self.happened.notify_one();
         self.set_trim(Trim::Stopping);
     }
 
@@ -453,7 +425,7 @@ impl Hub {
     }
 
     /// Performs outputs: what clients and peers wait for first.
-    fn perform(&self, outputs: &mut Vec<Output>, has_events: bool) {
+    fn perform(&self, outputs: &mut Vec<Output>, wakes_observers: bool) {
         for output in outputs.extract_if(.., |output| !matches!(output, Output::Answer(..))) {
             match output {
                 Output::Complete(to, outcome) => {
@@ -490,8 +462,8 @@ impl Hub {
                 self.answer(wait, answer);
             }
         }
-        if has_events {
-            self.tell_events();
+        if wakes_observers {
+            self.happened.notify_one();
         }
     }
 
@@ -524,18 +496,6 @@ impl Hub {
 
     fn peer(&self, id: PeerId) -> Option<Arc<dyn Peer>> {
         self.peers.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
-    }
-
-    /// Tells observers what has happened, in the order in which it did.
-    fn tell_events(&self) {
-        let _telling = self.telling.lock().unwrap_or_else(PoisonError::into_inner);
-        // Nothing, if another thread has told ours with its own.
-        let events = std::mem::take(&mut self.lock().events);
-        let at = wall_clock();
-        let observers = self.observers.read().unwrap_or_else(PoisonError::into_inner);
-        for event in &events {
-            observers.iter().for_each(|observer| observer.observe(at, event));
-        }
     }
 
     /// Runs something whose panic costs no more than what this thread does, unless it panics under the core's lock. `None`: it panicked.

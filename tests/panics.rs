@@ -14,6 +14,7 @@ use memtun::{
         list::List,
         part::Part,
         wait::{Until, Wait},
+        watch::Watch,
     },
 };
 use nix::{
@@ -43,6 +44,7 @@ const TESTS: &[DeviceTest] = &[
     ("panic_of_the_timer_ends_the_daemon", of_the_timer),
     ("panic_of_the_control_thread_ends_the_daemon", of_the_control_thread),
     ("panic_of_the_log_ends_the_daemon", of_the_log),
+    ("panic_of_the_observers_thread_ends_the_daemon", of_the_observers_thread),
     ("panic_under_the_lock_ends_the_daemon", under_the_lock),
     ("panic_whose_orderly_end_hangs_aborts", whose_orderly_end_hangs),
     ("panic_of_a_harness_costs_its_connection", of_a_harness),
@@ -153,6 +155,16 @@ fn of_the_log(backend: Backend) {
     assert!(std::fs::metadata(device).is_err(), "the device is gone");
 }
 
+fn of_the_observers_thread(backend: Backend) {
+    let daemon = Daemon::planted(backend, &[], "observers");
+    let reader = blocked_reader(&daemon);
+    // The answer comes by that thread, for events come before it.
+    let mut client = daemon.client();
+    let watched = within_deadline("watch", move || client.call(&Watch { tunnel: None }).map(drop));
+    assert!(matches!(watched, Err(ClientError::Closed)), "{watched:?}");
+    ends(daemon, reader, "observers");
+}
+
 fn under_the_lock(backend: Backend) {
     let daemon = Daemon::planted(backend, &[], "lock@harness");
     let file = TunFile::attached(&daemon.device, "tun0", TUN | NO_PI);
@@ -185,7 +197,7 @@ fn of_a_harness(backend: Backend) {
         let part = Part { tunnel: "tun0".parse().unwrap() };
         let mut client = daemon.client();
         // What it waits for and watches goes with it.
-        client.call(&memtun::command::watch::Watch { tunnel: None }).expect("watch");
+        client.call(&Watch { tunnel: None }).expect("watch");
         let parted = within_deadline("part", move || client.call(&part).map(drop));
         assert!(matches!(parted, Err(ClientError::Closed)), "{parted:?}");
     }

@@ -20,7 +20,6 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, ExitCode, ExitStatus},
     sync::{Arc, Mutex, PoisonError},
-    time::SystemTime,
 };
 
 use clap::ValueEnum;
@@ -52,7 +51,7 @@ use crate::{
         intercept::{InterceptError, Interceptor},
         probe,
     },
-    hub::Observer,
+    hub::{Happened, Observer},
     log, namespace, panics, sys,
 };
 
@@ -373,8 +372,8 @@ impl Ready {
 }
 
 impl Observer for Ready {
-    fn observe(&self, _: SystemTime, event: &Event) {
-        if matches!(event, Event::Attached { .. }) {
+    fn observe(&self, happened: &Happened) {
+        if matches!(happened.event, Event::Attached { .. }) {
             self.tell();
         }
     }

@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{SystemTime, UNIX_EPOCH},
+    time::UNIX_EPOCH,
 };
 
 use bytes::Bytes;
@@ -17,12 +17,12 @@ use super::Method;
 use crate::{
     client::{Client, ClientError},
     control::{
-        Outbox,
+        Outbox, Refused,
         session::{Reply, Session, encode},
-        wire::{Line, hex_bytes},
+        wire::hex_bytes,
     },
     core::{Address, Event, Mode, TunnelId},
-    hub::Observer,
+    hub::{Happened, Observer},
     render,
     terminal::escaped_json,
 };
@@ -142,30 +142,57 @@ impl From<&Event> for What {
     }
 }
 
-/// Turns events into lines; what the harness does not read in time is dropped and counted.
+/// Sends events as lines; what the harness does not read in time is dropped and counted.
+///
+/// The beginning of a line is the watch's own, the rest is shared by all watches. A watch whose harness does not read needs neither.
 struct Watcher {
-    call: Value,
+    /// `{"event":{"watch":ID`
+    head: Bytes,
     tunnel: Option<TunnelId>,
     outbox: Arc<Outbox>,
     missed: AtomicU64,
 }
 
-impl Observer for Watcher {
-    fn observe(&self, at: SystemTime, event: &Event) {
-        if self.tunnel.is_some() && event.tunnel() != self.tunnel {
-            return;
-        }
-        let missed = self.missed.swap(0, Ordering::Relaxed);
-        let event = WatchEvent {
-            watch: self.call.clone(),
-            time: at.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64()),
-            missed,
-            what: event.into(),
-        };
-        if self.outbox.try_send(encode(&Line::<(), _>::Event { event })).is_err() {
-            self.missed.fetch_add(missed + 1, Ordering::Relaxed);
-        }
+impl Watcher {
+    fn new(call: &Value, tunnel: Option<TunnelId>, outbox: Arc<Outbox>) -> Self {
+        let head = format!("{{\"event\":{{\"watch\":{call}").into();
+        Self { head, tunnel, outbox, missed: AtomicU64::new(0) }
     }
+}
+
+impl Observer for Watcher {
+    fn observe(&self, happened: &Happened) {
+        // Whose those were that nobody was told of is not known.
+        let missed = self.missed.load(Ordering::Relaxed) + happened.missed;
+        if self.tunnel.is_some() && happened.event.tunnel() != self.tunnel {
+            return self.missed.store(missed, Ordering::Relaxed);
+        }
+        let sent = if self.outbox.is_full() {
+            Err(Refused::Full)
+        } else {
+            let head = match missed {
+                0 => self.head.clone(),
+                _ => [&self.head, format!(",\"missed\":{missed}").as_bytes()].concat().into(),
+            };
+            self.outbox.try_send([head, happened.encoded(rest_of_line)])
+        };
+        self.missed.store(if sent.is_ok() { 0 } else { missed + 1 }, Ordering::Relaxed);
+    }
+}
+
+/// What a [`WatchEvent`] has after `watch` and `missed`, and the end of its line.
+fn rest_of_line(happened: &Happened) -> Bytes {
+    #[derive(Serialize)]
+    struct Rest {
+        time: f64,
+        #[serde(flatten)]
+        what: What,
+    }
+    let time = happened.at.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
+    let rest = encode(&Rest { time, what: (&happened.event).into() });
+    // An object and a newline: its fields go on, and so does the line.
+    let fields = rest.trim_ascii_end().strip_prefix(b"{").unwrap_or_default();
+    [b",", fields, b"}\n"].concat().into()
 }
 
 impl Method for Watch {
@@ -181,12 +208,7 @@ impl Method for Watch {
             Ok(tunnel) => tunnel,
             Err(error) => return reply.send(Err(error.into())),
         };
-        let watcher = Watcher {
-            call: reply.id().clone(),
-            tunnel,
-            outbox: Arc::clone(session.outbox()),
-            missed: AtomicU64::new(0),
-        };
+        let watcher = Watcher::new(reply.id(), tunnel, Arc::clone(session.outbox()));
         // Events may come before the result; both carry the call's id.
         let watching = session.watch(Arc::new(watcher));
         reply.send(watching.map(|()| Watching {}));
@@ -221,5 +243,90 @@ impl Args {
             }
             out.flush()?;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{BufRead, BufReader},
+        os::unix::net::UnixStream,
+        thread,
+        time::Duration,
+    };
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        abi::tun::Name,
+        control::wire::Line,
+        core::{Core, Limits},
+    };
+
+    fn happened(payload: &Bytes) -> Happened {
+        let (tunnel, name, payload) = (TunnelId(1), Name::new(b"tun0"), payload.clone());
+        let event = Event::FromClient { tunnel, name, mode: Mode::Tun, payload };
+        Happened::new(UNIX_EPOCH + Duration::from_millis(1_500), event)
+    }
+
+    fn watcher(call: &Value) -> (Watcher, BufReader<UnixStream>) {
+        let (reader, writer) = UnixStream::pair().unwrap();
+        let user = Core::new(Limits::default(), 1).user(1);
+        let outbox = Outbox::new(writer.into(), 1 << 16, user);
+        (Watcher::new(call, None, outbox), BufReader::new(reader))
+    }
+
+    fn next(lines: &mut BufReader<UnixStream>) -> WatchEvent {
+        let mut line = String::new();
+        lines.read_line(&mut line).unwrap();
+        let Line::Event { event } = serde_json::from_str::<Line<(), WatchEvent>>(&line).unwrap()
+        else {
+            panic!("{line} is an event");
+        };
+        event
+    }
+
+    #[test]
+    fn a_line_is_what_is_read_from_it() {
+        let payload = Bytes::from_static(b"\x45\x00");
+        for call in [json!(5), json!("a \"b\""), json!(null), json!({"x": [1]})] {
+            let (watcher, mut lines) = watcher(&call);
+            let mut after_others = happened(&payload);
+            after_others.missed = 7;
+            watcher.observe(&after_others);
+            watcher.observe(&happened(&payload));
+            for missed in [7, 0] {
+                let event = next(&mut lines);
+                assert_eq!((&event.watch, event.time, event.missed), (&call, 1.5, missed));
+                let What::FromClient(passed) = event.what else { panic!("it was written") };
+                assert_eq!((passed.id, passed.datagram), (1, payload.clone()));
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_encoded_for_an_outbox_that_is_full() {
+        let payload = Bytes::from(vec![0x45; 30_000]);
+        let (watcher, mut lines) = watcher(&json!(1));
+        let mut sent = 0;
+        loop {
+            let event = happened(&payload);
+            watcher.observe(&event);
+            if !event.is_encoded() {
+                break;
+            }
+            sent += 1;
+        }
+        watcher.observe(&happened(&payload));
+        let outbox = Arc::clone(&watcher.outbox);
+        let sender = thread::spawn(move || outbox.run());
+        for _ in 0..sent {
+            assert_eq!(next(&mut lines).missed, 0);
+        }
+        watcher.observe(&happened(&payload));
+        assert_eq!(next(&mut lines).missed, 2);
+        watcher.outbox.close();
+        sender.join().unwrap();
     }
 }

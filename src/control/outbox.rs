@@ -21,14 +21,33 @@ use crate::{
     planted,
 };
 
-/// Something to send: bytes, perhaps with a descriptor.
+/// Something to send: bytes in two pieces, of which the second may be shared with other outboxes, and perhaps a descriptor.
 #[derive(Debug)]
 struct Item {
-    bytes: Bytes,
+    pieces: [Bytes; 2],
     descriptor: Option<OwnedFd>,
     /// The memory it takes while it waits.
     _charge: Charge,
 }
+
+impl Item {
+    fn len(&self) -> usize {
+        self.pieces.iter().map(Bytes::len).sum()
+    }
+
+    /// Takes off what was sent.
+    fn advance(&mut self, sent: usize) {
+        let of_first = sent.min(self.pieces[0].len());
+        self.pieces[0].advance(of_first);
+        self.pieces[1].advance(sent - of_first);
+        // It goes with the first byte.
+        self.descriptor = None;
+    }
+}
+
+/// What will be sent, and counts already.
+#[derive(Debug)]
+pub struct Announced(Item);
 
 /// The sending half of a stream or packet socket.
 #[derive(Debug)]
@@ -78,14 +97,48 @@ impl Outbox {
     /// # Errors
     ///
     /// [`Refused`].
-    pub fn try_send(&self, bytes: Bytes) -> Result<(), Refused> {
+    pub fn try_send(&self, pieces: [Bytes; 2]) -> Result<(), Refused> {
         let state = self.lock();
         if state.bytes > self.limit {
             return Err(Refused::Full);
         }
-        let memory = self.user.charge(Resource::Memory, ITEM_MEMORY + bytes.len());
+        let length = pieces.iter().map(Bytes::len).sum::<usize>();
+        let memory = self.user.charge(Resource::Memory, ITEM_MEMORY + length);
         let charge = memory.map_err(|_| Refused::Full)?;
-        self.send_locked(state, Item { bytes, descriptor: None, _charge: charge })
+        self.send_locked(state, Item { pieces, descriptor: None, _charge: charge })
+    }
+
+    /// [`try_send`](Self::try_send) would refuse.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.lock().bytes > self.limit
+    }
+
+    /// Counts as queued what will come by [`send_announced`](Self::send_announced).
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send).
+    pub fn announce(
+        &self,
+        bytes: Bytes,
+        descriptor: Option<OwnedFd>,
+    ) -> Result<Announced, Refused> {
+        let item = self.answer(bytes, descriptor)?;
+        self.lock().bytes += item.len();
+        Ok(Announced(item))
+    }
+
+    /// Sends what was announced.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused::Closed`].
+    pub fn send_announced(&self, Announced(item): Announced) -> Result<(), Refused> {
+        let mut state = self.lock();
+        state.bytes -= item.len();
+        self.changed.notify_all();
+        self.send_locked(state, item)
     }
 
     /// Sends bytes and perhaps a descriptor, however many wait: for what was asked for, once. If there is no memory even for
@@ -95,15 +148,8 @@ impl Outbox {
     ///
     /// [`Refused::Closed`].
     pub fn send(&self, bytes: Bytes, descriptor: Option<OwnedFd>) -> Result<(), Refused> {
-        let Ok(charge) = self.user.charge_answer(ITEM_MEMORY + bytes.len()) else {
-            tracing::warn!(
-                uid = self.user.uid(),
-                "no memory is left for answers, closing a connection"
-            );
-            self.close();
-            return Err(Refused::Closed);
-        };
-        self.send_locked(self.lock(), Item { bytes, descriptor, _charge: charge })
+        let item = self.answer(bytes, descriptor)?;
+        self.send_locked(self.lock(), item)
     }
 
     /// Waits until less than the limit is queued: for whoever can be made to slow down.
@@ -125,7 +171,7 @@ impl Outbox {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
-            state.bytes -= item.bytes.len();
+            state.bytes -= item.len();
             if state.queue.capacity() > SPARE_PLACES && state.queue.is_empty() {
                 state.queue = VecDeque::new();
             }
@@ -149,13 +195,25 @@ impl Outbox {
         self.changed.notify_all();
     }
 
+    fn answer(&self, bytes: Bytes, descriptor: Option<OwnedFd>) -> Result<Item, Refused> {
+        let Ok(charge) = self.user.charge_answer(ITEM_MEMORY + bytes.len()) else {
+            tracing::warn!(
+                uid = self.user.uid(),
+                "no memory is left for answers, closing a connection"
+            );
+            self.close();
+            return Err(Refused::Closed);
+        };
+        Ok(Item { pieces: [bytes, Bytes::new()], descriptor, _charge: charge })
+    }
+
     fn send_locked(&self, mut state: MutexGuard<'_, State>, mut item: Item) -> Result<(), Refused> {
         if state.closed {
             return Err(Refused::Closed);
         }
         if state.queue.is_empty() && !state.sending {
             match self.send_some(&mut item, MsgFlags::MSG_DONTWAIT) {
-                Ok(()) if item.bytes.is_empty() => return Ok(()),
+                Ok(()) if item.len() == 0 => return Ok(()),
                 Ok(()) | Err(Errno::EAGAIN) => {}
                 Err(_) => {
                     state.closed = true;
@@ -164,25 +222,25 @@ impl Outbox {
                 }
             }
         }
-        state.bytes += item.bytes.len();
+        state.bytes += item.len();
         state.queue.push_back(item);
         self.changed.notify_all();
         Ok(())
     }
 
     fn send_all(&self, item: &mut Item) -> Result<(), Errno> {
-        while !item.bytes.is_empty() {
+        while item.len() > 0 {
             self.send_some(item, MsgFlags::empty())?;
         }
         Ok(())
     }
 
-    /// One send; what was sent is taken off the item. A descriptor goes with the first byte.
+    /// One send; what was sent is taken off the item.
     fn send_some(&self, item: &mut Item, flags: MsgFlags) -> Result<(), Errno> {
         let descriptor = item.descriptor.as_ref().map(|fd| [fd.as_fd().as_raw_fd()]);
         let rights = descriptor.as_ref().map(|fds| ControlMessage::ScmRights(fds));
         let sent = loop {
-            let pieces = [IoSlice::new(&item.bytes)];
+            let pieces = [IoSlice::new(&item.pieces[0]), IoSlice::new(&item.pieces[1])];
             let control = rights.as_slice();
             match sendmsg::<()>(
                 self.socket.as_raw_fd(),
@@ -195,8 +253,7 @@ impl Outbox {
                 sent => break sent?,
             }
         };
-        item.bytes.advance(sent);
-        item.descriptor = None;
+        item.advance(sent);
         Ok(())
     }
 
@@ -223,7 +280,8 @@ mod tests {
         let user = user(1 << 20);
         let outbox = Outbox::new(writer.into(), 64 << 20, Arc::clone(&user));
         let piece = Bytes::from(vec![0; 100 << 10]);
-        let sent = (0..100).take_while(|_| outbox.try_send(piece.clone()).is_ok()).count();
+        let sent =
+            (0..100).take_while(|_| outbox.try_send([piece.clone(), Bytes::new()]).is_ok()).count();
         assert!((10..100).contains(&sent), "{sent} pieces");
         assert!(user.used(Resource::Memory) > 900 << 10);
         outbox.send(piece.clone(), None).unwrap();
@@ -247,14 +305,17 @@ mod tests {
         let mut number = 0_u32;
         while sent.len() <= 2 << 20 {
             let piece = Bytes::from(number.to_ne_bytes().repeat(100));
-            if outbox.try_send(piece.clone()).is_err() {
+            // Cut somewhere.
+            let cut = usize::try_from(number).unwrap() % piece.len();
+            if outbox.try_send([piece.slice(..cut), piece.slice(cut..)]).is_err() {
                 break;
             }
             sent.extend_from_slice(&piece);
             number += 1;
         }
         assert!(sent.len() > 1 << 20, "the limit was reached after {} bytes", sent.len());
-        assert_eq!(outbox.try_send(Bytes::from_static(b"x")), Err(Refused::Full));
+        assert!(outbox.is_full());
+        assert_eq!(outbox.try_send([Bytes::from_static(b"x"), Bytes::new()]), Err(Refused::Full));
         let mut received = vec![0; sent.len()];
         reader.read_exact(&mut received).unwrap();
         assert!(received == sent, "bytes came in another order");

@@ -5,7 +5,7 @@ use std::{
     os::fd::OwnedFd,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -40,6 +40,8 @@ pub struct Session {
     open_calls: AtomicUsize,
     waiter: Waiter,
     watches: Mutex<Vec<Arc<dyn Observer>>>,
+    /// Something is watched: answers come after the events before them.
+    is_watching: AtomicBool,
 }
 
 impl Session {
@@ -53,6 +55,7 @@ impl Session {
             open_calls: AtomicUsize::new(0),
             waiter,
             watches: Mutex::default(),
+            is_watching: AtomicBool::new(false),
         })
     }
 
@@ -105,7 +108,16 @@ impl Session {
 
     /// A connection that is closing needs no answer.
     fn send<T: Serialize>(&self, line: &T, descriptor: Option<OwnedFd>) {
-        let _closing = self.outbox.send(encode(line), descriptor);
+        let line = encode(line);
+        if !self.is_watching.load(Ordering::Relaxed) {
+            let _closing = self.outbox.send(line, descriptor);
+            return;
+        }
+        let outbox = Arc::clone(&self.outbox);
+        let Ok(announced) = outbox.announce(line, descriptor) else { return };
+        self.hub.after_events(move || {
+            let _closing = outbox.send_announced(announced);
+        });
     }
 
     /// Waits for a condition; gives up when the connection ends.
@@ -154,6 +166,7 @@ impl Session {
         }
         watches.push(Arc::clone(&observer));
         drop(watches);
+        self.is_watching.store(true, Ordering::Relaxed);
         self.hub.observe(observer);
         Ok(())
     }

@@ -12,7 +12,7 @@ use std::{
     },
     path::Path,
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -28,7 +28,12 @@ use nix::{
 };
 use tracing::warn;
 
-use crate::{core::Event, daemon::Daemon, hub::Observer, log, sys};
+use crate::{
+    core::Event,
+    daemon::Daemon,
+    hub::{Happened, Observer},
+    log, sys,
+};
 
 /// How long what was left behind may take to open the device.
 const LATE: Duration = Duration::from_secs(1);
@@ -104,8 +109,8 @@ pub(super) fn is_an_end(signal: Signal) -> bool {
 struct Changed(EventFd);
 
 impl Observer for Changed {
-    fn observe(&self, _: SystemTime, event: &Event) {
-        if matches!(event, Event::Opened { .. } | Event::Closed { .. }) {
+    fn observe(&self, happened: &Happened) {
+        if matches!(happened.event, Event::Opened { .. } | Event::Closed { .. }) {
             // A counter that is full says so as well.
             let _full = self.0.write(1);
         }
