@@ -17,7 +17,6 @@ mod events;
 use std::{
     cell::Cell,
     collections::BTreeMap,
-    fs::Metadata,
     sync::{
         Arc, Condvar, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
@@ -32,6 +31,7 @@ use crate::core::{
     LinkRequest, Look, Origin, Outcome, Output, PeerId, Request, RequestId, Sent, TunnelId, WaitId,
     WakeHandle,
 };
+pub use crate::sys::FileKind;
 use crate::{errno::Errno, netns::Networks, panics, planted};
 
 /// How clients' system calls reach the core, seen from the core: where their answers go.
@@ -40,8 +40,8 @@ pub trait FrontEnd: Send + Sync {
     fn complete(&self, unique: u64, outcome: Outcome);
     /// Wakes the pollers of a file.
     fn wake(&self, handle: WakeHandle);
-    /// Whether an open file, described by its metadata, is one of this front end's.
-    fn owns(&self, file: &Metadata) -> bool;
+    /// Whether an open file is one of this front end's.
+    fn owns(&self, file: FileKind) -> bool;
     /// Waits until what clients have done is known here, also what they do not wait for themselves; false if that does not come.
     fn catch_up(&self) -> bool;
 }
@@ -345,9 +345,9 @@ impl Hub {
         self.peer(id).map(|peer| peer.description())
     }
 
-    /// Whether an open file, described by its metadata, is one of a front end's.
+    /// Whether an open file is one of a front end's.
     #[must_use]
-    pub fn owns(&self, file: &Metadata) -> bool {
+    pub fn owns(&self, file: FileKind) -> bool {
         self.front_ends.iter().filter_map(OnceLock::get).any(|front_end| front_end.owns(file))
     }
 

@@ -18,10 +18,13 @@ use memtun::command::{
     wait::Until,
     watch::{Watch, What},
 };
-use nix::sys::{
-    signal::Signal,
-    socket::{MsgFlags, recv, send},
-    stat::{Mode, SFlag, mknod},
+use nix::{
+    fcntl::OFlag,
+    sys::{
+        signal::Signal,
+        socket::{MsgFlags, recv, send},
+        stat::{Mode, SFlag, mknod},
+    },
 };
 use serde_json::{Value, json};
 
@@ -63,12 +66,12 @@ pub const TESTS: &[DeviceTest] = &[
 ];
 
 /// A connection driven by hand.
-struct Wire {
+pub struct Wire {
     lines: BufReader<UnixStream>,
 }
 
 impl Wire {
-    fn connect(daemon: &Daemon) -> Self {
+    pub fn connect(daemon: &Daemon) -> Self {
         let stream = UnixStream::connect(&daemon.control).expect("the socket takes connections");
         stream.set_read_timeout(Some(DEADLINE)).expect("a timeout can be set");
         let mut wire = Self { lines: BufReader::new(stream) };
@@ -86,7 +89,7 @@ impl Wire {
         serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line:?}: {error}"))
     }
 
-    fn call(&mut self, method: &str, params: &Value) -> Value {
+    pub fn call(&mut self, method: &str, params: &Value) -> Value {
         self.send(&json!({"id": method, "method": method, "params": params}).to_string());
         self.receive()
     }
@@ -467,7 +470,7 @@ fn list_shows_tunnels_and_files(backend: Backend) {
     assert_eq!(listing["unattached_files"].as_array().map(Vec::len), Some(1));
 
     // Two descriptors that differ: nobody can tell which is meant.
-    let kept = TunFile::open_with(&daemon.device, nix::fcntl::OFlag::O_RDWR).unwrap();
+    let kept = TunFile::open_with(&daemon.device, OFlag::O_RDWR).unwrap();
     let close_on_exec = || daemon.list().tunnels[0].files[0].close_on_exec;
     assert_eq!(close_on_exec(), None);
     drop(kept);

@@ -19,6 +19,7 @@ mod cli;
 mod clients;
 mod conformance;
 mod control;
+mod control_costs;
 mod device;
 mod differences;
 mod hostile;
@@ -135,6 +136,7 @@ fn device_trials(backend: Backend, compat: &Gate) -> Vec<Trial> {
         device::TESTS,
         control::TESTS,
         limits::TESTS,
+        control_costs::TESTS,
         log::TESTS,
         offload::TESTS,
         abi::TESTS,

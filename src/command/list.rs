@@ -1,6 +1,6 @@
 //! `list`: the tunnels and the files behind them.
 
-use std::{collections::BTreeMap, fmt, io::Write, sync::Arc};
+use std::{fmt, io::Write, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -165,11 +165,13 @@ impl Method for List {
             tunnel.peer = peer.and_then(|peer| PeerView::new(session.hub(), peer));
         }
         let attached = listing.tunnels.iter_mut().flat_map(|tunnel| &mut tunnel.files);
+        let files: Vec<&mut FileView> = attached.chain(&mut listing.unattached_files).collect();
         // A process may have many of the files: its descriptors are looked through once.
-        let mut known = BTreeMap::new();
-        for file in attached.chain(&mut listing.unattached_files) {
-            let look = || opener::close_on_exec(file.pid, |metadata| session.hub().owns(metadata));
-            file.close_on_exec = *known.entry(file.pid).or_insert_with(look);
+        let pids: Vec<u32> = files.iter().map(|file| file.pid).collect();
+        let hub = Arc::clone(session.hub());
+        let known = opener::close_on_exec(pids, move |file| hub.owns(file));
+        for file in files {
+            file.close_on_exec = known.get(&file.pid).copied().flatten();
         }
         reply.send(Ok(listing));
     }

@@ -1,13 +1,7 @@
 //! Messages of the kernel become requests, outcomes become replies: the same for every kind of device that `cuse_rs`
 //! serves.
 
-use std::{
-    fs::Metadata,
-    io::IoSlice,
-    os::unix::fs::{FileTypeExt, MetadataExt},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io::IoSlice, sync::Arc, time::Duration};
 
 use super::{intercept::Carried, opener, probe, stores::Stores};
 use crate::{
@@ -17,7 +11,7 @@ use crate::{
         RequestId, WakeHandle, WriteCall,
     },
     errno::Errno,
-    hub::{FrontEnd, Hub},
+    hub::{FileKind, FrontEnd, Hub},
     planted,
 };
 use bytes::Bytes;
@@ -251,10 +245,10 @@ impl FrontEnd for DeviceFrontEnd {
         self.channel.notify_poll(PollHandle(handle.0));
     }
 
-    fn owns(&self, file: &Metadata) -> bool {
+    fn owns(&self, file: FileKind) -> bool {
         match self.identity {
-            Identity::Number(number) => file.file_type().is_char_device() && file.rdev() == number,
-            Identity::FileSystem(number) => file.dev() == number,
+            Identity::Number(number) => file.character_device == Some(number),
+            Identity::FileSystem(number) => file.file_system == number,
         }
     }
 

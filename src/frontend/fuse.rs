@@ -99,7 +99,7 @@ fn is_alive(path: &Path) -> io::Result<Option<bool>> {
 
 /// The number of the file system at a path, as `st_dev`. The file itself answers only once it is served.
 fn file_system_at(path: &Path) -> Option<u64> {
-    sys::file_system_of(open_path(path).ok()?.as_fd()).ok()
+    sys::FileKind::of(open_path(path).ok()?.as_fd()).ok().map(|kind| kind.file_system)
 }
 
 fn stop(mount: &Mount) -> bool {

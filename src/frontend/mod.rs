@@ -4,6 +4,7 @@ pub mod cuse;
 pub mod device;
 pub mod fuse;
 pub mod intercept;
+mod lookout;
 pub(crate) mod opener;
 pub mod probe;
 mod stores;

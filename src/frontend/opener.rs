@@ -1,13 +1,27 @@
 //! Who opened the device and who calls it, as `/proc` tells.
+//!
+//! # Caveats
+//!
+//! A thread that serves the device must not make a call that waits for another process. These do not:
+//!
+//! * Reading `/proc/TID/status` copies what the kernel has (`proc_pid_status`). It does not take the lock of the thread's memory, which
+//!   a page fault may hold for as long as a server likes; `cmdline`, `environ` and `maps` take that lock, so nobody here reads them.
+//! * `stat` and `open` of `/proc/TID/ns/net` end in the kernel's own nsfs, which has no server.
+//!
+//! This one may, so a thread makes it that can be given up (`lookout`):
+//!
+//! * What follows `/proc/PID/fd/N` to the file: its file system may ask its server. FUSE does not, by the way in which
+//!   [`FileKind`] asks; NFS and 9p may.
+//!
+//! Reading the folder `/proc/PID/fd`, and `/proc/PID/fdinfo/N`, does not follow it.
 
-use std::{
-    fs::{self, Metadata},
-    os::unix::fs::MetadataExt,
-};
+use std::{collections::BTreeMap, fs, os::unix::fs::MetadataExt};
 
+use super::lookout;
 use crate::{
     abi::tun::O_CLOEXEC,
     core::{Credentials, Opener, Scope},
+    hub::FileKind,
     netns::{Administrator, Network},
     terminal::text_of,
 };
@@ -147,14 +161,21 @@ impl Status {
     }
 }
 
-/// Whether the descriptors that a process has of the device are closed on exec.
+/// Whether the descriptors that each process has of the device are closed on exec.
 ///
 /// It belongs to descriptors, not to open files, so no message of the kernel tells. `None` if the descriptors cannot be
-/// seen, there is none, or they differ.
-pub(crate) fn close_on_exec(pid: u32, is_device: impl Fn(&Metadata) -> bool) -> Option<bool> {
+/// seen, there is none, or they differ. A process whose descriptors cannot be looked at in time is left out.
+pub(crate) fn close_on_exec(
+    pids: impl IntoIterator<Item = u32>,
+    is_device: impl Fn(FileKind) -> bool + Send + Sync + 'static,
+) -> BTreeMap<u32, Option<bool>> {
+    lookout::look_at(pids, move |pid| close_on_exec_of(pid, &is_device))
+}
+
+fn close_on_exec_of(pid: u32, is_device: impl Fn(FileKind) -> bool) -> Option<bool> {
     let mut found = None;
     for entry in fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten() {
-        if !fs::metadata(entry.path()).is_ok_and(|metadata| is_device(&metadata)) {
+        if !FileKind::at(&entry.path()).is_ok_and(&is_device) {
             continue;
         }
         let info =
@@ -175,11 +196,11 @@ mod tests {
 
     #[test]
     fn close_on_exec_is_told_where_it_is_the_same_everywhere() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("file");
-        let file = fs::File::create(&path).unwrap();
-        let inode = file.metadata().unwrap().ino();
-        let told = || close_on_exec(std::process::id(), |metadata| metadata.ino() == inode);
+        // A device that no other of these tests has open.
+        let file = fs::File::open("/dev/full").unwrap();
+        let number = file.metadata().unwrap().rdev();
+        let pid = std::process::id();
+        let told = || close_on_exec([pid], move |file| file.character_device == Some(number))[&pid];
         assert_eq!(told(), Some(true));
         let kept = nix::unistd::dup(&file).unwrap();
         assert_eq!(told(), None);

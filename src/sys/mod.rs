@@ -4,11 +4,11 @@
 mod guard;
 pub(crate) mod rights;
 pub(crate) mod seccomp;
+mod status;
 pub(crate) mod tun;
 
 use std::{
     io::{self, Read},
-    mem::MaybeUninit,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
         unix::{net::UnixStream, process::CommandExt},
@@ -27,13 +27,13 @@ use nix::{
         prctl,
         resource::{Resource, getrlimit, setrlimit},
         signal::{SigSet, Signal, kill},
-        stat::makedev,
         wait::waitpid,
     },
     unistd::{ForkResult, dup2_stdin, fork, setsid, write},
 };
 
 pub(crate) use self::guard::Guard;
+pub use self::status::FileKind;
 
 /// Takes over a descriptor that came in a message (`SCM_RIGHTS`), was inherited, or was named by the user. To be called
 /// once with each.
@@ -231,19 +231,6 @@ fn duplicate(pidfd: RawFd, descriptor: RawFd) -> Result<OwnedFd, Errno> {
 fn received(result: libc::c_long) -> Result<OwnedFd, Errno> {
     let descriptor = Errno::result(result)?;
     Ok(own_received(RawFd::try_from(descriptor).map_err(|_| Errno::EBADF)?))
-}
-
-/// The number of the file system that a file is on (`st_dev`). No server is asked, which might never answer.
-pub(crate) fn file_system_of(file: BorrowedFd<'_>) -> Result<u64, Errno> {
-    let mut status = MaybeUninit::<libc::statx>::zeroed();
-    let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
-    // SAFETY: the path ends with a NUL, and the structure is as large as the kernel takes it to be.
-    let result =
-        unsafe { libc::statx(file.as_raw_fd(), c"".as_ptr(), flags, 0, status.as_mut_ptr()) };
-    Errno::result(result)?;
-    // SAFETY: zeros are a valid value of it, whatever of it the kernel has filled in.
-    let status = unsafe { status.assume_init() };
-    Ok(makedev(status.stx_dev_major.into(), status.stx_dev_minor.into()))
 }
 
 /// `ioctl(2)` with a command whose number claims no argument: what is passed is a value.

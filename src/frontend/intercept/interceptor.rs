@@ -150,7 +150,7 @@ fn carry(listener: &Listener, notification: &Notification, file_system: u64) -> 
     let file = file_of(notification)?;
     // Else the thread had died before, and its number was another's by then.
     if !listener.is_waiting(notification.id)
-        || sys::file_system_of(file.as_fd()).ok()? != file_system
+        || sys::FileKind::of(file.as_fd()).ok()?.file_system != file_system
     {
         return None;
     }
