@@ -71,7 +71,7 @@ pub enum ClientError {
     #[error(transparent)]
     Refused(#[from] Failure),
     /// The daemon's answer is no answer.
-    #[error("the daemon sent something that is no answer: {0}")]
+    #[error("the daemon sent something that is not an answer: {0}")]
     Garbled(#[from] serde_json::Error),
     /// The connection failed.
     #[error("talking to the daemon: {0}")]

@@ -14,7 +14,7 @@
 //! | `attach-in`, `attach-out` | one pair for each attached socket | with it, or its tunnel |
 //! | `host` | one for each host | with its tunnel, or by `part` |
 //!
-//! What a panic in each of them costs is said by [`panics`].
+//! [`panics`] says what a panic costs in each of them.
 
 use std::{
     convert::Infallible,
@@ -145,7 +145,7 @@ impl Daemon {
         let mut served = Vec::new();
         for Registered { name, path, channel, identity, stop } in devices {
             let front_end = DeviceFrontEnd::new(&hub, channel, identity).ok_or_else(|| {
-                system("adding the device")(io::Error::other("there are too many"))
+                system("adding the device")(io::Error::other("the daemon has too many devices"))
             })?;
             let briskly = options.spin && options.threads.get() == 1;
             let (alive, ended) = mpsc::channel();
@@ -217,9 +217,7 @@ impl Daemon {
                 continue;
             }
             if ended.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
-                warn!(
-                    "a client's memory does not come, leaving a thread to the end of the process"
-                );
+                warn!("a thread still waits for the memory of a client, leaving it behind");
                 continue;
             }
             threads.into_iter().for_each(join);

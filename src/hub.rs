@@ -42,7 +42,7 @@ pub trait FrontEnd: Send + Sync {
     fn wake(&self, handle: WakeHandle);
     /// Whether an open file is one of this front end's.
     fn owns(&self, file: FileKind) -> bool;
-    /// Waits until what clients have done is known here, also what they do not wait for themselves; false if that does not come.
+    /// Waits until the core knows everything that clients did before, such as a `close` that returned early. False if it cannot know.
     fn catch_up(&self) -> bool;
 }
 
@@ -502,7 +502,7 @@ impl Hub {
     pub fn contain<R>(&self, act: impl FnOnce() -> R) -> Option<R> {
         let result = panics::contain(act);
         if result.is_none() && self.state.is_poisoned() {
-            panics::give_up("it held the lock of the core, which may be changed by half");
+            panics::give_up("it held the lock of the core, whose state may be incomplete");
         }
         result
     }

@@ -14,9 +14,9 @@
 //! ```
 //!
 //! A datagram to the client: [`command::inject`] parses a call and runs [`Core::inject`](core::Core::inject) in
-//! [`Hub::with`](hub::Hub::with). A parked read is completed, with headers put on and cut to its limit; else the
-//! datagram joins the file's queue, and pollers are woken. After the lock is released the front end makes the one system
-//! call that answers the client.
+//! [`Hub::with`](hub::Hub::with). If a read is parked, the core completes it: it puts the headers on and cuts the result to the
+//! read's limit. Otherwise the datagram joins the file's queue, and the core wakes pollers. After the lock is released the front
+//! end makes the one system call that answers the client.
 //!
 //! A datagram from the client: the front end submits a write; the core checks it, takes the headers off and keeps it for
 //! `take`, or hands it to the tunnel's peer. The client's call is answered, then whoever waits for the datagram.
@@ -33,8 +33,9 @@
 //! | state machine | the crate [`memtun_core`] | compute |
 //! | plain data | [`abi`] | - |
 //!
-//! [`packet`] builds and [`render`] shows datagrams, for people; what they and the [`log`] print, [`terminal`] makes harmless. The log
-//! writes to standard error, and [`panics`] decides what a panic costs; both hold up nobody. The kernel's protocol is the crate [`cuse_rs`].
+//! [`packet`] builds datagrams, and [`render`] shows them to people. [`terminal`] makes harmless what they and the [`log`] print. The log
+//! writes to standard error, and [`panics`] decides what a panic costs; neither makes another thread wait. The kernel's protocol is the
+//! crate [`cuse_rs`].
 
 pub mod abi;
 pub mod cli;

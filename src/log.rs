@@ -1,8 +1,8 @@
 //! The log: which lines, and how they look.
 //!
-//! A line goes to standard error, with time and level; in the journal, which has times of its own, with a priority as
-//! `sd-daemon(3)` describes. What a field holds may be a client's, so each passes through [`terminal`]. How lines get to standard
-//! error, and how many, is `writer`'s.
+//! A line goes to standard error, with time and level. In the journal, which adds the time, it has a priority instead, as
+//! `sd-daemon(3)` describes. A client may have chosen what a field holds, so each field passes through [`terminal`]. The module
+//! `writer` brings lines to standard error, and limits how many.
 
 mod writer;
 
@@ -56,14 +56,14 @@ impl FromStr for Filter {
                 None => (None, directive),
             };
             let level = level.parse::<LevelFilter>().map_err(|_| {
-                format!("{level:?} is no level; there are off, error, warn, info, debug and trace")
+                format!("{level:?} is not a level; the levels are off, error, warn, info, debug and trace")
             })?;
             targets = match target {
                 None => targets.with_default(level),
                 Some(target) if is_ours(target) => targets.with_target(target, level),
                 Some(target) => {
                     return Err(format!(
-                        "{target:?} is no part of this program; name memtun, cuse_rs or a module, as in memtun::control=debug"
+                        "{target:?} is not a part of memtun; name memtun, cuse_rs or a module, as in memtun::control=debug"
                     ));
                 }
             };
@@ -182,11 +182,11 @@ mod tests {
         assert!(enables("cuse_rs", "cuse_rs::channel", Level::TRACE));
         assert!(!enables("off", "memtun", Level::ERROR));
         for (wrong, hint) in [
-            ("inof", "\"inof\" is no level"),
-            ("warn,memtun=loud", "\"loud\" is no level"),
-            ("hyper=debug", "\"hyper\" is no part"),
-            ("memtunnel=debug", "\"memtunnel\" is no part"),
-            ("memtun[span]=debug", "is no part"),
+            ("inof", "\"inof\" is not a level"),
+            ("warn,memtun=loud", "\"loud\" is not a level"),
+            ("hyper=debug", "\"hyper\" is not a part"),
+            ("memtunnel=debug", "\"memtunnel\" is not a part"),
+            ("memtun[span]=debug", "is not a part"),
         ] {
             let error = wrong.parse::<Filter>().unwrap_err();
             assert!(error.contains(hint), "{wrong}: {error}");

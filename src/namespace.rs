@@ -1,6 +1,6 @@
-//! Namespaces of this process, in which a path such as `/dev/net/tun` is covered and nobody else notices.
+//! Namespaces of this process. In them a path such as `/dev/net/tun` is covered, and no other process sees that.
 //!
-//! All of it must happen while the process has one thread: the kernel refuses a user namespace to others.
+//! The process must have one thread when it enters them: the kernel refuses a user namespace to a process with several.
 
 mod sysfs;
 
@@ -72,7 +72,7 @@ pub enum NamespaceError {
         errno: Errno,
     },
     /// A folder cannot be composed anew.
-    #[error("composing {path} with a place for the device: {error}")]
+    #[error("making a place for the device in {path}: {error}")]
     Compose {
         /// What could not be made.
         path: PathBuf,
@@ -130,7 +130,7 @@ pub fn enter(options: Options) -> Result<(), NamespaceError> {
             warn!(%errno, "bringing up the loopback interface failed, ignoring");
         }
         if let Err(error) = sysfs::renew() {
-            info!(%error, "/sys goes on to show the interfaces of the network namespace before, ignoring");
+            info!(%error, "/sys still shows the interfaces of the outer network namespace, ignoring");
         }
     }
     Ok(())

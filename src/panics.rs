@@ -1,4 +1,4 @@
-//! What becomes of a panic, which is a fault of memtun's: it costs as little as it can, and never leaves a daemon that serves by half.
+//! What a panic costs. A panic is a defect of memtun: it ends as little as possible, but never leaves a daemon that serves only in part.
 //!
 //! # Theory of operation
 //!
@@ -6,16 +6,16 @@
 //! | --- | --- |
 //! | `harness`, `outbox` | its connection |
 //! | `attach-in`, `attach-out`, `host` | its tunnel's peer, which leaves the tunnel |
-//! | any of these, while it held the core's lock | the daemon: the core may be changed by half |
+//! | any of these, while it held the core's lock | the daemon: the state of the core may be incomplete |
 //! | any other | the daemon |
 //!
-//! The daemon's end is decided by the panic hook, so before anything is unwound, and whatever the thread holds: the hook writes who
-//! panicked, wakes the main thread, and starts a thread that aborts the process after [`PATIENCE`]. The main thread then ends the daemon
-//! as it does at SIGTERM: the devices are taken away, which answers blocked clients. Locks that the panicking thread held are released as
-//! it unwinds; a poisoned lock is taken all the same. If the orderly end takes too long, the abort closes the devices, and clients
-//! get their error from that.
+//! The panic hook decides that the daemon ends. It runs before the thread unwinds, whatever locks the thread holds. The hook writes
+//! which thread panicked, wakes the main thread, and starts a thread that aborts the process after [`PATIENCE`]. The main thread then
+//! ends the daemon as it does at SIGTERM: it removes the devices, which answers blocked clients. The panicking thread releases its
+//! locks as it unwinds, and the main thread takes a lock even if it is poisoned. If the orderly end takes too long, the abort closes
+//! the devices, and that gives the clients their error.
 //!
-//! Whoever may panic at its own cost says so with [`contain`].
+//! A thread whose panic ends only what it serves runs in [`contain`].
 
 use std::{
     any::Any,

@@ -1,9 +1,9 @@
 //! Text for terminals: the one place that decides what a terminal may be sent.
 //!
-//! A client chooses its command name and its tunnels' names, and a datagram is anybody's. Printed as they are they could
-//! move the cursor, change the window's title or hide text. So whatever is printed or logged for people passes through
-//! [`escaped`], and JSON through [`escaped_json`]: what a terminal would obey is shown, not sent. Colours are put around such
-//! text, and only where [`Styles`] allows them.
+//! A client chooses its command name, the names of its tunnels and the bytes of its datagrams. Printed as they are, they could move
+//! the cursor, change the window's title or hide text. So all text for people passes through [`escaped`], and JSON through
+//! [`escaped_json`]. They show a control character as text, so that the terminal does not obey it. Colours go around such text,
+//! and only where [`Styles`] allows them.
 //!
 //! The characters are those of Unicode's categories Cc, Cf (with the bidirectional controls, see UAX 9), Zl and Zp.
 

@@ -79,8 +79,14 @@ fn bad_values_are_named_before_a_daemon_is_asked() {
     for (arguments, said) in [
         (&["inject", "tun0", "--hex", "4"][..], "give two hex digits for each byte"),
         (&["inject", "tun0", "--hex", "4x"], "give two hex digits for each byte"),
-        (&["inject", "tun0", "--hex", "45", "--from", "10.0.0.1"], "without --ping or --udp"),
-        (&["inject", "tun0", "--to", "10.0.0.1", "--from", "10.0.0.2"], "without --ping or --udp"),
+        (
+            &["inject", "tun0", "--hex", "45", "--from", "10.0.0.1"],
+            "--from and --to need --ping or --udp",
+        ),
+        (
+            &["inject", "tun0", "--to", "10.0.0.1", "--from", "10.0.0.2"],
+            "--from and --to need --ping or --udp",
+        ),
         (&ping("ten", "10.0.0.1"), "'ten' for '--from"),
         (&ping("10.0.0.1", "10.0.0.2:5"), "a ping has no ports"),
         (&ping("::1", "10.0.0.1"), "give two IPv4 or two IPv6 addresses"),

@@ -341,7 +341,7 @@ fn signal_breaks_a_blocked_read(backend: Backend) {
         daemon.wait_until(handler, Until::Reading);
         program.signal(Signal::SIGUSR1);
         program.expect_line("signal");
-        // DIFFERS: a signal ends a blocked read with EINTR even under SA_RESTART. The kernel takes no ERESTARTSYS from a
+        // DIFFERS: a signal ends a blocked read with EINTR even under SA_RESTART. The kernel accepts no ERESTARTSYS from a
         // server.
         program.expect_line("read -1 EINTR");
         daemon.wait_until(handler, Until::Reading);
@@ -421,8 +421,8 @@ fn stopped_and_continued_reader_reads_on(backend: Backend) {
     program.expect_line("attached tun0");
     daemon.wait_until("tun0", Until::Reading);
     program.signal(Signal::SIGSTOP);
-    // DIFFERS: a blocked read ends with EINTR when its program is stopped and continued. The kernel's own tun hides it, a
-    // server is told of the signal.
+    // DIFFERS: a blocked read ends with EINTR when its program is stopped and continued. The kernel's tun hides this signal
+    // from the program, but a server learns of it.
     program.signal(Signal::SIGCONT);
     program.expect_line("read -1 EINTR");
     daemon.wait_until("tun0", Until::Reading);
@@ -592,8 +592,8 @@ fn values_pass_where_the_kernel_lets_them(backend: Backend) {
     use memtun::abi::tun::ioctl::{SIOCGSKNS, TUNSETOFFLOAD, TUNSETPERSIST};
     let daemon = Daemon::start(backend);
     let file = TunFile::attached(&daemon.device, "tun0", TUN | NO_PI);
-    // DIFFERS: on a FUSE file, ioctls that pass a value get EFAULT, unless the program is run by `memtun run`. The kernel
-    // copies what the command's size field claims, so a value is taken for an address.
+    // DIFFERS: on a FUSE file, ioctls that pass a value get EFAULT, unless the program runs under `memtun run`. The kernel
+    // copies as many bytes as the command's size field says, so it takes the value for an address.
     let expected = match backend {
         Backend::Cuse => Ok(0),
         Backend::Fuse => Err(Errno::EFAULT),

@@ -8,8 +8,8 @@ const LIST: &str = "docs/differences.md";
 const HEAD: &str = "\
 # Differences from the kernel's tun
 
-Where memtun does not behave as `drivers/net/tun.c`, and why. This list is made from the comments tagged `DIFFERS:` in the sources
-and tests; a test fails when it is stale, and `MEMTUN_BLESS=1 cargo test --test integration differences` writes it anew. What
+This is where memtun does not behave as `drivers/net/tun.c`, and why. The list is generated from the comments tagged `DIFFERS:` in
+the sources and tests. A test fails when it is stale; `MEMTUN_BLESS=1 cargo test --test integration differences` writes it again. What
 CUSE and FUSE cannot carry at all is in [cuse-rs/README.md](../cuse-rs/README.md).
 
 ";

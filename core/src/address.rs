@@ -39,7 +39,8 @@ impl FromStr for Address {
     /// `NAME`, `NAME@SCOPE` or `#ID`. In a name, `\xNN` stands for a byte, as in what `list` shows.
     fn from_str(text: &str) -> Result<Self, String> {
         if let Some(id) = text.strip_prefix('#') {
-            let id = id.parse().map_err(|_| format!("{text:?} is no tunnel id; write it as #1"))?;
+            let id =
+                id.parse().map_err(|_| format!("{text:?} is not a tunnel id; write it as #1"))?;
             return Ok(Self::Id(TunnelId(id)));
         }
         let (name, scope) = match text.rsplit_once('@') {
@@ -59,7 +60,7 @@ impl FromStr for Address {
 pub fn parse_name(text: &str) -> Result<Name, String> {
     let bytes = unescape(text);
     if bytes.is_empty() || bytes.len() > 15 || bytes.contains(&0) {
-        return Err(format!("{text:?} is no tunnel name; one has 1 to 15 bytes"));
+        return Err(format!("{text:?} is not a tunnel name; a name has 1 to 15 bytes"));
     }
     Ok(Name::new(&bytes))
 }

@@ -2,8 +2,8 @@
 //!
 //! The order of the outcomes is the kernel's. What the caller may do is told with the call:
 //!
-//! DIFFERS: of a tunnel without a kernel device TUNSETIFF does not ask for CAP_NET_ADMIN, nor whether the caller is the owner of a
-//! persistent tunnel or in its group, unless `--require-net-admin` is given. Tests run where nobody has that capability.
+//! DIFFERS: TUNSETIFF on a tunnel without a netdev asks for no right unless `--require-net-admin` is given. The kernel's tun asks
+//! for CAP_NET_ADMIN, or the owner or group of a persistent tunnel. Tests run where nobody has that capability.
 
 use alloc::{string::ToString, sync::Arc, vec::Vec};
 
@@ -412,9 +412,9 @@ fn remove_queue(tunnel: &mut Tunnel, file: FileId) {
 /// A queue gets the filter of those before it. It is attached all the same if that is one that nobody has looked at yet, and
 /// bad: `EINVAL`.
 ///
-/// DIFFERS: a queue that is attached while TUNATTACHFILTER is in force gets the program, and is attached. The kernel reads it
-/// anew from the address in the caller, and if that succeeds leaves the queue unattached though TUNSETIFF or TUNSETQUEUE
-/// returns 0 (`tun_attach` goes to its end on success).
+/// DIFFERS: a queue that is attached while TUNATTACHFILTER is in force gets the filter, and is attached. The kernel reads the
+/// filter again, from the same address in the caller. If that succeeds, TUNSETIFF or TUNSETQUEUE returns 0 but the queue is not
+/// attached (`tun_attach` goes to its end on success).
 fn inherit_filter(file: &mut File, tunnel: &Tunnel) -> Result<(), Errno> {
     if let Some(program) = &tunnel.packet_filter.program {
         file.packet_filter = Some(Arc::clone(program.as_ref().map_err(|errno| *errno)?));

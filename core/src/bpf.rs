@@ -108,8 +108,8 @@ enum Operand {
 
 /// What an absolute load at `SKF_AD_OFF` gives.
 ///
-/// DIFFERS: to a classic BPF program the interface has the index 0, as have processor, mark, queue and hash of a datagram; VLAN
-/// tags are in the frame only; `SKF_AD_PAY_OFFSET`, `SKF_AD_NLATTR` and `SKF_AD_NLATTR_NEST` load 0.
+/// DIFFERS: a classic BPF program sees index 0 for the interface, and 0 for processor, mark, queue and hash of a datagram. VLAN
+/// tags are only in the frame. `SKF_AD_PAY_OFFSET`, `SKF_AD_NLATTR` and `SKF_AD_NLATTR_NEST` load 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ancillary {
     Protocol,
@@ -122,8 +122,9 @@ enum Ancillary {
 impl Program {
     /// Decodes instructions and checks that they make a program.
     ///
-    /// DIFFERS: the limit of a classic BPF program is its 4,096 instructions; the kernel also refuses one whose translation to eBPF takes
-    /// more than `net.core.optmem_max` bytes (`ENOMEM`), or has a jump over more than 32,767 instructions (`EINVAL`).
+    /// DIFFERS: a classic BPF program is limited only to 4,096 instructions. The kernel also refuses a program whose
+    /// translation to eBPF takes more than `net.core.optmem_max` bytes (`ENOMEM`), or which jumps over more than 32,767
+    /// instructions (`EINVAL`).
     ///
     /// # Errors
     ///

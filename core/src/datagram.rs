@@ -64,7 +64,7 @@ impl core::str::FromStr for MacAddress {
                 .filter(|part| (1..=2).contains(&part.len()))
                 .and_then(|part| u8::from_str_radix(part, 16).ok())
                 .ok_or_else(|| {
-                    format!("{text:?} is no Ethernet address; write it as 02:00:00:00:00:01")
+                    format!("{text:?} is not an Ethernet address; write it as 02:00:00:00:00:01")
                 })?;
         }
         match parts.next() {
@@ -108,8 +108,8 @@ pub struct Framing {
 
 /// The longest frame of an `IFF_NAPI_FRAGS` tunnel: `ETH_MAX_MTU` less `NET_SKB_PAD`, see `tun_napi_alloc_frags`.
 ///
-/// DIFFERS: on a tunnel with IFF_NAPI_FRAGS the kernel takes at most 18 pieces of a `writev`, the second and later ones of 1 to
-/// 4,096 bytes. A server gets them joined.
+/// DIFFERS: on a tunnel with IFF_NAPI_FRAGS the kernel limits the pieces of a `writev`: at most 18, and from the second on 1 to
+/// 4,096 bytes each. A server gets the pieces joined, so it cannot see them.
 const LONGEST_NAPI_FRAME: usize = 65_535 - 64;
 
 impl Framing {

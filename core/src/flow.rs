@@ -44,8 +44,8 @@ const FLOW_MEMORY: usize = 48;
 
 /// Flows, and the queue that wrote the last datagram of each.
 ///
-/// DIFFERS: a flow is remembered until 4,096 others have come. The kernel forgets one that rests for three seconds, so that
-/// a slow test would find its datagrams on another queue than a fast one.
+/// DIFFERS: memtun remembers a flow until 4,096 others have come. The kernel forgets a flow after three seconds without a
+/// datagram. A slow test would then find its datagrams on another queue than a fast test.
 #[derive(Debug)]
 pub(super) struct FlowTable {
     queues: BTreeMap<u32, usize>,

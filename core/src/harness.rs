@@ -1,4 +1,4 @@
-//! What the harness does: inject, take, and what a peer does in its place.
+//! What the harness does: inject and take. A peer that stands in its place does the same.
 
 use alloc::vec::Vec;
 
@@ -58,7 +58,7 @@ pub enum CommandError {
     },
     /// All memory is in use that there is for datagrams, or for those of the client's user.
     #[error(
-        "no memory is left for a datagram to tunnel {name} of uid {uid}; 'memtun limits' shows what is in use, and more can be given by --memory and --memory-per-user"
+        "no memory is left for a datagram to tunnel {name} of uid {uid}; see 'memtun limits', --memory and --memory-per-user"
     )]
     NoMemory {
         /// The tunnel.
@@ -93,7 +93,7 @@ pub enum CommandError {
     )]
     ReadTooShort(tun::Name),
     /// What the datagram's vnet header asks for cannot be done.
-    #[error("the vnet header cannot be followed: {0}")]
+    #[error("memtun cannot do what the vnet header asks for: {0}")]
     BadVnet(#[from] OffloadError),
     /// Somebody else takes the tunnel's datagrams.
     #[error("tunnel {0} has a peer already; 'memtun list' shows it, 'memtun part {0}' removes it")]
@@ -119,7 +119,7 @@ pub enum CommandError {
     #[error("tunnel {0} is gone; a peer needs one that a client can open")]
     Gone(tun::Name),
     /// More was asked for than the tunnel ever keeps.
-    #[error("{count} datagrams can never be there at once; ask for 1 to {limit}")]
+    #[error("{count} datagrams are more than can be there at once; ask for 1 to {limit}")]
     BadCount {
         /// What was asked for.
         count: usize,

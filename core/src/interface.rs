@@ -12,8 +12,9 @@
 //! | shadow | is counted, and shown to observers | goes to the harness |
 //! | bridge | goes to the client | goes to the kernel; the harness may take a copy |
 //!
-//! DIFFERS: on a bridge who sleeps until something comes is woken some time after it was sent, for another thread notices it; the
-//! kernel's tun wakes them before the call that sends returns. Who only looks finds it at once.
+//! DIFFERS: on a bridge a sleeping reader wakes a moment after the kernel has sent the datagram, because another thread of
+//! memtun has to notice it first. The kernel's tun wakes the reader before the sender's call returns. A client that polls or
+//! reads without sleeping finds the datagram at once.
 //!
 //! With a link the kernel decides: which name a template becomes, whether a name is free, what may be set. TUNSETIFF of a
 //! name that has no tunnel is answered when the link is there, or with the errno that the kernel had for it. While it is
@@ -368,7 +369,7 @@ impl Core {
         Ok(Reply::Ioctl { result: 0, output: (&request).into() })
     }
 
-    /// Those that must wait again come to wait again.
+    /// Performs the deferred requests. A request that still has to wait is deferred again.
     fn resume_deferred(&mut self) {
         for request in core::mem::take(&mut self.links.deferred) {
             self.handle_fresh_request(request);

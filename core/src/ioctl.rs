@@ -11,9 +11,9 @@
 //!    any memory of the caller is looked at.
 //! 3. On an attached file a command that is not known gets `EINVAL`, as does one that is for taps on a tun.
 //!
-//! Memory is asked for by [`Reply::Fetch`] and the same call comes again with it; `EFAULT` is the front end's to give. Where
-//! one piece of memory tells of another, that takes two rounds. Nothing is kept between rounds, so a caller that changes its
-//! memory meanwhile gains nothing: how long the second piece is, is what was fetched.
+//! The core asks for memory with [`Reply::Fetch`], and the same call then comes again with that memory. The front end gives
+//! `EFAULT` where there is none. If one piece of memory points to another, this takes two rounds. Nothing is kept between rounds, so a
+//! caller gains nothing if it changes its memory meanwhile: the length of the second piece is the length that was fetched.
 
 mod effects;
 
@@ -46,8 +46,8 @@ enum Shape {
     IfReqInOut,
     /// By pointer to a `struct tun_filter`, which is read, with the addresses behind it.
     ///
-    /// DIFFERS: more than 21,844 addresses get ENOMEM from CUSE and FUSE, which fetch at most 128 KiB; the kernel takes
-    /// 65,535.
+    /// DIFFERS: a filter of more than 21,844 addresses gets ENOMEM, because CUSE and FUSE fetch at most 128 KiB. The kernel's
+    /// tun takes 65,535.
     TunFilterIn,
     /// By pointer to a `struct sock_fprog`, which is read, with the instructions it points to.
     FprogIn,
@@ -209,9 +209,9 @@ const TABLE: &[Row] = {
         row(TUNSETCARRIER,      "TUNSETCARRIER",      IntIn,       Attached,   set_carrier),
         row(SIOCGIFHWADDR,      "SIOCGIFHWADDR",      IfReqInOut,  Attached,   get_hwaddr),
         row(SIOCSIFHWADDR,      "SIOCSIFHWADDR",      IfReqIn,     Attached,   set_hwaddr),
-        // DIFFERS: SIOCGSKNS and TUNGETDEVNETNS return a descriptor only on a file of a program that is run by `memtun run`, on
-        // Linux 5.14 or later: a server cannot put one into its caller's table. Else they get EPERM, as from the kernel
-        // without CAP_NET_ADMIN.
+        // DIFFERS: SIOCGSKNS and TUNGETDEVNETNS return a file descriptor only on a file under `memtun run`, on Linux 5.14 or
+        // later. A server cannot put a descriptor into its caller's table. Elsewhere they get EPERM, as from the kernel without
+        // CAP_NET_ADMIN.
         row(TUNGETDEVNETNS,     "TUNGETDEVNETNS",     Value,       Attached,   |_, _, _| Err(Errno::EPERM)),
         row(SIOCGSKNS,          "SIOCGSKNS",          Value,       Always,     |_, _, _| Err(Errno::EPERM)),
         row(IS_DEVNETNS,        "IS_DEVNETNS",        Value,       Attached,   is_network_of_tunnel),
@@ -268,7 +268,7 @@ pub(super) fn link_setting(call: &IoctlCall, tunnel: &Tunnel) -> Option<LinkSett
     Some(setting)
 }
 
-/// Whether it changes what of that which is sent to the client arrives.
+/// Whether the call changes which datagrams reach the client.
 pub(super) fn sets_filter(call: &IoctlCall) -> bool {
     matches!(call.command, ioctl::TUNATTACHFILTER | ioctl::TUNDETACHFILTER | ioctl::TUNSETTXFILTER)
 }

@@ -2,12 +2,12 @@
 //!
 //! # Theory of operation
 //!
-//! A vnet header says what is left to be done to its datagram. [`check`] is what the kernel asks of the header of a write,
-//! `virtio_net_hdr_to_skb`. [`perform`] does what a receiver does not take over, as `validate_xmit_skb` and the functions
-//! it comes to: a client gets the datagram as it is if TUNSETOFFLOAD accepts it, and else its segments.
+//! A vnet header says what is left to be done to its datagram. [`check`] checks the header of a write as the kernel does in
+//! `virtio_net_hdr_to_skb`. [`perform`] does what the receiver does not do itself, as `validate_xmit_skb` and the functions that it
+//! calls. A client gets the datagram unchanged if it accepts that by TUNSETOFFLOAD; otherwise it gets the segments.
 //!
-//! Checksums are carried on, not made anew: a segment's follows from the sum that stands in the checksum field, so a client
-//! that wrote a wrong one there is found out.
+//! A segment's checksum is computed from the sum that stands in the checksum field, not from the data. So a wrong sum that a
+//! client wrote there shows in the result.
 //!
 //! A datagram of n bytes is summed and copied once, whatever the size of its segments; there are at most
 //! [`MAX_SEGMENTS`].
@@ -36,7 +36,8 @@ use crate::{
 
 /// Segments of one datagram.
 ///
-/// DIFFERS: a GSO datagram makes at most 1,024 segments, the kernel's up to 65,535. More would not fit into any queue of a tunnel.
+/// DIFFERS: a GSO datagram makes at most 1,024 segments; the kernel makes up to 65,535. More segments would not fit into any
+/// queue of a tunnel.
 pub const MAX_SEGMENTS: usize = 1024;
 /// `UDP_MAX_SEGMENTS`.
 const MAX_UDP_SEGMENTS: usize = 128;
@@ -51,8 +52,8 @@ const HEADROOM: usize = 64;
 
 /// Whether a vnet header may stand before a datagram of so many bytes: `virtio_net_hdr_to_skb`, as of Linux 6.18.
 ///
-/// DIFFERS: GSO inside a UDP tunnel is refused, as by kernels before 6.17, also where the vnet header has the 24 bytes that could describe
-/// it.
+/// DIFFERS: GSO inside a UDP tunnel is refused, as by kernels before 6.17. This holds even if the vnet header has the 24 bytes
+/// that could describe it.
 ///
 /// # Errors
 ///
@@ -175,7 +176,7 @@ pub enum OffloadError {
     OneSegment,
     /// UFO over IPv6.
     ///
-    /// DIFFERS: UDP over IPv6 whose vnet header asks for fragments (UFO) cannot be cut.
+    /// DIFFERS: memtun cannot cut a UDP datagram over IPv6 whose vnet header asks for fragments (UFO).
     #[error("fragments of UDP over IPv6 are not made")]
     Ipv6Fragments,
     /// More than [`MAX_SEGMENTS`].

@@ -40,13 +40,17 @@ pub enum SettingError {
     #[error("tunnel {0} is a tun, which has no Ethernet address")]
     NoAddress(Name),
     /// `EADDRNOTAVAIL` of `eth_prepare_mac_addr_change`.
-    #[error("{0} is no address for an interface: it is a group's, or zero")]
+    #[error(
+        "an interface cannot have the address {0}; give one that is not zero and not a group address"
+    )]
     Address(MacAddress),
     /// `EINVAL` of `dev_prep_valid_name`.
-    #[error("{0} is no name for an interface, or has no free number; see 'ip link set name'")]
+    #[error(
+        "an interface cannot have the name {0}: it is not valid, or its template has no free number; give another"
+    )]
     Name(Name),
     /// `EEXIST`.
-    #[error("the name {0} is taken in the tunnel's scope")]
+    #[error("the name {0} is taken in the tunnel's network namespace; give another")]
     NameTaken(Name),
     /// `EPERM` of `tun_net_change_carrier`.
     #[error("tunnel {0} has no attached queue, so it can have no carrier")]

@@ -158,7 +158,7 @@ pub struct Tunnel {
 impl Tunnel {
     /// A tunnel as TUNSETIFF makes it, except that it is up.
     ///
-    /// DIFFERS: a tunnel without an interface starts up, the kernel's starts down. Nobody else could bring it up.
+    /// DIFFERS: a tunnel without an interface starts up. The kernel's tun starts down, but here nobody could bring it up.
     pub(super) fn new(
         identity: Identity,
         mode: Mode,

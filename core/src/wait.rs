@@ -1,7 +1,7 @@
 //! What the harness waits for: requests from its side that are answered when something happens, or at their deadline.
 //!
-//! A wait holds no thread. It is looked at after each change of the core, in the order waits were made, so of takers who
-//! want as many the first is served first.
+//! A wait holds no thread. After each change the core looks at the waits, in the order in which they were made. So of several
+//! takers that want the same number of datagrams, the first is served first.
 
 use alloc::vec::Vec;
 

@@ -129,7 +129,7 @@ pub struct Setattr {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     /// Shorter than its header: nobody can be answered.
-    #[error("{length} bytes are no message: its header has {}", size_of::<abi::InHeader>())]
+    #[error("a message of {length} bytes is too short: its header has {}", size_of::<abi::InHeader>())]
     Header {
         /// Length of what was read.
         length: usize,

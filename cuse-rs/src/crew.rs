@@ -2,10 +2,10 @@
 //!
 //! # Theory of operation
 //!
-//! What a server does for one client may have to wait for another, or for the server itself: the memory of an ioctl's caller
-//! can be a mapping of the very file that is served, and the kernel then asks the server for its content. So whoever is
-//! about to do such a thing calls [`step_aside`] first: a thread that stands by takes over the reading, and this one joins
-//! those that stand by when it is done. It costs the waking of a thread, and nothing where it is not called.
+//! While a server works for one client, it may have to wait for another client, or for itself. For example, the memory of an ioctl's
+//! caller can be a mapping of the very file that is served; the kernel then asks the server for its content. So a thread calls
+//! [`step_aside`] before it touches such memory. A thread that stands by then takes over the reading, and the first thread stands by
+//! when it is done. The call wakes one thread; a server that never calls it pays nothing.
 //!
 //! Invariant: of the threads of a crew one reads, except while it is relieved, and one stands by, unless there is no
 //! thread left for it. Of those that come back [`SPARE`] stay.
@@ -122,7 +122,7 @@ fn work<'scope, R, S>(
                 }
             });
             if let Err(error) = spawned {
-                tracing::warn!(%error, "no thread to stand by, ignoring");
+                tracing::warn!(%error, "starting another thread to read the device failed, ignoring");
                 crew.lose_member();
             }
         }

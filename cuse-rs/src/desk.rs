@@ -1,12 +1,12 @@
-//! Which requests threads are handing to the device right now, for signals to their callers that come meanwhile.
+//! Which requests the threads are handing to the device right now, and which of their callers got a signal meanwhile.
 //!
 //! # Theory of operation
 //!
-//! The kernel tells of a signal by INTERRUPT, which another thread may read while the request itself is still being handed to
-//! the device. The device does not know the request yet, or cannot end it yet. The answer EAGAIN brings the INTERRUPT again at once
-//! (`queue_interrupt` of `fs/fuse/dev.c`), so a request that takes 10 ms would bring thousands. Instead the INTERRUPT
-//! leaves a note at the desk of the thread that has the request. That thread looks for a note when the device returns: by then the
-//! device has answered the request, or parked it, and the INTERRUPT is applied.
+//! The kernel announces a signal with INTERRUPT. Another thread may read it while the request itself is still being handed to the
+//! device. At that moment the device does not know the request yet, or cannot end it yet. After the answer EAGAIN the kernel sends
+//! the INTERRUPT again at once (`queue_interrupt` of `fs/fuse/dev.c`), thousands of times for a request that takes 10 ms. So the
+//! INTERRUPT leaves a note at the desk of the thread that has the request. That thread looks for a note when the device returns. By
+//! then the device has answered the request or parked it, and the INTERRUPT is applied.
 //!
 //! A request takes its thread one atomic store and one swap.
 

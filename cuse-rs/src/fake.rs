@@ -401,8 +401,9 @@ impl FakeKernel {
     /// Takes one message of the server (`fuse_dev_do_write`).
     #[track_caller]
     fn take(&mut self, bytes: &[u8]) {
-        let (header, body) = abi::OutHeader::read_from_prefix(bytes)
-            .unwrap_or_else(|_| panic!("fake kernel: {} bytes are no reply", bytes.len()));
+        let (header, body) = abi::OutHeader::read_from_prefix(bytes).unwrap_or_else(|_| {
+            panic!("fake kernel: {} bytes are too few for a reply", bytes.len())
+        });
         assert_eq!(
             usize::try_from(header.len),
             Ok(bytes.len()),

@@ -15,9 +15,9 @@
 //! # How it ends
 //!
 //! [`Mount::stop`] is `umount2` with MNT_FORCE and MNT_DETACH: the first aborts the connection (`fuse_umount_begin`), so
-//! that waiting clients get ECONNABORTED and every [`Channel::serve`] returns; the second takes the file away although
-//! it is open. When the server is killed the kernel aborts the connection, but the mount stays, and each use of it
-//! gives ENOTCONN. The next [`FileOptions::mount`] at the same place takes it away.
+//! that waiting clients get ECONNABORTED and every [`Channel::serve`] returns; the second removes the file although it is
+//! open. When the server is killed the kernel aborts the connection, but the mount stays, and each use of it gives ENOTCONN. The
+//! next [`FileOptions::mount`] at the same place removes it.
 //!
 //! # Caveats
 //!
@@ -378,7 +378,7 @@ impl Placeholder {
             // The kernel answers `stat` from attributes that it keeps, long after the server has ended. This it always asks.
             match fstatfs(&there) {
                 Err(errno) if is_stale(errno) => {
-                    tracing::warn!(path = %path.display(), "stale mount, taking it away");
+                    tracing::warn!(path = %path.display(), "stale mount, removing it");
                     umount2(path, MntFlags::MNT_DETACH)
                         .map_err(|errno| MountError::Stale { path: path.to_owned(), errno })?;
                 }

@@ -3,12 +3,12 @@
 //! # Theory of operation
 //!
 //! Each read of the channel fills three pieces in turn: the first [`HEAD`] bytes of `message`, the buffer `data`, and the rest
-//! of `message`. `HEAD` is as long as the headers of a WRITE, so its data lies alone in `data`, from the beginning, if it fits.
-//! Then the buffer can be given away whole: it becomes a [`Bytes`], and the thread's next message gets another buffer. Whoever
-//! drops the last reference gives the buffer back to the thread's [`Pool`].
+//! of `message`. `HEAD` is as long as the headers of a WRITE. So the data of a WRITE that fits lies alone in `data`, from the
+//! beginning. Then the device can get the buffer whole, as a [`Bytes`], and the thread's next message gets another buffer. The drop
+//! of the last reference gives the buffer back to the thread's [`Pool`].
 //!
-//! A write of little data is borrowed, for a copy costs less than a buffer that is cold, and keeps less memory. Any other
-//! message is put together in `message`.
+//! The data of a small write is borrowed: a copy of it costs less than a cold buffer, and keeps less memory. Any other message is put
+//! together in `message`.
 
 use std::io::IoSliceMut;
 use std::sync::{Arc, Mutex, PoisonError};

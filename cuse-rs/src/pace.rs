@@ -2,15 +2,15 @@
 //!
 //! # Theory of operation
 //!
-//! What a call costs is decided by where the scheduler puts client and server. On one CPU they hand over to each other,
-//! which is cheapest. On two, each has to be woken on a CPU that has gone idle, which costs more than all the rest; a server
-//! that does not sleep saves half of that. Which it is depends on kernel, machine and load, and changes. So it is measured:
-//! when messages follow each other closely, some are waited for asleep and some looking, and whatever brought them sooner is
-//! kept for the next thousands.
+//! What a call costs depends on where the scheduler puts client and server. On one CPU they hand over to each other, which is
+//! cheapest. On two CPUs, each has to be woken on a CPU that has gone idle, and that costs more than all the rest. A server
+//! that does not sleep saves half of it. Which way is faster depends on kernel, machine and load, and changes. So the server
+//! measures: when messages follow each other closely, it waits for some asleep and for some looking. It keeps the faster way
+//! for the next thousands of messages.
 //!
-//! A server that looks gives its CPU to whoever wants it, and stops when nothing has come for [`WINDOW`]: so a client that
-//! calls rarely costs nothing, one that pauses one window, and no time is spent once the calls have ended. It does not look at
-//! all where there is one CPU to run on.
+//! A server that looks yields its CPU to any thread that wants it, and goes to sleep when nothing has come for [`WINDOW`]. So a
+//! client that calls rarely costs nothing, a client that pauses costs one window, and after the last call no time is spent. With
+//! one CPU to run on, the server does not look at all.
 
 use std::thread::available_parallelism;
 use std::time::{Duration, Instant};

@@ -1,8 +1,8 @@
-//! One token per open request: whoever holds it owes the client an answer.
+//! One token for each open request: its holder owes the client an answer.
 //!
-//! Owns the promise that each request is answered exactly once. A token is consumed by its answer or by
-//! `defer`; one that is dropped answers EIO, so that a mistake in a device (or its panic) cannot leave a
-//! client in a call that nothing ends. The types differ by what the kernel accepts for the request.
+//! Owns the promise that each request is answered exactly once. The answer consumes the token, and so does `defer`. A token that is
+//! dropped answers EIO, so no mistake or panic in a device leaves a client in a call that nothing ends. The types differ by what
+//! the kernel accepts for the request.
 
 use std::io::IoSlice;
 

@@ -1,19 +1,19 @@
-//! The options of `serve` and `run` for links beside tunnels.
+//! The options of `serve` and `run` for the kernel's network devices beside tunnels.
 
 use crate::{
     command::interface::Kind,
     peer::{interface::Options, link::TunNode},
 };
 
-/// Links beside tunnels.
+/// Network devices of the kernel beside tunnels.
 #[derive(Debug, clap::Args)]
 #[group(id = "links")]
 pub(super) struct Args {
-    /// Put a kernel link of the same name beside each tunnel, in the network namespace of its client [default: none; shadow for
-    /// 'run --net'].
+    /// Put a network device of the kernel beside each tunnel [default: none; shadow for 'run --net']. It has the tunnel's name, and is
+    /// in the network namespace of the tunnel's client.
     #[arg(long, value_enum, value_name = "KIND")]
     interface: Option<Kind>,
-    /// Go on without a link where none can be made; else TUNSETIFF fails then.
+    /// Make the tunnel even if its network device cannot be made. Without this option TUNSETIFF fails.
     #[arg(long)]
     interface_optional: bool,
 }

@@ -37,15 +37,15 @@ Environment:
   MEMTUN_CONTROL
           Default of --control. 'memtun run' sets it for its program
   MEMTUN_LOG
-          What is logged unless -q or -v is given: off, error, warn, info, debug or trace; or levels for parts of memtun, such as warn,memtun::control=debug
+          What memtun logs, unless -q or -v is given: off, error, warn, info, debug or trace; or levels for parts of memtun, such as warn,memtun::control=debug
   NO_COLOR
-          No colors on a terminal. TERM=dumb does the same";
+          Print no colors on a terminal. TERM=dumb does the same";
 
 /// An in-memory /dev/net/tun: test any unmodified tun client.
 #[derive(Debug, Parser)]
 #[command(version, arg_required_else_help = true, after_help = ENVIRONMENT)]
 pub struct Cli {
-    /// Path of the daemon's control socket [default: /run/memtun/control; of 'run': one in the folder for temporary files].
+    /// Path of the daemon's control socket [default: /run/memtun/control; for 'run', a path in the folder for temporary files].
     #[arg(long, global = true, env = "MEMTUN_CONTROL", value_name = "PATH")]
     control: Option<PathBuf>,
     #[command(flatten)]
@@ -54,19 +54,19 @@ pub struct Cli {
     verb: Verb,
 }
 
-/// How much is said.
+/// How much memtun prints and logs.
 #[derive(Clone, Copy, Debug, clap::Args)]
 struct Verbosity {
     /// Do not report success, and log errors only.
     #[arg(short, long, global = true)]
     quiet: bool,
-    /// Log more; -vv and -vvv log still more. MEMTUN_LOG chooses in detail, such as MEMTUN_LOG=warn,memtun::control=debug.
+    /// Log more. -vv and -vvv log still more. MEMTUN_LOG chooses in detail, such as MEMTUN_LOG=warn,memtun::control=debug.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
 }
 
 impl Verbosity {
-    /// What is logged. An option counts more than the variable, and that more than what is usual for the verb.
+    /// What to log. An option overrides the variable, and the variable overrides what is usual for the verb.
     fn filter(self, usual: LevelFilter, variable: Option<&OsStr>) -> Result<Filter, clap::Error> {
         const LEVELS: [LevelFilter; 5] = [
             LevelFilter::ERROR,
@@ -115,16 +115,16 @@ enum Verb {
 /// Who may make tunnels; options of all that serve a device.
 #[derive(Clone, Debug, clap::Args)]
 struct Admission {
-    /// Refuse TUNSETIFF with EPERM where the kernel does: making a tunnel takes CAP_NET_ADMIN in the user namespace that the
-    /// client's network namespace belongs to; attaching to one that is there takes that, or to be its owner (TUNSETOWNER) and
-    /// in its group (TUNSETGROUP), as far as they are set [default for 'serve --interface'].
+    /// Refuse TUNSETIFF with EPERM where the kernel does [default for 'serve --interface']. To make a tunnel, a client needs
+    /// CAP_NET_ADMIN in the user namespace that owns the client's network namespace. The same right lets it attach to
+    /// any existing tunnel. Without the right it must be the tunnel's owner (TUNSETOWNER) and in its group (TUNSETGROUP), if set.
     #[arg(long)]
     require_net_admin: bool,
-    /// Make tunnels, and their kernel devices, also for clients without CAP_NET_ADMIN [default for all but 'serve
-    /// --interface']. What they may attach to is the kernel's to say.
+    /// Make tunnels and their network devices also for clients without CAP_NET_ADMIN [default, except for 'serve
+    /// --interface']. The kernel still decides which network devices a client may attach to.
     #[arg(long, conflicts_with = "require_net_admin")]
     allow_unprivileged: bool,
-    /// The names that clients without CAP_NET_ADMIN may have; * stands for any characters. Another name gets EPERM.
+    /// The names that clients without CAP_NET_ADMIN may use. * stands for any characters. Any other name gets EPERM.
     #[arg(
         long,
         value_name = "NAMES",
@@ -149,11 +149,11 @@ impl Admission {
 /// How much memory there may be; options of all that serve a device.
 #[derive(Clone, Copy, Debug, clap::Args)]
 struct Memory {
-    /// Memory that tunnels, their datagrams and answers that wait may take, in bytes or with K, M or G. Beyond it datagrams are
-    /// dropped, and TUNSETIFF gets ENOMEM.
+    /// How much memory tunnels, datagrams and waiting answers may take, in bytes or with K, M or G. Beyond it memtun drops
+    /// datagrams, and TUNSETIFF gets ENOMEM.
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = size)]
     memory: usize,
-    /// Of it, what one user may have [default: a quarter].
+    /// How much of this memory one user may take [default: a quarter].
     #[arg(long, value_name = "SIZE", value_parser = size)]
     memory_per_user: Option<usize>,
 }

@@ -1,7 +1,7 @@
 //! `run`: a program that finds the device at `/dev/net/tun`, and nobody else does.
 //!
-//! With `--use` the device is a running daemon's, and the program takes the place of this process. Else the daemon is
-//! in this process and the program beside it: signals are passed on, and its exit status is this process's.
+//! With `--use` the device belongs to a running daemon, and the program replaces this process. Otherwise this process is the daemon,
+//! and the program is its child. It passes signals on to the program, and ends with the program's exit status.
 
 mod left;
 
@@ -62,28 +62,28 @@ const NOT_EXECUTABLE: u8 = 126;
 /// The program was not found.
 const NOT_FOUND: u8 = 127;
 
-/// Runs a program that finds the device at /dev/net/tun, in a mount namespace of its own. Root is not needed.
+/// Runs a program that finds the device at /dev/net/tun, in a mount namespace of its own. It needs no root.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "A process that the program leaves behind with the device open is waited for. SIGINT or SIGTERM is passed on to it, and \
-    it has two seconds more.\n\nExit status: the program's, 128+N if signal N ended it; 125 if memtun failed, 126 if the program \
-    could not be executed, 127 if it was not found."
+    after_help = "The program may leave processes behind that have the device open. memtun waits for them. It passes SIGINT and \
+    SIGTERM on to them, and then waits for two seconds more.\n\nExit status: the program's, or 128+N if signal N ended it. 125: memtun \
+    failed. 126: the program could not be executed. 127: it was not found."
 )]
 pub(super) struct Args {
-    /// The device of a running daemon, such as /dev/memtun. Else memtun serves a device of the program's own, until the program has
-    /// ended and no process that it started has the device open.
+    /// Use the device of a running daemon, such as /dev/memtun. Without this option memtun serves a device for the program alone,
+    /// until the program has ended and none of its processes has the device open.
     #[arg(long = "use", value_name = "DEVICE", conflicts_with_all = ["front_end", "ready_fd", "wait_attached", "require_net_admin", "allow_unprivileged", "names", "interface", "interface_optional"])]
     device: Option<PathBuf>,
     /// The path at which the program finds the device.
     #[arg(long, value_name = "PATH", default_value = "/dev/net/tun", value_parser = absolute)]
     at: PathBuf,
-    /// How the program's calls get here.
+    /// How the program's calls reach memtun.
     #[arg(long, value_enum, default_value_t = Kind::Auto)]
     front_end: Kind,
-    /// Let the program look like root, where a user namespace takes the place of it.
+    /// Let the program see itself as root. This matters only for ordinary users, whose program runs in a user namespace.
     #[arg(long)]
     map_root: bool,
-    /// Give the program a network namespace of its own, with nothing but a loopback interface, which is up.
+    /// Give the program a network namespace of its own. It has only a loopback interface, which is up.
     #[arg(long)]
     net: bool,
     #[command(flatten)]
@@ -92,22 +92,23 @@ pub(super) struct Args {
     admission: super::Admission,
     #[command(flatten)]
     memory: super::Memory,
-    /// Keep the program and what serves it on one CPU, by its number: a call is cheapest when nobody has to be woken on another.
+    /// Keep the program and memtun on CPU number N. A call is cheapest when it wakes nobody on another CPU.
     #[arg(long, value_name = "N", conflicts_with = "device", allow_negative_numbers = true, value_parser = cpu)]
     cpu: Option<usize>,
-    /// Sleep at once when the program makes no call. Else what serves it looks for the next one for up to 100 us where calls are
-    /// frequent and the CPU is not wanted.
+    /// Sleep at once when the program makes no call. Without this option, memtun looks for the next call for up to 100 us before
+    /// it sleeps. It does so only if calls are frequent and the CPU is idle.
     #[arg(long, conflicts_with = "device")]
     no_spin: bool,
-    /// Leave ioctls that pass a value (TUNSETPERSIST, TUNSETOWNER and so on), and reads and writes of nothing, to the
-    /// kernel, which does not bring them to a file. Else a seccomp filter catches them: it costs each system call of the
-    /// program a little, and takes the one seccomp listener that the kernel allows, which a debugger or a sandbox may want.
+    /// Do not catch system calls of the program with a seccomp filter. The kernel does not pass all calls on a file to memtun. It
+    /// keeps ioctls that pass a value (TUNSETPERSIST, TUNSETOWNER and so on), and reads and writes of zero bytes. The filter
+    /// catches these. It costs each system call a little. It also uses the only seccomp listener that the kernel allows, which a
+    /// debugger or a sandbox may need.
     #[arg(long)]
     no_intercept: bool,
-    /// Write a line to this descriptor when the device and the control socket are ready, just before the program starts.
+    /// Write a line to file descriptor N when the device and the control socket are ready, just before the program starts.
     #[arg(long, value_name = "N", value_parser = inherited, allow_negative_numbers = true)]
     ready_fd: Option<RawFd>,
-    /// Write that line only when the program has attached to a tunnel.
+    /// Write the line of --ready-fd later: when the program has attached to a tunnel.
     #[arg(long, requires = "ready_fd")]
     wait_attached: bool,
     /// The program and its arguments.
@@ -323,7 +324,7 @@ fn intercept(interceptor: Option<Interceptor>) -> Result<(), InterceptError> {
 fn warn_of_lost_calls(error: &InterceptError) {
     warn!(
         %error,
-        "ioctls that pass a value, such as TUNSETPERSIST, get EFAULT, and reads and writes of nothing get 0, ignoring"
+        "ioctls that pass a value, such as TUNSETPERSIST, get EFAULT, and reads and writes of zero bytes return 0, ignoring"
     );
 }
 

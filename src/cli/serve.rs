@@ -34,31 +34,31 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(group = ArgGroup::new("device").args(["cuse", "fuse"]).required(true).multiple(true))]
 pub(super) struct Args {
-    /// Register the character device /dev/NAME; a slash in it is fine, as in net/tun.
+    /// Register the character device /dev/NAME. NAME may have a slash, as in net/tun.
     #[arg(long, value_name = "NAME")]
     cuse: Option<DeviceName>,
-    /// Mount a file that behaves as the device at PATH, to be bind-mounted into containers; made if it is not there.
+    /// Mount a file at PATH that behaves as the device. Containers get it by a bind mount. memtun makes the file if it is missing.
     #[arg(long, value_name = "PATH")]
     fuse: Option<PathBuf>,
-    /// Permission bits of device and file, octal.
+    /// Permission bits of the device and the file, in octal.
     #[arg(long, value_name = "MODE", default_value = "0600", value_parser = octal, allow_negative_numbers = true)]
     mode: u32,
-    /// Owner of device and file, as USER, USER:GROUP or :GROUP, by name or number.
+    /// Owner of the device and the file, as USER, USER:GROUP or :GROUP, by name or number.
     #[arg(long, value_name = "USER[:GROUP]", value_parser = owner)]
     owner: Option<Owner>,
-    /// Number of the device, as MAJOR:MINOR; default: one that is free.
+    /// Number of the device, as MAJOR:MINOR [default: a free number].
     #[arg(long, value_name = "MAJOR:MINOR", value_parser = number, requires = "cuse", allow_hyphen_values = true)]
     number: Option<(u32, u32)>,
     #[command(flatten)]
     admission: super::Admission,
-    /// Threads that read each device; one serves any number of blocked clients.
+    /// How many threads read each device. One thread serves any number of blocked clients.
     #[arg(long, value_name = "N", default_value = "1", allow_negative_numbers = true)]
     threads: NonZero<u8>,
-    /// Sleep at once when there is no call. Else a single thread looks for the next one for up to 100 us where calls are frequent and
-    /// the CPU is not wanted.
+    /// Sleep at once when there is no call. Without this option, a single thread looks for the next call for up to 100 us before it
+    /// sleeps. It does so only if calls are frequent and the CPU is idle.
     #[arg(long)]
     no_spin: bool,
-    /// Permission bits of the control socket, octal.
+    /// Permission bits of the control socket, in octal.
     #[arg(long, value_name = "MODE", default_value = "0600", value_parser = octal, allow_negative_numbers = true)]
     control_mode: u32,
     /// Group of the control socket, by name or number.
@@ -168,14 +168,14 @@ fn octal(text: &str) -> Result<u32, String> {
     u32::from_str_radix(text, 8)
         .ok()
         .filter(|mode| *mode <= 0o7777)
-        .ok_or_else(|| format!("{text:?} is no mode; write it in octal, such as 0666"))
+        .ok_or_else(|| format!("{text:?} is not a mode; write it in octal, such as 0666"))
 }
 
 fn number(text: &str) -> Result<(u32, u32), String> {
     text.split_once(':')
         .and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)))
         .ok_or_else(|| {
-            format!("{text:?} is no device number; write it as MAJOR:MINOR, such as 241:0")
+            format!("{text:?} is not a device number; write it as MAJOR:MINOR, such as 241:0")
         })
 }
 

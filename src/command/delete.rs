@@ -36,8 +36,8 @@ impl Method for Delete {
     }
 }
 
-/// Deletes a tunnel under its open files, as 'ip link delete' does an interface: blocked reads get EFAULT, later calls
-/// EBADFD, poll POLLERR. What the client wrote can still be taken.
+/// Deletes a tunnel that clients have open, as 'ip link delete' deletes an interface. Blocked reads get EFAULT, later calls EBADFD,
+/// poll POLLERR. 'memtun take' still gives what the client wrote.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// NAME, NAME@SCOPE or #ID, as 'memtun list' shows them.

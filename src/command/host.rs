@@ -81,18 +81,18 @@ mod texts {
     }
 }
 
-/// Gives a tunnel a small host as its peer: somebody who answers, where there is no network.
+/// Puts a small host at the far side of a tunnel, which answers the client without any network.
 ///
-/// It answers ARP, neighbour discovery and pings, and has the services echo (port 7) and discard (port 9) on TCP and UDP. It
-/// stays until the tunnel is gone, or 'memtun part'. On a tap its Ethernet address is printed.
+/// The host answers ARP, neighbour discovery and pings. On TCP and UDP it has the services echo (port 7) and discard (port 9). It stays
+/// until the tunnel is gone, or until 'memtun part'. On a tap the command prints the host's Ethernet address.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// NAME, NAME@SCOPE or #ID, as 'memtun list' shows them.
     tunnel: Address,
-    /// An address of the host and its network's prefix; may be given several times.
+    /// An address of the host, with its network's prefix. Repeat the option for more addresses.
     #[arg(long, value_name = "ADDRESS/PREFIX", required = true)]
     addr: Vec<Cidr>,
-    /// A TCP port of the host that leads to an address of the daemon's machine; may be given several times.
+    /// A TCP port of the host that leads to an address in the daemon's network. Repeat the option for more ports.
     #[arg(long, value_name = "PORT:ADDRESS:PORT")]
     forward: Vec<Forward>,
     /// How long to wait until the tunnel exists, such as 500ms or 5s.

@@ -202,7 +202,7 @@ impl Args {
                 (from, to)
             }
             (None, None, _) => return Ok(None),
-            (..) => return Err("--from and --to say nothing without --ping or --udp".to_owned()),
+            (..) => return Err("--from and --to need --ping or --udp".to_owned()),
         };
         let built = match (self.source.ping, from.port, to.port) {
             (true, None, None) => {

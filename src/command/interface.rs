@@ -28,11 +28,11 @@ pub struct Interface {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
-    /// No link: programs that configure an interface find none.
+    /// No network device. Programs that configure an interface find none.
     None,
-    /// A link of the tunnel's name, so that they succeed; what the kernel sends into it is counted, and nobody's.
+    /// A network device that a program can configure. memtun counts what the kernel sends into it, and the client gets none of it.
     Shadow,
-    /// The same, and datagrams pass between client and kernel; the harness may inject too, and take a copy.
+    /// A network device that passes datagrams between client and kernel. You may also inject datagrams, and take copies.
     Bridge,
 }
 
@@ -71,12 +71,12 @@ impl Method for Interface {
     }
 }
 
-/// Puts a kernel link of the same name beside a tunnel, or takes it away.
+/// Puts a network device of the kernel beside a tunnel, with the same name, or removes it.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// NAME, NAME@SCOPE or #ID, as 'memtun list' shows them.
     tunnel: Address,
-    /// What it is to have.
+    /// What stands beside the tunnel from now on.
     interface: Kind,
 }
 

@@ -51,16 +51,16 @@ impl Method for Join {
     }
 }
 
-/// Makes two tunnels each other's peer: what the clients of one write, the clients of the other read.
+/// Joins two tunnels: the clients of each read what the clients of the other write.
 ///
-/// It holds until one of them is gone, or 'memtun part'.
+/// The tunnels stay joined until one of them is gone, or until 'memtun part'.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// NAME, NAME@SCOPE or #ID, as 'memtun list' shows them.
     tunnel: Address,
-    /// The other one, of the same mode.
+    /// The other tunnel, of the same mode.
     peer: Address,
-    /// How long to wait until both exist, such as 500ms or 5s.
+    /// How long to wait until both tunnels exist, such as 500ms or 5s.
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = super::duration, allow_hyphen_values = true)]
     timeout: humantime::Duration,
 }

@@ -104,7 +104,7 @@ impl From<&Core> for LimitsView {
     }
 }
 
-/// Shows how much of everything there may be, and how much is in use, by all and by each user.
+/// Shows the limits of memory, files, tunnels and so on, and how much of each is in use, by all users and by each.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Print one JSON object.

@@ -322,10 +322,10 @@ fn open_flags(flags: u32) -> Vec<String> {
     names
 }
 
-/// Shows the tunnels, and who has them open.
+/// Lists the tunnels and the clients that have them open.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Print one JSON object with everything there is to know.
+    /// Print one JSON object with all details.
     #[arg(long)]
     json: bool,
 }

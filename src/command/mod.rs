@@ -69,7 +69,7 @@ pub(crate) fn dispatch(method: &str, params: Value, session: &Arc<Session>, repl
         part::Part::NAME => perform::<part::Part>(params, session, reply),
         _ => {
             let message = format!(
-                "no method {method:?}; there are list, limits, inject, take, wait, watch, set, delete, interface, attach, join, host and part"
+                "there is no method {method:?}; the methods are list, limits, inject, take, wait, watch, set, delete, interface, attach, join, host and part"
             );
             reply.fail(Failure::new("unknown-method", message));
         }

@@ -30,12 +30,12 @@ impl Method for Part {
     }
 }
 
-/// Takes a tunnel's peer away: parts it from the one it is joined to, removes its host, closes its attached socket.
+/// Removes a tunnel's peer: parts it from the tunnel it is joined to, removes its host, or closes its attached socket.
 ///
-/// What clients write from then on is for 'memtun take'.
+/// From then on, 'memtun take' gets what clients write.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// NAME, NAME@SCOPE or #ID, as 'memtun list' shows them; of two that are joined, either.
+    /// NAME, NAME@SCOPE or #ID, as 'memtun list' shows them. Of two joined tunnels, name either.
     tunnel: Address,
 }
 

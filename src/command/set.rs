@@ -100,7 +100,7 @@ impl Method for Set {
     }
 }
 
-/// Changes a tunnel as 'ip link set' does an interface: all that is asked for, or nothing.
+/// Changes a tunnel, as 'ip link set' changes an interface. It makes all the changes or none.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Changes, each at most once, in any order:
   up | down
@@ -161,7 +161,7 @@ impl Changes {
                 }
                 _ => {
                     return Err(format!(
-                        "{word:?} is no change; there are up, down, carrier, mtu, mac, name and txqueuelen"
+                        "{word:?} is not a change; the changes are up, down, carrier, mtu, mac, name and txqueuelen"
                     ));
                 }
             }
@@ -231,7 +231,7 @@ mod tests {
             })
         );
         for (text, hint) in [
-            ("sideways", "is no change"),
+            ("sideways", "is not a change"),
             ("up mtu", "needs a value"),
             ("mtu large", "takes a number"),
             ("txqueuelen -1", "takes a number"),

@@ -90,11 +90,11 @@ pub struct Options {
     /// The vnet header, 10 bytes in hex.
     #[arg(long, value_name = "HEX", conflicts_with_all = ["gso", "csum"])]
     vnet: Option<Hex>,
-    /// The datagram is to be cut into segments with so many bytes of payload: tcp4, tcp6, udp or ufo, with +ecn if only the
-    /// first is to have CWR. Unless --csum is given too, its checksum is made one that is to be filled in.
+    /// Ask for the datagram to be cut into segments with BYTES of payload each. KIND is tcp4, tcp6, udp or ufo. With +ecn after it,
+    /// only the first segment has CWR. Unless --csum is given too, this also asks for the checksum to be filled in.
     #[arg(long, value_name = "KIND:BYTES")]
     gso: Option<Segments>,
-    /// The checksum over the bytes from START on is to be filled in at START+OFFSET; until then, the sum of the pseudo-header
+    /// Ask for a checksum over the bytes from START on to be filled in at START+OFFSET. Until then, the sum of the pseudo-header
     /// stands there.
     #[arg(long, value_name = "START:OFFSET")]
     csum: Option<Checksum>,

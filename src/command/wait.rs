@@ -95,17 +95,17 @@ impl Method for Wait {
     }
 }
 
-/// Waits until a tunnel is attached, read from, written to, or left; without a tunnel, until the daemon is ready.
+/// Waits until a tunnel is in a state. Without a tunnel, waits until the daemon is ready.
 ///
-/// A daemon that is not there yet is waited for too.
+/// The daemon need not run yet: the command waits for it first.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// NAME, NAME@SCOPE or #ID; it need not exist yet.
+    /// NAME, NAME@SCOPE or #ID. The tunnel need not exist yet.
     #[arg(requires = "until")]
     tunnel: Option<Address>,
     /// What to wait for.
     until: Option<Until>,
-    /// How long to wait for the daemon, and then for the tunnel, such as 500ms or 2s; 0 only looks.
+    /// How long to wait for the daemon, and then again for the tunnel, such as 500ms or 2s. With 0s the command only looks.
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = super::duration, allow_hyphen_values = true)]
     timeout: humantime::Duration,
 }

@@ -215,12 +215,12 @@ impl Method for Watch {
     }
 }
 
-/// Shows what happens, a line an event, until it is interrupted.
+/// Prints events as they happen, one on each line, until you interrupt it.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Only this tunnel: NAME, NAME@SCOPE or #ID.
     tunnel: Option<Address>,
-    /// Print a JSON object a line.
+    /// Print one JSON object on each line.
     #[arg(long)]
     json: bool,
 }

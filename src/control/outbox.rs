@@ -1,7 +1,7 @@
-//! What is on its way out of a socket: sent at once if the socket takes it, else by a thread of its own.
+//! Lines on their way out of a socket. They are sent at once if the socket takes them, otherwise by a thread of the outbox.
 //!
-//! A socket's reader may be slow or gone, and what is sent comes from threads that must not wait, such as the one that
-//! serves the device. So [`Outbox::send`] never blocks: what the socket does not take at once is queued.
+//! The reader of a socket may be slow or gone. The threads that send must not wait for it: one of them serves the device. So
+//! [`Outbox::send`] never blocks, and queues what the socket does not take at once.
 
 use std::{
     collections::VecDeque,

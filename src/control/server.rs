@@ -53,7 +53,7 @@ pub enum BindError {
     )]
     InUse(PathBuf),
     /// Something that is no socket is there.
-    #[error("{0} exists and is no socket; remove it, or give another path with --control")]
+    #[error("{0} exists and is not a socket; remove it, or give another path with --control")]
     NotASocket(PathBuf),
     /// There is no folder for it.
     #[error(
@@ -170,7 +170,7 @@ fn remove_dead_socket(path: &Path) -> Result<(), BindError> {
     }
     match UnixStream::connect(path) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            info!(path = %path.display(), "replacing the control socket of a daemon that is gone");
+            info!(path = %path.display(), "replacing the control socket of a daemon that has ended");
             fs::remove_file(path)
                 .map_err(|source| BindError::Bind { path: path.to_owned(), source })
         }
@@ -260,7 +260,7 @@ fn serve(stream: UnixStream, hub: Arc<Hub>, user: Arc<User>) -> io::Result<()> {
         let run = move || {
             let outbox = session.outbox();
             if session.hub().contain(|| outbox.run()).is_none() {
-                // The harness sees the end of its connection, and so does who reads from it.
+                // The harness sees the end of its connection, and so does the thread that reads from it.
                 outbox.close();
             }
         };

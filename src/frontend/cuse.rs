@@ -20,7 +20,7 @@ pub fn register(options: DeviceOptions) -> Result<Registered, RegisterError> {
         Some(node) => info!(device = %node.display(), major, minor, "registered"),
         None => warn!(
             name = %registration.name(), major, minor,
-            "the device has no node, for another device has its path: make one by 'mknod PATH c MAJOR MINOR', \
+            "the device has no node, because another device has its path; make one with 'mknod PATH c MAJOR MINOR', \
              or serve under another name, ignoring"
         ),
     }

@@ -101,7 +101,7 @@ impl DeviceFrontEnd {
                 let (input, output) = (input.map(user_range), [user_range(output)]);
                 reply.retry(some(&input), some(&output))
             }
-            // A carried call, of nothing.
+            // A carried read or write of zero bytes.
             Ok(Reply::Read { .. } | Reply::Written(_)) => reply.done(0, &[]),
             // No ioctl is answered so.
             Ok(Reply::Ready(_) | Reply::Opened(_) | Reply::Closed) => {
@@ -198,7 +198,7 @@ impl Device for DeviceFrontEnd {
     }
 
     fn interrupt(&self, target: cuse_rs::RequestId) -> bool {
-        // An ioctl waits for a link that is being made, and a read of nothing that is carried by one waits as others do.
+        // Two forms of a call can wait: an ioctl for a netdev that is being made, and a carried read of zero bytes, as other reads do.
         [Form::Plain, Form::Ioctl].into_iter().any(|form| {
             self.hub.cancel(RequestId { origin: self.origin, unique: form.mark(target) })
         })

@@ -50,11 +50,10 @@ pub(super) fn process_of(tid: u32) -> Option<u32> {
     Status::of(tid)?.field("Tgid:")?.parse().ok()
 }
 
-/// What the kernel's tun would look at to permit TUNSETIFF of a file of a network namespace. A thread that cannot be seen has no
-/// capability, and no groups but that of its files; in a namespace that cannot be seen nobody has one.
+/// The rights of a client that the kernel's tun would check before it permits TUNSETIFF on a file of a network namespace. A thread
+/// that cannot be seen has no capability, and only the group of its files. In a namespace that cannot be seen nobody has a capability.
 ///
-/// DIFFERS: CAP_NET_ADMIN of a client counts as far as the daemon can see the user namespaces in between: its own, and those below
-/// it.
+/// DIFFERS: a client's CAP_NET_ADMIN counts only in user namespaces that the daemon can see: its own, and those below it.
 pub(super) fn credentials(tid: u32, uid: u32, gid: u32, network: Option<&Network>) -> Credentials {
     let seen = Status::of(tid).and_then(|status| status.caller());
     let Some(Caller { uid, groups, has_net_admin }) = seen else {

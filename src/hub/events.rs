@@ -24,7 +24,7 @@ use crate::{
 /// Bytes of events that may wait, each with what it carries. As many again may be with the thread that tells.
 const MAX_BYTES: usize = 4 << 20;
 
-/// Somebody who wants to know what happens. Must not block: one thread tells all.
+/// Gets told of every event. Must not block: one thread tells all observers.
 pub trait Observer: Send + Sync {
     /// Something happened.
     fn observe(&self, happened: &Happened);

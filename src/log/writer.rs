@@ -1,17 +1,18 @@
-//! The log's way to standard error: a line never panics, never waits, and does not come without end.
+//! The log's way to standard error. To log a line never panics and never waits, and the number of lines has a limit.
 //!
 //! # Theory of operation
 //!
-//! A thread that logs formats its line and puts it into a bounded queue. A thread of its own writes the queue, so nobody else
-//! waits for a disk that is full, a terminal that is stopped, or a pipe that nobody reads. What the queue has no room for, and
-//! what standard error refuses, is lost; its lines are counted, and one line tells the number once standard error takes lines again.
+//! A thread that logs formats its line and puts it into a bounded queue. Another thread, the log's own, writes the queue. So no
+//! other thread waits for a full disk, a stopped terminal, or a pipe that nobody reads. A line is lost if the queue has no room for
+//! it or standard error refuses it. Lost lines are counted, and one line tells the number once standard error takes lines again.
 //!
-//! Each place in the source that logs is a *kind* of message. Of each kind some lines pass within ten seconds; the others are
-//! counted and not even formatted, and one line tells their number when the ten seconds are over. So a client that is refused
-//! again and again fills no disk.
+//! Each place in the source that logs is a *kind* of message. Within ten seconds only some lines of each kind pass. The others are
+//! counted and not even formatted, and one line tells their number after the ten seconds. So a client that is refused again and
+//! again does not fill a disk.
 //!
-//! The thread starts with the daemon ([`start_thread`]): before that, the process must have one thread, for it forks and enters
-//! namespaces. Without the thread, whoever logs writes what standard error takes at once, and leaves the rest in the queue.
+//! The log's thread starts with the daemon ([`start_thread`]). Before that the process forks and enters namespaces, for which it
+//! must have one thread. Until then the thread that logs writes as much as standard error takes at once, and leaves the rest in
+//! the queue.
 //!
 //! The end of the process waits a moment for the queue ([`finish`]).
 
@@ -293,7 +294,7 @@ impl State {
             Ok(()) if self.lost > 0 => {
                 let lost = mem::take(&mut self.lost);
                 let told = format!(
-                    "memtun: {lost} lines were lost, for standard error did not take them\n"
+                    "memtun: {lost} lines were lost, because standard error did not take them\n"
                 );
                 self.bytes += told.len();
                 self.lines.push_front(told.into_bytes());

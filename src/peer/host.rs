@@ -1,4 +1,4 @@
-//! A small host as the peer of a tunnel: somebody at the other end, for a test that has no network.
+//! A small host as the peer of a tunnel. It answers the client in a test that has no network.
 //!
 //! It answers ARP and neighbour discovery, pings, TCP and UDP echo (RFC 862) and discard (RFC 863), and passes TCP
 //! connections to some of its ports on to addresses of this machine. The protocols are the crate `smoltcp`'s.

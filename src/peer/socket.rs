@@ -2,20 +2,21 @@
 //!
 //! # Theory of operation
 //!
-//! What clients write stays in the tunnel's queue until the socket takes it: a notification makes whoever caused it move
-//! datagrams from the queue to the socket, one thread at a time, so their order is kept and the queue's limits hold. When the
-//! socket is full that thread leaves, and the peer's own thread goes on when there is room. When the tunnel is gone and
-//! its queue empty, the socket is shut down, which the harness sees as the end of it.
+//! What clients write stays in the tunnel's queue until the socket takes it. The thread that wrote is notified, and moves datagrams
+//! from the queue to the socket. One thread does so at a time, which keeps their order, and the queue's limits hold. When the
+//! socket is full that thread leaves, and the peer's own thread goes on when there is room. When the tunnel is gone and its queue
+//! is empty, the socket is shut down, and the harness reads the end.
 //!
 //! A second thread injects what the harness sends. What cannot be delivered, for a full queue or a tunnel that is down, is
 //! dropped and counted, as on a wire: a harness that wants to know uses `inject`.
 //!
-//! What a client's vnet header asks for is done before the harness gets the datagram, which may become several messages; what
-//! cannot be done is dropped and counted, as the kernel does. Or, if the harness wants that, the vnet header stands in front of
-//! each message and all is left to it; in the other direction to the client, as for any injected datagram.
+//! The peer does what a client's vnet header asks for before the harness gets the datagram, which may become several messages. If
+//! that cannot be done, the datagram is dropped and counted, as the kernel does. A harness may ask for the vnet header: then the
+//! header stands in front of each message, and the harness does what it asks for. In the other direction the client does, as for
+//! any injected datagram.
 //!
-//! An empty message would look like the end to its reader, so an empty datagram is dropped and counted too, unless it has a
-//! vnet header.
+//! An empty message would look like the end of the socket to its reader. So an empty datagram is dropped and counted too, unless it
+//! has a vnet header.
 
 use std::{
     io,

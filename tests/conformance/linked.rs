@@ -27,7 +27,7 @@ impl Linked {
         Self { kernel, memtun, interface }
     }
 
-    /// Sends. Who sleeps until something comes is woken by another thread, and has been when a verb answers.
+    /// Sends. Another thread wakes a sleeping reader, and has done so when a verb answers.
     fn send(&mut self, tunnel: &str, datagram: &[u8], times: u32) {
         self.kernel.send(tunnel, datagram, times);
         let _woken = self.memtun.find(tunnel);

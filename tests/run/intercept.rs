@@ -1,4 +1,4 @@
-//! Calls on the file of `memtun run` that the kernel does not bring there: ioctls that pass a value, and calls of nothing.
+//! Calls on the file of `memtun run` that the kernel does not bring there: ioctls that pass a value, and calls of zero bytes.
 
 use std::{
     fs,

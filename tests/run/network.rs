@@ -99,7 +99,7 @@ fn what_sysfs_may_not_show_stays_covered(user: User) {
         User::Ordinary => (outside.as_str(), 1),
     };
     assert_eq!(run.stdout, interfaces, "{run:?}");
-    assert_eq!(run.stderr.matches("/sys goes on to show").count(), notes, "{run:?}");
+    assert_eq!(run.stderr.matches("/sys still shows").count(), notes, "{run:?}");
 }
 
 const OF_FILE: &str = "namespace=894c";

@@ -75,7 +75,7 @@ pub(super) fn set_persist(core: &mut Core, file: FileId, argument: Argument<'_>)
 }
 
 /// DIFFERS: TUNSETOWNER and TUNSETGROUP take the number as it is. The kernel looks it up in the caller's user namespace, and
-/// refuses one that is not mapped there. With a link it is looked up in memtun's.
+/// refuses a number that is not mapped there. With a netdev the kernel looks it up in memtun's user namespace.
 pub(super) fn set_owner(core: &mut Core, file: FileId, argument: Argument<'_>) -> Outcome {
     attached(core, file)?.owner = Some(valid_id(argument.low())?);
     done()
@@ -196,7 +196,8 @@ pub(super) fn get_filter(core: &mut Core, file: FileId, _: Argument<'_>) -> Outc
     stored(&attached(core, file)?.packet_filter.passed)
 }
 
-/// DIFFERS: a link that was moved to another network namespace is, to TUNGETDEVNETNS, in the one that its client opened the device in.
+/// DIFFERS: TUNGETDEVNETNS does not follow a netdev that was moved to another network namespace. It gives the namespace in
+/// which the client opened the device.
 pub(super) fn is_network_of_tunnel(
     core: &mut Core,
     file: FileId,
@@ -219,8 +220,8 @@ fn is_network(scope: Scope, argument: &Argument<'_>) -> Outcome {
     }
 }
 
-/// DIFFERS: TUNSETSTEERINGEBPF and TUNSETFILTEREBPF take no program. A server sees the number of the caller's descriptor, not
-/// what it stands for, so each is taken for one of something else.
+/// DIFFERS: TUNSETSTEERINGEBPF and TUNSETFILTEREBPF take no program. A server sees the number of the caller's file descriptor,
+/// but not what the descriptor refers to. So memtun answers as if it referred to something else than a program.
 pub(super) fn set_ebpf(_: &mut Core, _: FileId, argument: Argument<'_>) -> Outcome {
     match argument.int()? {
         // Removes the program.

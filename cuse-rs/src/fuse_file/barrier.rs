@@ -1,7 +1,7 @@
-//! Knowing that all messages that are queued have been read: `close` does not wait for its own.
+//! Waits until all queued messages have been read. A `close` does not wait for its own message, so this is needed.
 //!
-//! The kernel queues messages in the order of the calls that they are of, so a message of ours behind them, which
-//! FUSE_NOTIFY_RETRIEVE brings about, comes when they have been served.
+//! The kernel queues messages in the order of the calls. FUSE_NOTIFY_RETRIEVE makes it queue one more message, behind them. When that
+//! message arrives, the others have been served.
 
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
@@ -37,7 +37,7 @@ impl Barrier {
         let own = state.sent;
         // Under the lock, so that they are queued in the order of their numbers. It waits for nobody.
         if let Err(errno) = send(RequestId(own)) {
-            tracing::debug!(%errno, "no message can be queued, ignoring");
+            tracing::debug!(%errno, "queueing a message failed, ignoring");
             return false;
         }
         let waited = self.changed.wait_timeout_while(state, patience, |state| state.reached < own);

@@ -37,7 +37,7 @@ pub enum MountError {
     },
     /// A mount whose server is gone is in the way.
     #[error(
-        "taking the stale mount at {} away: {}; try 'umount -l {}' as the user who mounted it",
+        "removing the stale mount at {}: {}; try 'umount -l {}' as the user who mounted it",
         .path.display(), .errno.desc(), .path.display()
     )]
     Stale {
@@ -144,8 +144,8 @@ pub enum UnmountError {
     },
     /// The file is gone from its path, but whoever has it open is served still.
     #[error(
-        "aborting the connection of {}: Operation not permitted; its clients are served until the server ends \
-         (in a user namespace, a kernel of 2025 or later is needed)",
+        "aborting the connection of {}: Operation not permitted; its clients are served until the server ends; \
+         kernels from 2025 on permit it to user namespaces",
         .path.display()
     )]
     NotAborted {

@@ -5,20 +5,20 @@
 //!
 //! # Theory of operation
 //!
-//! Of a file the kernel copies only what the command's number encodes, and takes no retry (`fuse_do_ioctl` without
-//! FUSE_IOCTL_UNRESTRICTED). But the caller sleeps until the reply has come, and the message names its thread: so
-//! its memory can be read and written from here (`process_vm_rw`) as the kernel would.
+//! On a file the kernel copies only what the command's number encodes, and allows no retry (`fuse_do_ioctl` without
+//! FUSE_IOCTL_UNRESTRICTED). But the caller sleeps until the reply has come, and the message names the caller's thread. So this
+//! module can read and write the caller's memory (`process_vm_rw`) as the kernel would.
 //!
 //! ```text
 //!   run:    device.ioctl(no input) ─▶ retry(ranges) ─▶ fetch ─▶ device.ioctl(input) ─▶ ... ─▶ done or defer
 //!   answer: done(result, output) ─▶ store in the ranges of the last retry ─▶ IOCTL reply without data
 //! ```
 //!
-//! What the kernel has copied is used where it is enough: then the call works for callers whose memory is closed to
-//! the server.
+//! Where the kernel has copied enough, that copy is used. Then the call works even if the server may not read the caller's
+//! memory.
 //!
-//! A caller's memory may be anything: a mapping of this very file, or of one whose server hangs. To touch it is to wait
-//! for whoever fills it, so the thread lets another one serve the file meanwhile ([`crew::step_aside`]).
+//! A caller's memory may be a mapping of this very file, or of a file whose server hangs. A thread that touches it waits until
+//! that server has filled it. So another thread serves the file meanwhile ([`crew::step_aside`]).
 //!
 //! # Caveats
 //!
@@ -27,10 +27,10 @@
 //! * Memory of another user's process, or of one that is not dumpable, is closed (`__ptrace_may_access`), unless the
 //!   server has CAP_SYS_PTRACE; so is that of processes which are no descendants under Yama's `ptrace_scope` 1. The caller
 //!   gets EPERM then.
-//! * A user with 8 callers whose memory does not come gets ENOMEM for the next one. Everybody does where such callers of many users
-//!   have left no thread.
-//! * A signal ends a call whose input does not come with EINTR. One whose output cannot be stored waits until it can, or the
-//!   connection ends, for it has had its effect.
+//! * Each caller whose memory never arrives keeps one thread. A user may keep 8, and the user's next such call gets ENOMEM. Everybody's
+//!   gets it when the callers of many users have left no thread.
+//! * A signal ends a call with EINTR while it waits for its input. A call that waits to store its output has had its effect already,
+//!   so it waits until it can store it or the connection ends.
 
 use std::collections::BTreeMap;
 use std::io::{IoSlice, IoSliceMut};
@@ -335,7 +335,7 @@ fn thread(tid: u32) -> Result<Pid, Errno> {
 /// logged once.
 fn explain(channel: &Channel, tid: u32, errno: Errno) -> Errno {
     let reason = if errno == Errno::EPERM {
-        "it has another user, is not dumpable, or is no descendant under Yama's ptrace_scope; \
+        "it has another user, is not dumpable, or is not a descendant under Yama's ptrace_scope; \
          run the server as that user or with CAP_SYS_PTRACE"
     } else if errno == Errno::ESRCH {
         "it is in another pid namespace"
@@ -345,7 +345,7 @@ fn explain(channel: &Channel, tid: u32, errno: Errno) -> Errno {
         return errno;
     };
     if channel.is_first(Report::Memory) {
-        tracing::warn!(tid, %errno, "memory of a caller of ioctl is closed: {reason}; answering EPERM");
+        tracing::warn!(tid, %errno, "reading the memory of a caller of ioctl is not permitted: {reason}; answering EPERM");
     }
     Errno::EPERM
 }

@@ -1,7 +1,7 @@
 //! Which system calls are intercepted: a classic BPF program for the kernel, and what one of its catches means.
 //!
 //! Follows `seccomp(2)` and `linux/filter.h`. The program must stay short: it runs for each `read`, `write` and `ioctl` of the
-//! program under test. Calls that it never looks at twice cost less, for the kernel remembers them (`seccomp_cache`).
+//! program under test. Other calls cost less: the kernel remembers that the program always allows them (`seccomp_cache`).
 
 use nix::libc::{SECCOMP_RET_ALLOW, SECCOMP_RET_USER_NOTIF, seccomp_data, sock_filter};
 
@@ -34,9 +34,9 @@ const ABIS: &[Abi] = &[];
 /// A system call that was caught.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Caught {
-    /// `read` or `pread` of nothing.
+    /// `read` or `pread` of zero bytes.
     Read,
-    /// `write` or `pwrite` of nothing.
+    /// `write` or `pwrite` of zero bytes.
     Write,
     /// `ioctl` with a value.
     Ioctl { command: u32, value: u64 },
@@ -110,7 +110,7 @@ fn catch(program: &mut Assembler, abi: &Abi) {
     }
     program.give(SECCOMP_RET_ALLOW);
 
-    // A read or write of nothing: both halves of its length are zero.
+    // A read or write of zero bytes: both halves of its length are zero.
     program.place(transfer);
     program.load(ARGUMENTS + 16);
     program.unless_equal(0, allow);
@@ -176,7 +176,7 @@ mod tests {
                 }
             }
         }
-        // Of each kind of program: four calls of nothing with two of the arguments, and four ioctls.
+        // Of each kind of program: four calls of zero bytes with two of the arguments, and four ioctls.
         assert_eq!(caught, 2 * (4 * 2 + 4));
     }
 

@@ -1,7 +1,6 @@
-//! The process that is asked about calls that the filter catches.
+//! The process that handles the calls that the filter catches.
 //!
-//! Invariant: the filter is installed only when the process is known to be ready, for a call that nobody hears of
-//! fails.
+//! Invariant: the filter is installed only after the process is ready, because a caught call fails if nobody listens.
 
 use std::{
     io::{self, IoSlice, IoSliceMut, Read},

@@ -1,13 +1,14 @@
-//! Calls on a file that its file system never hears of: they are caught before the kernel acts on them (`seccomp(2)`).
+//! Calls on a file that the kernel does not pass to the file's server. A seccomp filter catches them first (`seccomp(2)`).
 //!
-//! Owns the filter, the process that is asked about what it catches, and the form in which that reaches the device. Leaves
-//! the answer to the core, as for every other call.
+//! Owns the filter, the process that handles what the filter catches, and the form in which a caught call reaches the device.
+//! Leaves the answer to the core, as for every other call.
 //!
 //! # Theory of operation
 //!
-//! Two kinds of calls never reach the server of a FUSE file: ioctls whose number says that they pass an address while
-//! they pass a value (`fuse_do_ioctl` reads there, and gives EFAULT), and reads and writes of nothing (`fuse_direct_io`
-//! returns 0). A third kind reaches it, but its answer is a descriptor, which only the interceptor can give (`network`).
+//! Two kinds of calls never reach the server of a FUSE file. The first are ioctls that pass a value although their number says
+//! that they pass an address: `fuse_do_ioctl` reads from that address, and answers EFAULT. The second are reads and writes of
+//! zero bytes: `fuse_direct_io` returns 0. A third kind reaches the server, but its answer is a file descriptor, and only the
+//! interceptor can give one to the client (`network`).
 //!
 //! ```text
 //!   client    --ioctl(fd, TUNSETPERSIST, 1)-->  seccomp filter  --notification-->  interceptor
@@ -16,24 +17,23 @@
 //!   client    <----------------- result ------------------  seccomp  <----- result -----  interceptor
 //! ```
 //!
-//! A carried call is an ioctl whose number claims no argument, so that the kernel passes on the value (`Carried`). The
-//! duplicate tells the front end which open file is meant. What is not for our file goes on in the kernel as if nothing
-//! had happened. So it does when the caller's descriptors are closed to the interceptor.
+//! A carried call is an ioctl whose number claims no argument, so the kernel passes on the value (`Carried`). The duplicate
+//! tells the front end which open file is meant. A caught call that is not for our file goes on in the kernel unchanged. So does
+//! a call whose file descriptor the interceptor may not duplicate.
 //!
-//! The interceptor is a process of its own, and nobody's child. It cannot be a thread of the daemon: killed while it waits for
-//! its own file, it would keep the channel open that its answer is to come from. And it must outlive the daemon, for
-//! programs that were left behind keep the filter, whose calls fail with ENOSYS once nobody listens. It ends with the last of
-//! them.
+//! The interceptor is a process of its own, and nobody's child. It cannot be a thread of the daemon. If the daemon were killed
+//! while that thread waits for its own file, the thread would keep the channel open from which its answer has to come. And the
+//! interceptor must outlive the daemon: programs that stay behind keep the filter, and the kernel fails their caught calls with
+//! ENOSYS once nobody listens. It ends with the last of these programs.
 //!
-//! DIFFERS: a read or write of nothing returns 0 on a character device, and on a file of a program that is not run by
-//! `memtun run`. The kernel's file system does not bring it to the server; tun itself answers EBADFD or EINVAL.
+//! DIFFERS: a read or write of zero bytes returns 0 on a character device, and on a file outside `memtun run`. The kernel does
+//! not pass it to the server. The kernel's tun answers EBADFD or EINVAL.
 //!
 //! # Caveats
 //!
-//! * There is one listener for a program and all that it starts: within a program that is run by memtun, or by
-//!   another user of seccomp notifications, a second one gets EBUSY.
-//! * The interceptor asks the device about one call at a time. While a daemon hangs, so do other programs' calls of
-//!   nothing, as those on its device do.
+//! * The kernel allows one listener for a program and all that it starts. A second one gets EBUSY: within a program under
+//!   `memtun run`, or under another user of seccomp notifications.
+//! * The interceptor asks the device about one call at a time. While a daemon hangs, the caught calls of all programs hang too.
 //! * On a kernel without SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV (before 5.19) a signal makes the client repeat a
 //!   call, which does no harm with any of these.
 
@@ -60,9 +60,9 @@ const WRITE: u32 = 1;
 /// A call that is carried to the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Carried {
-    /// `read` of nothing, and the `O_*` flags of the file at that time.
+    /// `read` of zero bytes, and the `O_*` flags of the file at that time.
     Read { flags: u32 },
-    /// `write` of nothing, likewise.
+    /// `write` of zero bytes, likewise.
     Write { flags: u32 },
     /// `ioctl` with a value.
     Ioctl { command: u32, value: u64 },

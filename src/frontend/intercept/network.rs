@@ -1,10 +1,10 @@
 //! SIOCGSKNS and TUNGETDEVNETNS: a descriptor of a network namespace, for whoever has CAP_NET_ADMIN there.
 //!
-//! The device knows namespaces by their numbers only, so one that has the right number is looked for where it is likely to be.
-//! What the kernel's `ns_capable` looks at is asked here, of the caller's thread.
+//! The device knows a namespace only by its number, so this module looks for the number in the likely places. It checks the rights of
+//! the caller's thread as the kernel's `ns_capable` does.
 //!
-//! DIFFERS: under `memtun run`, SIOCGSKNS and TUNGETDEVNETNS know the namespace that the caller is in and the one that `run` started
-//! the program in, and give EPERM for any other.
+//! DIFFERS: under `memtun run`, SIOCGSKNS and TUNGETDEVNETNS find only two network namespaces: the caller's, and the one in which
+//! `run` started the program. They give EPERM for any other.
 
 use std::{
     fs::File,

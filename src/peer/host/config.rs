@@ -105,7 +105,7 @@ impl FromStr for Cidr {
             .and_then(|(address, prefix)| Some((address.parse().ok()?, prefix.parse().ok()?)));
         let Some((address, prefix)) = parsed else {
             return Err(format!(
-                "{text:?} is no address with a prefix; write it as 10.0.0.1/24 or fd00::1/64"
+                "{text:?} is not an address with a prefix; write it as 10.0.0.1/24 or fd00::1/64"
             ));
         };
         let (longest, is_broadcast) = match address {
@@ -116,7 +116,7 @@ impl FromStr for Cidr {
             return Err(format!("{text:?} has a prefix of more than {longest} bits"));
         }
         if address.is_unspecified() || address.is_multicast() || is_broadcast {
-            return Err(format!("{text:?} is no address of one host"));
+            return Err(format!("{text:?} is not the address of one host; give a unicast address"));
         }
         Ok(Self { address, prefix })
     }
@@ -146,7 +146,7 @@ impl FromStr for Forward {
             .filter(|forward| forward.port != 0 && forward.to.port() != 0)
             .ok_or_else(|| {
                 format!(
-                    "{text:?} is no port and where it leads; write it as 8080:127.0.0.1:80 or 8080:[::1]:80"
+                    "{text:?} is not a port and a target; write it as 8080:127.0.0.1:80 or 8080:[::1]:80"
                 )
             })
     }

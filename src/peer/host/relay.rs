@@ -1,8 +1,8 @@
 //! A forwarded connection: bytes between a socket of the stack and one of this machine, both ways.
 //!
-//! Nothing is buffered between the two: bytes leave a buffer of one only as the other takes them, so who does not
-//! read holds up who writes. The socket of this machine does not block, from its `connect` on: until that is done, reads and
-//! writes get EAGAIN, and if it failed, its error.
+//! Nothing is buffered between the two. Bytes leave the buffer of one only when the other takes them, so a slow reader slows the
+//! writer down. The socket of this machine never blocks. Until its `connect` is done, reads and writes get EAGAIN; if `connect`
+//! failed, they get its error.
 
 use std::{
     io::{self, Read, Write},

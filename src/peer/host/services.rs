@@ -1,8 +1,8 @@
 //! What a host does with connections and datagrams: echo, discard, forward.
 //!
-//! Each TCP port has one socket that listens. When a connection takes it, another listens in its place, before the next
-//! datagram comes in; at the limit none does, and the stack refuses what comes. A connection whose client does not answer
-//! for two minutes is given up, so that clients that vanish do not use up the limit.
+//! Each TCP port has one socket that listens. When a connection takes that socket, another one listens before the next datagram
+//! comes in. At the limit of connections none listens, and the stack refuses connections. A connection is given up when its client
+//! does not answer for two minutes, so clients that vanish do not use up the limit.
 
 use std::{net::SocketAddr, os::fd::BorrowedFd, time::Duration};
 

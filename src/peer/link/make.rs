@@ -144,8 +144,7 @@ pub enum MakeError {
     },
     /// The client may not, by the kernel's rule.
     #[error(
-        "making interface {name}: the client has no CAP_NET_ADMIN in its network namespace, is not the owner of an interface \
-         of that name, or may not have that name; see --allow-unprivileged and --names"
+        "making interface {name}: the client needs CAP_NET_ADMIN in its network namespace, or must own the interface; see --allow-unprivileged and --names"
     )]
     NotPermitted {
         /// The name that was wanted.
