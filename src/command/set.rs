@@ -235,7 +235,7 @@ mod tests {
             ("up mtu", "needs a value"),
             ("mtu large", "takes a number"),
             ("txqueuelen -1", "takes a number"),
-            ("mac 02:00", "no Ethernet address"),
+            ("mac 02:00", "not an Ethernet address"),
             ("name 0123456789abcdef", "1 to 15 bytes"),
             ("carrier up", "on or off"),
             ("up down", "up or down may be given once"),
