@@ -763,7 +763,7 @@ fn second_daemon_is_told_what_is_taken(backend: Backend) {
     assert!(!folder.path().join("control").exists(), "the socket does not stay");
     std::fs::write(path("file"), "").unwrap();
     let error = serve("memtun-other", &path("file"));
-    assert!(error.contains("is no socket"), "{error}");
+    assert!(error.contains("is not a socket"), "{error}");
     assert!(daemon.client().call(&List {}).is_ok(), "the first daemon is untouched");
 }
 

@@ -476,7 +476,7 @@ fn host_mistakes_get_one_line(backend: Backend) {
         (&["host", "tun0"][..], "--addr"),
         (&forwards("7:127.0.0.1:7"), "port 7 of the host has a service already"),
         (&["host", "tun0", "--addr", "10.0.0.1"], "write it as 10.0.0.1/24"),
-        (&["host", "tun0", "--addr", "224.0.0.1/4"], "no address of one host"),
+        (&["host", "tun0", "--addr", "224.0.0.1/4"], "not the address of one host"),
         (&forwards("80:localhost:80"), "write it as 8080:127.0.0.1:80"),
     ] {
         let run = daemon.memtun(arguments);
