@@ -4,7 +4,9 @@
 //! | --- | --- | --- |
 //! | main | waits for a signal | by it |
 //! | `device` (one for each device, or as many as asked for; on a file a few more, which stand by) | reads messages and answers them | when the device is taken away |
-//! | `links`, `links-data` | serve the kernel links beside tunnels, from the first one on | when the daemon stops |
+//! | `netdev`, `netdev-remove` | own the network devices beside tunnels, from the first one on | when the daemon stops |
+//! | `netdev-make`, `rights` | make one of them, and ask the kernel with a client's rights | when that is done |
+//! | `store` | one for each answer that is stored in a client's memory and had to wait | when that is done |
 //! | `memory` | returns freed memory to the system | when the hub stops |
 //! | `timer` | ends waits at their deadlines | when the hub stops |
 //! | `observers` | tells observers, such as watches, what happens | when the hub stops |
@@ -37,10 +39,9 @@ use crate::{
     control::server::{BindError, Server},
     core::{Admission, Bound, Core, Limits},
     frontend::{Registered, device::DeviceFrontEnd, fuse::Occupied},
-    hub::Hub,
-    log,
+    hub::{Hub, NetdevOwner},
+    log, netdev,
     panics::{self, Panicked},
-    peer::interface::{self, Interfaces},
     planted, sys,
 };
 
@@ -90,14 +91,14 @@ pub struct Options {
     pub admission: Admission,
     /// Bytes that tunnels, their datagrams and what waits for harnesses may take.
     pub memory: Bound,
-    /// The kernel links beside tunnels.
-    pub interfaces: interface::Options,
+    /// The network devices beside tunnels.
+    pub netdevs: netdev::Options,
 }
 
 /// Threads that serve devices and a control socket.
 pub struct Daemon {
     hub: Arc<Hub>,
-    interfaces: Arc<Interfaces>,
+    netdevs: Arc<dyn NetdevOwner>,
     server: Arc<Server>,
     served: Vec<Served>,
     timer: JoinHandle<()>,
@@ -139,7 +140,7 @@ impl Daemon {
         let mut core = Core::new(limits, fastrand::u64(..));
         core.set_admission(options.admission);
         let hub = Hub::new(core);
-        let interfaces = Interfaces::start(&hub, options.interfaces);
+        let netdevs = netdev::start(&hub, options.netdevs);
         let stopping = Arc::new(AtomicBool::new(false));
         let lost = Arc::new(OnceLock::new());
         let mut served = Vec::new();
@@ -184,7 +185,7 @@ impl Daemon {
             let (server, hub) = (Arc::clone(&server), Arc::clone(&hub));
             move || server.run(&hub)
         })?;
-        Ok(Self { hub, interfaces, server, served, timer, memory, observers, stopping, lost })
+        Ok(Self { hub, netdevs, server, served, timer, memory, observers, stopping, lost })
     }
 
     /// The hub.
@@ -203,7 +204,7 @@ impl Daemon {
     /// and what covers a path goes on to cover it.
     pub fn abandon(self) {
         self.server.remove();
-        self.interfaces.stop();
+        self.netdevs.stop();
         std::mem::forget(self.served);
     }
 
@@ -222,7 +223,7 @@ impl Daemon {
             }
             threads.into_iter().for_each(join);
         }
-        self.interfaces.stop();
+        self.netdevs.stop();
         self.hub.stop();
         join(self.timer);
         join(self.memory);

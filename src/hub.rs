@@ -27,8 +27,8 @@ use std::{
 use self::events::Events;
 pub use self::events::{Happened, Observer};
 use crate::core::{
-    Answer, CommandError, Condition, Core, FileId, Forward, Instant, Interface, LinkAnswer,
-    LinkRequest, Look, Origin, Outcome, Output, PeerId, Request, RequestId, Sent, TunnelId, WaitId,
+    Answer, CommandError, Condition, Core, FileId, Forward, Instant, Interface, Look, NetdevNews,
+    NetdevRequest, Origin, Outcome, Output, PeerId, Request, RequestId, TunnelId, WaitId,
     WakeHandle,
 };
 pub use crate::sys::FileKind;
@@ -65,26 +65,27 @@ pub struct Description {
     pub details: Vec<String>,
 }
 
-/// Whoever keeps kernel links beside tunnels. Must not block.
-pub trait LinkKeeper: Send + Sync {
-    /// Does what the core asks, and answers by [`Core::handle_link`]: later, by another thread.
-    fn perform(&self, request: LinkRequest);
+/// The owner of the network devices beside tunnels. Must not block, but where it says so.
+pub trait NetdevOwner: Send + Sync {
+    /// Does what the core asks, and answers by [`Core::handle_netdev`]: later, by another thread.
+    fn ask(&self, request: NetdevRequest);
     /// Hands the kernel a datagram.
     ///
     /// # Errors
     ///
     /// The kernel's.
     fn forward(&self, forward: &Forward) -> Result<(), Errno>;
-    /// Sees to it that the core knows how a tunnel's link is.
-    fn refresh(&self, tunnel: TunnelId);
+    /// Has the core handle a request ([`Core::handle_fresh_request`]) when it knows what it has to: at once, or later by another
+    /// thread.
+    fn look(&self, look: Look, request: Box<Request>);
     /// Gives the core what the kernel has sent by the queue of a file, as much as it wants.
     fn receive(&self, tunnel: TunnelId, file: FileId);
-    /// Gives the core all that the kernel has sent.
-    fn receive_all(&self, tunnel: TunnelId);
-    /// Sees to it that the core knows how all links are.
-    fn refresh_all(&self);
+    /// Waits until the core knows how all devices are.
+    fn catch_up(&self);
     /// Gives a tunnel another interface, and calls `then` with why not, perhaps by another thread.
     fn switch(&self, tunnel: TunnelId, to: Interface, then: Switched);
+    /// Removes the devices, and waits for that.
+    fn stop(&self);
 }
 
 /// What is done when a tunnel has another interface, or cannot have it.
@@ -110,7 +111,7 @@ pub struct Hub {
     /// For the observers' thread.
     happened: Condvar,
     front_ends: [OnceLock<Arc<dyn FrontEnd>>; MAX_FRONT_ENDS],
-    links: OnceLock<Arc<dyn LinkKeeper>>,
+    netdevs: OnceLock<Arc<dyn NetdevOwner>>,
     networks: Networks,
     /// Each with the number of events that there were before it came.
     observers: RwLock<Vec<(u64, Arc<dyn Observer>)>>,
@@ -169,7 +170,7 @@ impl Hub {
             timer: Condvar::new(),
             happened: Condvar::new(),
             front_ends: [const { OnceLock::new() }; MAX_FRONT_ENDS],
-            links: OnceLock::new(),
+            netdevs: OnceLock::new(),
             networks: Networks::default(),
             observers: RwLock::default(),
             observer_count: AtomicUsize::new(0),
@@ -301,16 +302,16 @@ impl Hub {
         self.peers.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
     }
 
-    /// Lets somebody keep links; once.
-    pub fn set_link_keeper(&self, keeper: Arc<dyn LinkKeeper>) {
+    /// Lets somebody own the network devices; once.
+    pub fn set_netdev_owner(&self, owner: Arc<dyn NetdevOwner>) {
         // There is one daemon around a hub, which does it once.
-        let _first = self.links.set(keeper);
+        let _first = self.netdevs.set(owner);
     }
 
-    /// Whoever keeps links.
+    /// The owner of the network devices.
     #[must_use]
-    pub fn link_keeper(&self) -> Option<&Arc<dyn LinkKeeper>> {
-        self.links.get()
+    pub fn netdev_owner(&self) -> Option<&Arc<dyn NetdevOwner>> {
+        self.netdevs.get()
     }
 
     /// The network namespaces from which files are open.
@@ -319,9 +320,9 @@ impl Hub {
         &self.networks
     }
 
-    /// Sees to it that the core knows how all links are.
-    pub fn refresh_links(&self) {
-        self.keeper(|links| links.refresh_all());
+    /// Waits until the core knows how all network devices are.
+    pub fn catch_up_with_netdevs(&self) {
+        self.netdev(|owner| owner.catch_up());
     }
 
     /// Takes a tunnel's peer away, whatever it is.
@@ -433,26 +434,20 @@ impl Hub {
                 }
                 Output::Wake(origin, handle) => self.front_end(origin, |end| end.wake(handle)),
                 Output::Notify(peer) => self.notify(peer),
-                Output::Link(request) => self.keeper(|links| links.perform(request)),
+                Output::Netdev(request) => self.netdev(|owner| owner.ask(request)),
                 Output::Forward(forward) => {
                     let taken = self
-                        .links
+                        .netdevs
                         .get()
-                        .map_or(Err(Errno::EBADFD), |links| links.forward(&forward));
-                    self.with(|core| core.handle_link(LinkAnswer::Forwarded(forward, taken)));
+                        .map_or(Err(Errno::EBADFD), |owner| owner.forward(&forward));
+                    self.with(|core| core.handle_netdev(NetdevNews::Forwarded(forward, taken)));
                 }
-                Output::Refresh(Look { tunnel, sent }, request) => {
-                    self.keeper(|links| {
-                        links.refresh(tunnel);
-                        match sent {
-                            Sent::Nothing => {}
-                            Sent::To(file) => links.receive(tunnel, file),
-                            Sent::All => links.receive_all(tunnel),
-                        }
-                    });
-                    self.with(|core| core.handle_fresh_request(*request));
+                Output::Refresh(look, request) => {
+                    self.netdev(|owner| owner.look(look, request));
                 }
-                Output::Receive(tunnel, file) => self.keeper(|links| links.receive(tunnel, file)),
+                Output::Receive(tunnel, file) => {
+                    self.netdev(|owner| owner.receive(tunnel, file));
+                }
                 Output::Left(scope) => self.networks.leave(scope),
                 Output::Answer(..) | Output::Event(_) => {}
             }
@@ -467,10 +462,10 @@ impl Hub {
         }
     }
 
-    /// Without anybody who keeps links there are none to act on.
-    fn keeper(&self, act: impl FnOnce(&dyn LinkKeeper)) {
-        if let Some(links) = self.links.get() {
-            act(links.as_ref());
+    /// Without an owner there are no devices that the core could ask for.
+    fn netdev(&self, act: impl FnOnce(&dyn NetdevOwner)) {
+        if let Some(owner) = self.netdevs.get() {
+            act(owner.as_ref());
         }
     }
 

@@ -28,7 +28,7 @@
 //! | layer | modules | may |
 //! | --- | --- | --- |
 //! | operator | [`cli`], [`daemon`] | everything |
-//! | edges | [`frontend`], [`control`], [`command`], [`client`], [`peer`] | block, do I/O |
+//! | edges | [`frontend`], [`control`], [`command`], [`client`], [`peer`], [`netdev`] | block, do I/O |
 //! | meeting point | [`hub`] | lock, read the clock |
 //! | state machine | the crate [`memtun_core`] | compute |
 //! | plain data | [`abi`] | - |
@@ -48,6 +48,7 @@ pub mod hub;
 pub mod log;
 mod mounts;
 pub mod namespace;
+pub mod netdev;
 pub mod netns;
 pub mod packet;
 pub mod panics;

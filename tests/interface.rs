@@ -50,6 +50,7 @@ pub const TESTS: &[DeviceTest] = &[
     ("bridge_passes_datagrams_and_errors", bridge_passes_datagrams_and_errors),
     ("bridge_keeps_a_gso_datagram_whole", bridge_keeps_a_gso_datagram_whole),
     ("interface_is_switched_while_in_use", interface_is_switched_while_in_use),
+    ("interface_of_a_client_that_closes_meanwhile_goes", interface_of_one_that_closes_meanwhile),
     ("interface_made_amid_signals_costs_no_storm", interface_made_amid_signals_costs_no_storm),
 ];
 
@@ -424,7 +425,7 @@ fn bridge_passes_datagrams_and_errors(backend: Backend) {
         let request = within_deadline("the request", move || {
             std::iter::repeat_with(|| reader.read().unwrap()).find(|bytes| bytes[9] == 17)
         });
-        let reply = crate::links::echo(&request.expect("it comes"));
+        let reply = crate::netdev::echo(&request.expect("it comes"));
         assert_eq!(file.write(&reply), Ok(reply.len()), "{number}");
         let mut answer = [0; 8];
         assert_eq!(socket.recv(&mut answer).unwrap(), 4);
@@ -490,4 +491,21 @@ fn interface_is_switched_while_in_use(backend: Backend) {
 
 fn timeout_ms() -> u64 {
     u64::try_from(Duration::as_millis(&DEADLINE)).expect("a short time")
+}
+
+/// A client closes while its tunnel is given a device.
+fn interface_of_one_that_closes_meanwhile(backend: Backend) {
+    let rig = Rig::new(backend, "none");
+    let devices = || rig.network.ip(&["-brief", "link"]).lines().count();
+    let before = devices();
+    for _ in 0..20 {
+        let file = rig.attached("tun0", TUN | NO_PI);
+        thread::scope(|scope| {
+            let switched = scope.spawn(|| rig.daemon.memtun(&["interface", "tun0", "shadow"]));
+            // It may be there already, be on its way, or be asked for a tunnel that is gone.
+            drop(file);
+            let _either = switched.join().expect("it does not panic");
+        });
+        until(|| devices() == before);
+    }
 }

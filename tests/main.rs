@@ -26,9 +26,9 @@ mod hostile;
 mod interface;
 mod layering;
 mod limits;
-mod links;
 mod log;
 mod native;
+mod netdev;
 mod offload;
 mod panics;
 mod peers;
@@ -71,9 +71,9 @@ fn main() -> ExitCode {
     .collect();
     let compat = Gate::new("32-bit programs", clients::WORD, conformance::compat_obstacle());
     trials.extend(Backend::ALL.iter().flat_map(|backend| device_trials(*backend, &compat)));
-    let links = Gate::new("links", "links", links::obstacle());
+    let links = Gate::new("links", "links", netdev::obstacle());
     trials.extend(
-        links::TESTS.iter().map(|(name, test)| links.trial_of(format!("links::{name}"), test)),
+        netdev::TESTS.iter().map(|(name, test)| links.trial_of(format!("netdev::{name}"), test)),
     );
     for user in run::User::ALL {
         let gate = Gate::new(user.word(), "run", user.obstacle());
@@ -166,7 +166,7 @@ fn device_trials(backend: Backend, compat: &Gate) -> Vec<Trial> {
     let of_interfaces =
         interface::TESTS.iter().chain(hostile::TESTS).chain(of_this_kind).map(|(name, test)| {
             let gate = match &kind {
-                Gate::Open => Gate::new("interface", "links", links::obstacle()),
+                Gate::Open => Gate::new("interface", "links", netdev::obstacle()),
                 Gate::Skipped | Gate::Failing(_) => kind.clone(),
             };
             gate.trial(backend, name, *test)

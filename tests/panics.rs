@@ -27,7 +27,7 @@ use nix::{
 };
 
 use crate::{
-    DeviceTest, Gate, links,
+    DeviceTest, Gate, netdev,
     support::{
         Background,
         daemon::{Backend, Daemon, MEMTUN, run},
@@ -54,8 +54,8 @@ const TESTS: &[DeviceTest] = &[
 ];
 
 const OF_LINKS: &[DeviceTest] = &[
-    ("panic_of_the_links_thread_ends_the_daemon", of_the_links_thread),
-    ("panic_of_the_links_data_thread_ends_the_daemon", of_the_links_data_thread),
+    ("panic_of_the_owner_of_netdevs_ends_the_daemon", of_the_owner_of_netdevs),
+    ("panic_of_news_of_netdevs_ends_the_daemon", of_news_of_netdevs),
 ];
 
 /// The tests for a kind of device, as far as the program has places for panics.
@@ -63,7 +63,7 @@ pub fn trials(backend: Backend, kind: &Gate) -> Vec<Trial> {
     let without = "built without the feature planted-panics";
     let obstacle = (!cfg!(feature = "planted-panics")).then(|| without.to_owned());
     let planted = kind.and(&Gate::new("panics", "planted-panics", obstacle));
-    let linked = planted.and(&Gate::new("panics of links", "links", links::obstacle()));
+    let linked = planted.and(&Gate::new("panics of links", "links", netdev::obstacle()));
     let trials = |gate: &Gate, tests: &[DeviceTest]| -> Vec<Trial> {
         tests.iter().map(|(name, test)| gate.trial(backend, name, *test)).collect()
     };
@@ -251,28 +251,28 @@ fn of_a_peer(backend: Backend) {
     }
 }
 
-fn of_the_links_thread(backend: Backend) {
+fn of_the_owner_of_netdevs(backend: Backend) {
     let network = Network::new();
-    let mut daemon = Daemon::planted(backend, &["--interface", "shadow"], "links");
+    let mut daemon = Daemon::planted(backend, &["--interface", "shadow"], "netdev");
     let file = network.inside(|| TunFile::open(&daemon.device));
     let called = within_deadline("TUNSETIFF", move || file.set_iff("tun0", TUN | NO_PI));
     assert!(called.is_err());
     let (status, daemon) =
         within_deadline("the end of the daemon", move || (daemon.wait(), daemon));
     assert_eq!(status.code(), Some(1), "{}", daemon.log());
-    until(|| daemon.log().contains("thread 'links' panicked"));
+    until(|| daemon.log().contains("thread 'netdev' panicked"));
 }
 
-fn of_the_links_data_thread(backend: Backend) {
+fn of_news_of_netdevs(backend: Backend) {
     let network = Network::new();
-    let daemon = Daemon::planted(backend, &["--interface", "shadow"], "news@links-data");
+    let daemon = Daemon::planted(backend, &["--interface", "shadow"], "news@netdev");
     let file = network.inside(|| TunFile::open(&daemon.device));
     // Its interface is news already.
     let reader = Background::start(move || {
         file.set_iff("tun0", TUN | NO_PI)?;
         file.read()
     });
-    ends(daemon, reader, "links-data");
+    ends(daemon, reader, "netdev");
 }
 
 /// The program is killed, as by any end of memtun.

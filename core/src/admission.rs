@@ -80,7 +80,7 @@ impl Core {
     /// The namespace for which TUNSETIFF on a file wants to be told what its caller may do; `None`: everybody may do all.
     #[must_use]
     pub fn asks_who_attaches(&self, file: FileId) -> Option<Scope> {
-        let is_open = self.admission == Admission::default() && !self.links.is_in_use();
+        let is_open = self.admission == Admission::default() && !self.netdevs.is_in_use();
         let file = self.files.get(&file)?;
         (!is_open).then_some(file.opener.scope)
     }
@@ -101,7 +101,7 @@ impl Core {
 
     /// Whether a caller may have IFF_NAPI_FRAGS: the kernel asks for CAP_NET_ADMIN in the initial user namespace.
     pub(super) fn may_have_fragments(&self, caller: Option<&Credentials>) -> bool {
-        let is_open = self.admission != Admission::NetAdmin && !self.links.is_in_use();
+        let is_open = self.admission != Admission::NetAdmin && !self.netdevs.is_in_use();
         caller.is_none_or(|caller| is_open || caller.is_initial_admin)
     }
 

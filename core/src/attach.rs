@@ -5,11 +5,12 @@
 //! DIFFERS: TUNSETIFF on a tunnel without a netdev asks for no right unless `--require-net-admin` is given. The kernel's tun asks
 //! for CAP_NET_ADMIN, or the owner or group of a persistent tunnel. Tests run where nobody has that capability.
 
-use alloc::{string::ToString, sync::Arc, vec::Vec};
+use alloc::{boxed::Box, string::ToString, sync::Arc, vec::Vec};
 
 use super::{
-    Bound, Charge, CommandError, Core, Credentials, DropReason, Event, File, FileId, LinkRequest,
-    MacAddress, Mode, Output, Resource, Scope, Tunnel, TunnelId, User, too_many,
+    Bound, Charge, CommandError, Core, Credentials, DropReason, Event, File, FileId, MacAddress,
+    MadeNetdev, Mode, NetdevRequest, NetdevState, Output, Resource, Rights, Scope, Tunnel,
+    TunnelId, User, too_many,
     tunnel::{Identity, TUNNEL_MEMORY},
 };
 use crate::{
@@ -25,6 +26,23 @@ const LOOPBACK_IFINDEX: u32 = 1;
 const MAX_QUEUES: usize = 256;
 /// How many numbers `__dev_alloc_name` tries: one for each bit of a page.
 const MAX_TEMPLATE_NUMBER: u32 = 8 * 4096;
+
+/// A TUNSETIFF under way: what it asks for, and the tunnel that it means.
+#[derive(Clone, Debug)]
+pub(super) struct Attachment {
+    pub(super) file: FileId,
+    /// One that is there, or is to be.
+    pub(super) tunnel: TunnelId,
+    /// Where its name is looked up.
+    pub(super) scope: Scope,
+    /// As it was given: a name or a template.
+    pub(super) name: Name,
+    pub(super) flags: IfFlags,
+    /// As TUNSETIFINDEX has it; 0 leaves it open.
+    pub(super) index: u32,
+    /// What the caller may do.
+    pub(super) rights: Rights,
+}
 
 impl Core {
     /// TUNSETIFF: attaches a file to the tunnel of that name, or to one made for it; returns the name it got.
@@ -48,21 +66,69 @@ impl Core {
         flags: IfFlags,
         caller: Option<&Credentials>,
     ) -> Result<Name, Errno> {
-        let (scope, wanted_ifindex) = self.check_attach(file, flags, caller)?;
-        let (id, created) = match self.names.get(&(scope, name)) {
-            Some(&id) => (self.check_existing(id, flags, caller)?, false),
-            // Every network namespace has a loopback interface, which is no tun.
-            None if name.as_bytes() == LOOPBACK => {
-                return Err(if flags.contains(IfFlags::TUN_EXCL) {
-                    Errno::EBUSY
-                } else {
-                    Errno::EINVAL
-                });
+        let attachment = self.begin_attach(file, name, flags, caller)?;
+        self.finish_attach(&attachment, None)
+    }
+
+    /// Finds the tunnel that TUNSETIFF means, and checks what can be checked before a device is made for it.
+    pub(super) fn begin_attach(
+        &mut self,
+        file: FileId,
+        name: Name,
+        flags: IfFlags,
+        caller: Option<&Credentials>,
+    ) -> Result<Attachment, Errno> {
+        let (scope, index) = self.check_attach(file, flags, caller)?;
+        let tunnel = match self.names.get(&(scope, name)) {
+            Some(&id) => self.check_existing(id, flags, caller)?,
+            // The kernel knows its names, and who may have one, best.
+            None if self.netdevs.makes_devices() => self.new_tunnel_id(file)?,
+            None => {
+                self.name_of_new(scope, name, flags, caller)?;
+                self.new_tunnel_id(file)?
             }
-            None => (self.create(file, scope, name, flags, wanted_ifindex, caller)?, true),
+        };
+        let may_make = self.may_make_any_of(caller, &template_of(name, flags));
+        let rights = match caller {
+            Some(caller) if !caller.net_admin => {
+                Rights::Of { caller: Box::new(caller.clone()), may_make }
+            }
+            Some(_) | None => Rights::Admin,
+        };
+        Ok(Attachment { file, tunnel, scope, name, flags, index, rights })
+    }
+
+    /// Binds the file to the tunnel, which comes to be if it is not there: beside the device that was made for it, or without one.
+    /// Returns its name.
+    pub(super) fn finish_attach(
+        &mut self,
+        attachment: &Attachment,
+        made: Option<MadeNetdev>,
+    ) -> Result<Name, Errno> {
+        let Attachment { file, tunnel: id, flags, ref rights, .. } = *attachment;
+        let caller = match rights {
+            Rights::Admin => None,
+            Rights::Of { caller, .. } => Some(&**caller),
+        };
+        // It may have been closed meanwhile, or attached.
+        self.check_attach(file, flags, caller)?;
+        let created = match made {
+            Some(made) => {
+                self.create_beside(attachment, caller, &made)?;
+                true
+            }
+            // By its number: it may have been renamed meanwhile.
+            None if self.tunnels.contains_key(&id) => {
+                self.check_existing(id, flags, caller)?;
+                false
+            }
+            None => {
+                self.create(attachment, caller)?;
+                true
+            }
         };
         self.bind(file, id, flags, created)?;
-        Ok(self.tunnels.get(&id).map_or(name, |tunnel| tunnel.name))
+        Ok(self.tunnels.get(&id).ok_or(Errno::EBADFD)?.name)
     }
 
     /// What is checked before the name is looked at; returns the namespace that it is looked up in, and the number that
@@ -118,28 +184,65 @@ impl Core {
         Ok(id)
     }
 
+    /// The name that a tunnel without a device gets which is not there.
+    fn name_of_new(
+        &self,
+        scope: Scope,
+        requested: Name,
+        flags: IfFlags,
+        caller: Option<&Credentials>,
+    ) -> Result<Name, Errno> {
+        // Every network namespace has a loopback interface, which is no tun.
+        if requested.as_bytes() == LOOPBACK {
+            let is_new = flags.contains(IfFlags::TUN_EXCL);
+            return Err(if is_new { Errno::EBUSY } else { Errno::EINVAL });
+        }
+        let template = template_of(requested, flags);
+        if !self.may_make_any_of(caller, &template) {
+            return Err(Errno::EPERM);
+        }
+        mode_of(flags)?;
+        let name = self.resolve_name(scope, template)?;
+        if self.may_make(caller, &name) { Ok(name) } else { Err(Errno::EPERM) }
+    }
+
+    /// A tunnel without a device.
     fn create(
         &mut self,
-        file: FileId,
-        scope: Scope,
-        requested_name: Name,
-        flags: IfFlags,
-        wanted_ifindex: u32,
+        attachment: &Attachment,
         caller: Option<&Credentials>,
-    ) -> Result<TunnelId, Errno> {
-        if !self.may_make_any_of(caller, &template_of(requested_name, flags)) {
+    ) -> Result<(), Errno> {
+        let Attachment { file, tunnel: id, scope, name: requested_name, flags, index, .. } =
+            *attachment;
+        let name = self.name_of_new(scope, requested_name, flags, caller)?;
+        let mode = mode_of(flags)?;
+        let ifindex = self.reserve_ifindex(scope, index)?;
+        let user = Arc::clone(&self.files.get(&file).ok_or(Errno::EBADF)?.user);
+        self.add_tunnel(Identity { id, name, requested_name, scope, ifindex, user }, mode)?;
+        Ok(())
+    }
+
+    /// A tunnel with the name and the state of the device that was made for it.
+    fn create_beside(
+        &mut self,
+        attachment: &Attachment,
+        caller: Option<&Credentials>,
+        made: &MadeNetdev,
+    ) -> Result<(), Errno> {
+        let Attachment { file, tunnel: id, name: requested_name, flags, .. } = *attachment;
+        let NetdevState { scope, name, index: ifindex, .. } = made.state;
+        // A tunnel without a device may have the name that the kernel found free.
+        if self.names.contains_key(&(scope, name)) {
+            return Err(Errno::EBUSY);
+        }
+        if !made.was_there && !self.may_make(caller, &name) {
             return Err(Errno::EPERM);
         }
         let mode = mode_of(flags)?;
-        let name = self.resolve_name(scope, template_of(requested_name, flags))?;
-        if !self.may_make(caller, &name) {
-            return Err(Errno::EPERM);
-        }
-        let id = self.new_tunnel_id(file)?;
-        let ifindex = self.reserve_ifindex(scope, wanted_ifindex)?;
         let user = Arc::clone(&self.files.get(&file).ok_or(Errno::EBADF)?.user);
         self.add_tunnel(Identity { id, name, requested_name, scope, ifindex, user }, mode)?;
-        Ok(id)
+        self.stand_beside(id, made);
+        Ok(())
     }
 
     /// A number, if there may be one more tunnel of the user who opened a file.
@@ -289,9 +392,9 @@ impl Core {
         let deleted = is_unused && !tunnel.persistent;
         let name = tunnel.name;
         if deleted {
-            self.bury(id);
+            self.bury(id, false);
         } else {
-            self.tell_link(id, |tunnel| LinkRequest::Close { tunnel, file: file_id });
+            self.tell_netdev(id, |tunnel| NetdevRequest::Close { tunnel, file: file_id });
         }
         self.event(|| Event::Detached { tunnel: id, name, file: file_id, deleted });
     }
@@ -317,19 +420,19 @@ impl Core {
             }
             self.wake(file_id);
         }
-        self.bury(id);
+        self.bury(id, true);
         self.event(|| Event::Deleted { tunnel: id, name });
         self.settle_waits();
         Ok(())
     }
 
     /// Deletes a tunnel. What its client wrote can still be taken: a client often ends before the test looks.
-    fn bury(&mut self, id: TunnelId) {
+    fn bury(&mut self, id: TunnelId, is_deleted: bool) {
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
         tunnel.gone = true;
         let name = (tunnel.scope, tunnel.name);
         self.give_up_name(name, id);
-        self.tell_link(id, |tunnel| LinkRequest::Remove { tunnel });
+        self.tell_netdev(id, |tunnel| NetdevRequest::Remove { tunnel, is_deleted });
         let is_empty = self.tunnels.get(&id).is_none_or(|tunnel| tunnel.written.is_empty());
         self.tell_peer_of_end(id);
         if is_empty {

@@ -21,7 +21,7 @@ use zerocopy::FromBytes;
 
 use self::effects::*;
 use super::{
-    Core, Credentials, FileId, IoctlCall, LinkSetting, MacAddress, Mode, Outcome, Reply, Tunnel,
+    Core, Credentials, FileId, IoctlCall, MacAddress, Mode, NetdevSetting, Outcome, Reply, Tunnel,
     UserRange, bpf,
 };
 use crate::{
@@ -238,30 +238,30 @@ pub fn disguised_values() -> impl Iterator<Item = u32> {
 }
 
 /// What a command sets on the link beside its tunnel; `None` if nothing, or if its argument is still to be fetched.
-pub(super) fn link_setting(call: &IoctlCall, tunnel: &Tunnel) -> Option<LinkSetting> {
+pub(super) fn netdev_setting(call: &IoctlCall, tunnel: &Tunnel) -> Option<NetdevSetting> {
     let credentials = call.credentials.as_deref();
     let argument =
         Argument { value: call.argument, input: &call.input, compat: call.compat, credentials };
     let setting = match call.command {
-        ioctl::TUNSETPERSIST => LinkSetting::Persistent(argument.value != 0),
-        ioctl::TUNSETOWNER => LinkSetting::Owner(argument.low()),
-        ioctl::TUNSETGROUP => LinkSetting::Group(argument.low()),
+        ioctl::TUNSETPERSIST => NetdevSetting::Persistent(argument.value != 0),
+        ioctl::TUNSETOWNER => NetdevSetting::Owner(argument.low()),
+        ioctl::TUNSETGROUP => NetdevSetting::Group(argument.low()),
         ioctl::TUNSETLINK => {
             let [low, high, ..] = argument.value.to_le_bytes();
-            LinkSetting::LinkType(u16::from_le_bytes([low, high]))
+            NetdevSetting::LinkType(u16::from_le_bytes([low, high]))
         }
         ioctl::TUNSETOFFLOAD => {
             // The link's vnet header has no room for what a UDP tunnel adds.
             let tunnels = Offload::UDP_TUNNEL_GSO | Offload::UDP_TUNNEL_GSO_CSUM;
-            LinkSetting::Offload(argument.value & !tunnels.bits())
+            NetdevSetting::Offload(argument.value & !tunnels.bits())
         }
-        ioctl::TUNSETCARRIER => LinkSetting::Carrier(argument.int().ok()? != 0),
+        ioctl::TUNSETCARRIER => NetdevSetting::Carrier(argument.int().ok()? != 0),
         ioctl::SIOCSIFHWADDR => {
             let (family, address) = argument.ifreq().ok()?.hwaddr();
             if tunnel.mode == Mode::Tun || family != tunnel.link_type {
                 return None;
             }
-            LinkSetting::Address(MacAddress(address))
+            NetdevSetting::Address(MacAddress(address))
         }
         _ => return None,
     };
@@ -271,6 +271,14 @@ pub(super) fn link_setting(call: &IoctlCall, tunnel: &Tunnel) -> Option<LinkSett
 /// Whether the call changes which datagrams reach the client.
 pub(super) fn sets_filter(call: &IoctlCall) -> bool {
     matches!(call.command, ioctl::TUNATTACHFILTER | ioctl::TUNDETACHFILTER | ioctl::TUNSETTXFILTER)
+}
+
+/// Whether a call is answered by [`Reply::Fetch`], or before its memory is looked at, whatever else is the case.
+pub(super) fn wants_memory(call: &IoctlCall) -> bool {
+    let row = row_of(call.command);
+    let is_of_sockets = ioctl::type_of(call.command) == ioctl::SOCK_IOC_TYPE;
+    let shape = row.map(|row| row.shape).or(is_of_sockets.then_some(Shape::IfReqIn));
+    shape.is_some_and(|shape| shape.missing(call).is_some())
 }
 
 /// Whether TUNSETQUEUE attaches or detaches; `None` if neither, or if its argument is still to be fetched.

@@ -35,12 +35,11 @@ mod filter;
 mod flow;
 mod harness;
 mod headers;
-mod interface;
 pub mod ioctl;
 mod join;
-mod link;
 #[cfg(test)]
 mod model;
+mod netdev;
 pub mod offload;
 mod request;
 #[cfg(test)]
@@ -72,10 +71,10 @@ pub use self::{
     event::{DropReason, Event},
     file::{File, Queue},
     harness::{CommandError, Wrap},
-    interface::Interface,
     join::Peer,
-    link::{
-        Forward, LinkAnswer, LinkRequest, LinkSetting, LinkState, Look, MadeLink, Rights, Sent,
+    netdev::{
+        Forward, Interface, Look, MadeNetdev, NetdevNews, NetdevPlan, NetdevRequest, NetdevSetting,
+        NetdevState, Rights, Sent, Switch,
     },
     request::{
         Credentials, FileId, Head, IoctlCall, IoctlOutput, Op, Opener, Origin, Outcome, Output,
@@ -189,7 +188,7 @@ pub struct Core {
     namespaces: BTreeMap<(u32, Scope), (usize, Charge)>,
     /// Tunnels that are gone but not taken empty, oldest first.
     gone: Vec<TunnelId>,
-    links: interface::Links,
+    netdevs: netdev::Netdevs,
     admission: Admission,
     outputs: Vec<Output>,
     observed: bool,
@@ -212,7 +211,7 @@ impl Core {
             tunnels: BTreeMap::new(),
             names: BTreeMap::new(),
             waits: Vec::new(),
-            links: interface::Links::default(),
+            netdevs: netdev::Netdevs::default(),
             admission: Admission::default(),
             outputs: Vec::new(),
             observed: false,
@@ -320,7 +319,7 @@ impl Core {
             Op::Poll { file, arm } => Some(self.poll(file, arm)),
             Op::Ioctl(file, call) => self.ioctl(id, file, call),
             Op::Open { flags, opener } => Some(self.open(id.origin, flags, opener)),
-            Op::Close(file) => self.close_linked(id, file),
+            Op::Close(file) => self.close_with_netdev(id, file),
         };
         if let Some(outcome) = outcome {
             self.outputs.push(Output::Complete(id, outcome));
@@ -331,7 +330,7 @@ impl Core {
     /// The caller of a request got a signal: a parked read ends with `EINTR`. False if the request is not known here:
     /// it has been answered, or is still to come.
     pub fn handle_cancel(&mut self, id: RequestId) -> bool {
-        if self.is_waiting_for_link(id) {
+        if self.is_waiting_for_netdev(id) {
             return true;
         }
         for file in self.files.values_mut().filter(|file| file.origin == id.origin) {
@@ -394,7 +393,7 @@ impl Core {
     fn charge_file(&mut self, opener: &Opener) -> Result<FileCharges, Errno> {
         let user = self.users.get(opener.uid);
         let file = user.charge(Resource::Files, 1).map_err(too_many)?;
-        let descriptor = match self.links.is_in_use() {
+        let descriptor = match self.netdevs.is_in_use() {
             true => Some(user.charge(Resource::Descriptors, 1).map_err(too_many)?),
             false => None,
         };

@@ -8,7 +8,7 @@ use alloc::{boxed::Box, string::String, vec::Vec};
 use bytes::Bytes;
 use zerocopy::IntoBytes;
 
-use super::{Answer, Event, Forward, LinkRequest, Look, TunnelId, WaitId};
+use super::{Answer, Event, Forward, Look, NetdevRequest, TunnelId, WaitId};
 use crate::{
     abi::tun::{IfReq, SockFprog},
     abi::virtio_net::VnetHeader,
@@ -304,15 +304,15 @@ pub enum Output {
     Answer(WaitId, Answer),
     /// Tell a peer that its tunnel has something to take, or is gone.
     Notify(super::PeerId),
-    /// Ask whoever keeps links.
-    Link(LinkRequest),
+    /// Ask the owner of network devices.
+    Netdev(NetdevRequest),
     /// Hand the kernel a datagram.
     Forward(Box<Forward>),
-    /// Look how a tunnel's link is; then the request comes again, to
+    /// Look how a tunnel's network device is; then the request comes again, to
     /// [`Core::handle_fresh_request`](super::Core::handle_fresh_request).
     Refresh(Look, Box<Request>),
     /// Take what the kernel has sent by the queue of a file, by
-    /// [`Core::handle_link_datagram`](super::Core::handle_link_datagram).
+    /// [`Core::handle_netdev_datagram`](super::Core::handle_netdev_datagram).
     Receive(TunnelId, FileId),
     /// A file of that namespace was closed, or could not be opened.
     Left(Scope),

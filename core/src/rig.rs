@@ -23,7 +23,7 @@ pub(super) struct Rig {
     answers: BTreeMap<WaitId, Answer>,
     pub(super) notified: usize,
     pub(super) events: Vec<Event>,
-    pub(super) link_requests: Vec<LinkRequest>,
+    pub(super) netdev_requests: Vec<NetdevRequest>,
     pub(super) forwards: Vec<Forward>,
     pub(super) looks: Vec<Look>,
     pub(super) receives: Vec<(TunnelId, FileId)>,
@@ -43,7 +43,7 @@ impl Rig {
             answers: BTreeMap::new(),
             notified: 0,
             events: Vec::new(),
-            link_requests: Vec::new(),
+            netdev_requests: Vec::new(),
             forwards: Vec::new(),
             looks: Vec::new(),
             receives: Vec::new(),
@@ -76,7 +76,7 @@ impl Rig {
                     );
                 }
                 Output::Notify(_) => self.notified += 1,
-                Output::Link(request) => self.link_requests.push(request),
+                Output::Netdev(request) => self.netdev_requests.push(request),
                 Output::Forward(forward) => self.forwards.push(*forward),
                 Output::Refresh(look, request) => {
                     self.looks.push(look);
@@ -358,22 +358,22 @@ impl Rig {
         injected
     }
 
-    /// Whoever keeps links says something.
-    pub(super) fn tell_of_link(&mut self, answer: LinkAnswer) {
-        self.core.handle_link(answer);
+    /// The owner of network devices says something.
+    pub(super) fn tell_of_netdev(&mut self, answer: NetdevNews) {
+        self.core.handle_netdev(answer);
         self.drain();
     }
 
     /// Tells that something was sent by a link, and returns for which files it is taken.
     pub(super) fn readable(&mut self, tunnel: TunnelId, queue: FileId) -> Vec<FileId> {
-        self.core.handle_link_readable(tunnel, queue);
+        self.core.handle_netdev(NetdevNews::Readable(tunnel, queue));
         self.drain();
         core::mem::take(&mut self.receives).into_iter().map(|(_, file)| file).collect()
     }
 
     /// Takes what was sent by a link; whether more is wanted.
-    pub(super) fn send_by_link(&mut self, tunnel: TunnelId, queue: FileId, bytes: &[u8]) -> bool {
-        let wanted = self.core.handle_link_datagram(tunnel, queue, Bytes::copy_from_slice(bytes));
+    pub(super) fn send_by_netdev(&mut self, tunnel: TunnelId, queue: FileId, bytes: &[u8]) -> bool {
+        let wanted = self.core.handle_netdev_datagram(tunnel, queue, Bytes::copy_from_slice(bytes));
         self.drain();
         wanted
     }

@@ -92,7 +92,7 @@ impl Core {
             tunnel.tx_queue_length = length;
             self.resize_queues(of, length);
         }
-        self.tell_link_settings(of, settings, name);
+        self.tell_netdev_settings(of, settings, name);
         self.change_link(of, settings.up, settings.carrier);
         // A wait may be for the name.
         self.settle_waits();

@@ -51,6 +51,8 @@ pub mod attribute {
     pub const NETWORK: u16 = 28;
     /// `IFLA_IFALIAS`: a remark for people.
     pub const ALIAS: u16 = 20;
+    /// `IFLA_GROUP`: a number by which many can be meant.
+    pub const GROUP: u16 = 27;
     /// `IFLA_CARRIER`.
     pub const CARRIER: u16 = 33;
 

@@ -2,7 +2,7 @@
 
 use crate::{
     command::interface::Kind,
-    peer::{interface::Options, link::TunNode},
+    netdev::{Options, TunNode},
 };
 
 /// Network devices of the kernel beside tunnels.

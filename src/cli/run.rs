@@ -160,7 +160,7 @@ impl Args {
         self.stay_on_cpu()?;
         let socket = Socket::bind(control)?;
         let links = if self.net { Links::Shadow } else { Links::None };
-        let interfaces = self.interface.options(links);
+        let netdevs = self.interface.options(links);
         let device = self.register(&socket.path)?;
         socket.guard.watch_namespace();
         let file_system = match device.identity {
@@ -174,7 +174,7 @@ impl Args {
             // The program is its user's own, with the rights of this process or less.
             admission: self.admission.clone().resolve(false),
             memory: self.memory.into(),
-            interfaces,
+            netdevs,
         };
         let daemon = Daemon::start(vec![device], socket.server, options)?;
         self.announce(&daemon)?;

@@ -92,15 +92,15 @@ impl Args {
             Some(listener) => Server::inherited(listener),
             None => Server::bind(&socket)?,
         };
-        let interfaces = self.interface.options(Kind::None);
+        let netdevs = self.interface.options(Kind::None);
         // Whoever may open the device must not get a kernel device by the daemon's rights.
-        let is_strict = interfaces.policy != Interface::None;
+        let is_strict = netdevs.policy != Interface::None;
         let options = Options {
             threads: self.threads,
             spin: !self.no_spin,
             admission: self.admission.clone().resolve(is_strict),
             memory: self.memory.into(),
-            interfaces,
+            netdevs,
         };
         let daemon = Daemon::start(self.devices()?, server, options)?;
         info!(control = %socket.path.display(), "ready");

@@ -60,7 +60,7 @@ impl Method for Interface {
             Ok(tunnel) => tunnel,
             Err(error) => return reply.send(Err(error.into())),
         };
-        let Some(keeper) = hub.link_keeper() else {
+        let Some(keeper) = hub.netdev_owner() else {
             return reply.send(Err(Failure::new("interface", "this daemon makes no interfaces")));
         };
         let switched = move |switched: Result<(), String>| {

@@ -91,7 +91,7 @@ fn perform<M: Method>(params: Value, session: &Arc<Session>, reply: AnyReply) {
                 session.hub().catch_up();
             }
             // What the harness has done to a link counts.
-            session.hub().refresh_links();
+            session.hub().catch_up_with_netdevs();
             method.perform(session, reply.typed());
         }
         Err(error) => reply.fail(Failure::new("bad-params", format_args!("{}: {error}", M::NAME))),

@@ -37,7 +37,7 @@ use super::{
 };
 use crate::{
     device::take,
-    links,
+    netdev,
     run::User,
     support::{DEADLINE, daemon::Backend, program::Program, within_deadline},
 };
@@ -141,7 +141,7 @@ impl ConfiguredTest {
     /// What is missing here, and the word by which that is a failure.
     pub fn obstacle(&self, way: Way) -> Option<(&'static str, String)> {
         let programs = || super::missing(self.needs).map(|missing| (super::WORD, missing));
-        let tun = || Some(("links", links::obstacle().filter(|_| self.link == Link::Tun)?));
+        let tun = || Some(("links", netdev::obstacle().filter(|_| self.link == Link::Tun)?));
         way.obstacle().or_else(programs).or_else(tun)
     }
 

@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 
 use super::{RunTest, User, folder, memtun_run};
 use crate::{
-    links,
+    netdev,
     support::{
         daemon::{Run, run},
         network::Network,
@@ -45,7 +45,7 @@ fn network_is_empty_if_wanted(user: User) {
 }
 
 fn sysfs_shows_the_programs_interfaces(user: User) {
-    if let Some(obstacle) = links::obstacle() {
+    if let Some(obstacle) = netdev::obstacle() {
         println!("SKIP sysfs of an interface: {obstacle}");
         return;
     }

@@ -1,10 +1,10 @@
 //! Setting something on a link: by the tun driver's ioctls where it has one for it, else by rtnetlink.
 
-use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
 
 use nix::errno::Errno;
 
-use super::{Kind, Link, Setting};
+use super::{Kind, Setting, device::Device};
 use crate::{
     abi::{
         rtnetlink::{self, Request, attribute},
@@ -14,16 +14,21 @@ use crate::{
 };
 
 /// Sets something on a link.
-pub(super) fn set(link: &Link, setting: Setting) -> Result<(), Errno> {
-    match link.kind {
-        Kind::Tun => set_tun(link, setting),
-        Kind::Veth | Kind::Dummy | Kind::Ifb => set_substitute(link, setting),
+pub(super) fn set(device: &Device, setting: Setting) -> Result<(), Errno> {
+    match device.kind {
+        Kind::Tun => set_tun(device, setting),
+        Kind::Veth | Kind::Dummy | Kind::Ifb => set_substitute(device, setting),
     }
 }
 
-fn set_tun(link: &Link, setting: Setting) -> Result<(), Errno> {
-    let Some(file) = link.queue(None) else { return set_any(link, setting) };
-    let file = file.as_fd();
+fn set_tun(device: &Device, setting: Setting) -> Result<(), Errno> {
+    match device.any_queue() {
+        Some(queue) => queue.with(|file| set_by_queue(file, device, setting)),
+        None => set_any(device, setting),
+    }
+}
+
+fn set_by_queue(file: BorrowedFd<'_>, device: &Device, setting: Setting) -> Result<(), Errno> {
     let value = |command, value: u64| tun::with_value(file, command, value);
     match setting {
         Setting::Persistent(on) => value(ValueCommand::Persist, on.into()),
@@ -40,12 +45,12 @@ fn set_tun(link: &Link, setting: Setting) -> Result<(), Errno> {
             tun::with_ifreq(file, IfReqCommand::SetAddress, &request).map(drop)
         }
         Setting::Up(_) | Setting::Mtu(_) | Setting::QueueLength(_) | Setting::Name(_) => {
-            set_any(link, setting)
+            set_any(device, setting)
         }
     }
 }
 
-fn set_substitute(link: &Link, setting: Setting) -> Result<(), Errno> {
+fn set_substitute(device: &Device, setting: Setting) -> Result<(), Errno> {
     match setting {
         // These show on a tun only. A substitute stays as long as the tunnel anyway.
         Setting::Persistent(_)
@@ -53,10 +58,10 @@ fn set_substitute(link: &Link, setting: Setting) -> Result<(), Errno> {
         | Setting::Group(_)
         | Setting::LinkType(_)
         | Setting::Offload(_) => Ok(()),
-        Setting::Carrier(on) => match &link.far {
+        Setting::Carrier(on) => match &device.far {
             Some(far) => far.set_up(on),
             // An ifb has none that could be set.
-            None => match set_any(link, setting) {
+            None => match set_any(device, setting) {
                 Err(Errno::EOPNOTSUPP) => Ok(()),
                 set => set,
             },
@@ -65,14 +70,13 @@ fn set_substitute(link: &Link, setting: Setting) -> Result<(), Errno> {
         | Setting::Mtu(_)
         | Setting::Address(_)
         | Setting::QueueLength(_)
-        | Setting::Name(_) => set_any(link, setting),
+        | Setting::Name(_) => set_any(device, setting),
     }
 }
 
 /// By rtnetlink, as on any link.
-fn set_any(link: &Link, setting: Setting) -> Result<(), Errno> {
-    let place = link.place();
-    let request = Request::new(rtnetlink::NEWLINK, rtnetlink::ACK, place.index);
+fn set_any(device: &Device, setting: Setting) -> Result<(), Errno> {
+    let request = Request::new(rtnetlink::NEWLINK, rtnetlink::ACK, device.index);
     let request = match setting {
         Setting::Up(up) => request.flags(rtnetlink::IFF_UP, up),
         Setting::Mtu(mtu) => request.attribute(attribute::MTU, &mtu.to_ne_bytes()),
@@ -91,5 +95,5 @@ fn set_any(link: &Link, setting: Setting) -> Result<(), Errno> {
         // A tun's, by a queue; there is none.
         | Setting::Offload(_) => return Err(Errno::EBADFD),
     };
-    place.namespace.requests.change(request)
+    device.namespace.requests.change(request)
 }

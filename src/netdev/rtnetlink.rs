@@ -15,6 +15,7 @@ use std::{
 
 use nix::{
     errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         socket::{
             AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv,
@@ -115,6 +116,13 @@ impl Monitor {
         setsockopt(&socket.file, sockopt::RcvBuf, &MONITOR_BUFFER)?;
         let file = socket.file.try_clone()?;
         Ok(Self(Mutex::new(socket), file))
+    }
+
+    /// Whether something has come, or was lost.
+    pub(super) fn is_readable(&self) -> bool {
+        let mut files = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        // What cannot be told is read.
+        poll(&mut files, PollTimeout::ZERO) != Ok(0)
     }
 
     /// What has come, until there is no more.

@@ -21,7 +21,7 @@ use nix::{
 };
 use tracing::debug;
 
-use super::{Far, Kind, Rights, Spec, namespace::Namespace};
+use super::{Kind, Rights, Spec, far::Far, namespace::Namespace};
 use crate::{
     abi::{
         rtnetlink::{self, Request, attribute},
@@ -45,7 +45,7 @@ impl TunNode {
         Self::at(Path::new("/dev/net/tun"))
     }
 
-    /// The node at a path. If it is not one of the tun driver's, links are substitutes, and their making says why.
+    /// The node at a path. If it is not one of the tun driver's, devices are substitutes, and their making says why.
     #[must_use]
     pub fn at(path: &Path) -> Self {
         /// The misc driver's number, and tun's among them.
@@ -150,7 +150,7 @@ pub enum MakeError {
         /// The name that was wanted.
         name: Name,
     },
-    /// There are as many links as there may be.
+    /// There are as many devices as there may be.
     #[error("making interface {name}: there are {limit} already, the limit")]
     TooMany {
         /// The name that was wanted.
@@ -277,7 +277,7 @@ fn set_iff(queue: &OwnedFd, name: Name, flags: IfFlags) -> Result<(), Errno> {
 fn make_new(queue: &OwnedFd, namespace: &Namespace, spec: &Spec) -> Result<(), MakeError> {
     let name = spec.name;
     set_iff(queue, name, spec.flags | IfFlags::TUN_EXCL).map_err(|errno| {
-        let is_there = || namespace.requests.link_named(name.as_bytes()).is_ok();
+        let is_there = || namespace.slow_requests.link_named(name.as_bytes()).is_ok();
         if errno == Errno::EBUSY && is_there() {
             MakeError::NotPermitted { name }
         } else {
@@ -300,7 +300,7 @@ fn look_at(
     }
     let attached = tun::with_ifreq(queue.as_fd(), IfReqCommand::Attached, &IfReq::zeroed(false))?;
     let persistent = attached.flags().contains(IfFlags::PERSIST);
-    let state = namespace.requests.link_named(attached.name().as_bytes())?;
+    let state = namespace.slow_requests.link_named(attached.name().as_bytes())?;
     Ok(Made { kind: Kind::Tun, queue: Some(queue), state, persistent, was_there, far: None })
 }
 
@@ -346,7 +346,8 @@ fn add_named(
         let name = [&template[..at], number.as_bytes(), &template[at + 2..]].concat();
         match add(namespace, spec, &name, kind, far) {
             // The kernel's way to say that the name is taken.
-            Err(Errno::EBUSY | Errno::EINVAL) if namespace.requests.link_named(&name).is_ok() => {}
+            Err(Errno::EBUSY | Errno::EINVAL)
+                if namespace.slow_requests.link_named(&name).is_ok() => {}
             added => return added,
         }
     }
@@ -371,7 +372,7 @@ fn add(
         Some(far) => far.with_end(request),
         None => request.kind(kind.word()),
     };
-    let requests = &namespace.requests;
+    let requests = &namespace.slow_requests;
     requests.change(request).map_err(|errno| {
         if errno != Errno::EEXIST {
             errno

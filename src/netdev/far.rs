@@ -8,7 +8,7 @@ use std::{
 
 use nix::errno::Errno;
 
-use super::network::Requests;
+use super::rtnetlink::Requests;
 use crate::{
     abi::rtnetlink::{self, Request, attribute},
     netns::Network,

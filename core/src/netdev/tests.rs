@@ -23,8 +23,8 @@ fn rig(policy: Interface) -> Rig {
     rig
 }
 
-fn state(name: &str, up: bool) -> LinkState {
-    LinkState {
+fn state(name: &str, up: bool) -> NetdevState {
+    NetdevState {
         scope: Scope(1),
         index: 7,
         name: Name::new(name.as_bytes()),
@@ -36,14 +36,14 @@ fn state(name: &str, up: bool) -> LinkState {
     }
 }
 
-fn made(name: &str) -> Result<Option<MadeLink>, Errno> {
-    Ok(Some(MadeLink { state: state(name, false), persistent: false, was_there: false }))
+fn made(name: &str) -> Result<Option<MadeNetdev>, Errno> {
+    Ok(Some(MadeNetdev { state: state(name, false), persistent: false, was_there: false }))
 }
 
 /// The tunnel that the last request is about.
 fn wanted(rig: &mut Rig) -> TunnelId {
-    match rig.link_requests.pop() {
-        Some(LinkRequest::Make { tunnel, .. }) => tunnel,
+    match rig.netdev_requests.pop() {
+        Some(NetdevRequest::Make { tunnel, .. }) => tunnel,
         other => panic!("{other:?} is asked"),
     }
 }
@@ -53,7 +53,7 @@ fn attached(rig: &mut Rig, name: &str, flags: u16) -> (FileId, TunnelId) {
     let file = rig.open();
     let asked = rig.set_iff_later(file, name, flags);
     let tunnel = wanted(rig);
-    rig.tell_of_link(LinkAnswer::Made(tunnel, made(name)));
+    rig.tell_of_netdev(NetdevNews::Made(tunnel, made(name)));
     assert!(rig.outcome(asked).unwrap().is_ok());
     (file, tunnel)
 }
@@ -71,7 +71,7 @@ fn attach_is_answered_when_the_link_is_there() {
     assert!(rig.outcome(asked).is_none());
     assert_eq!(rig.core.tunnels().count(), 0);
     let tunnel = wanted(&mut rig);
-    rig.tell_of_link(LinkAnswer::Made(tunnel, made("tun5")));
+    rig.tell_of_netdev(NetdevNews::Made(tunnel, made("tun5")));
     assert_eq!(name_stored(rig.outcome(asked).unwrap()), "tun5");
     let tunnel = rig.core.tunnel(tunnel).unwrap();
     assert_eq!(tunnel.interface(), Interface::Shadow);
@@ -85,7 +85,7 @@ fn refused_link_is_the_clients_error() {
     let file = rig.open();
     let asked = rig.set_iff_later(file, "tun0", TUN);
     let tunnel = wanted(&mut rig);
-    rig.tell_of_link(LinkAnswer::Made(tunnel, Err(Errno::EBUSY)));
+    rig.tell_of_netdev(NetdevNews::Made(tunnel, Err(Errno::EBUSY)));
     assert_eq!(rig.outcome(asked), Some(Err(Errno::EBUSY)));
     assert_eq!(rig.core.tunnels().count(), 0);
     assert_eq!(rig.poll(file, None), POLL_ERROR);
@@ -97,7 +97,7 @@ fn tunnel_may_do_without() {
     let file = rig.open();
     let asked = rig.set_iff_later(file, "tun0", TUN);
     let tunnel = wanted(&mut rig);
-    rig.tell_of_link(LinkAnswer::Made(tunnel, Ok(None)));
+    rig.tell_of_netdev(NetdevNews::Made(tunnel, Ok(None)));
     assert_eq!(name_stored(rig.outcome(asked).unwrap()), "tun0");
     assert_eq!(rig.write(file, DATAGRAM), Ok(4), "it is up, and the harness gets it");
     rig.close(file);
@@ -110,14 +110,14 @@ fn attaches_of_one_namespace_wait_for_each_other() {
     let asked = [first, second, third].map(|file| rig.set_iff_later(file, "tun0", TUN));
     let tunnel_of_third = wanted(&mut rig);
     let tunnel = wanted(&mut rig);
-    assert!(rig.link_requests.is_empty(), "the second waits");
-    rig.tell_of_link(LinkAnswer::Made(tunnel, made("tun0")));
+    assert!(rig.netdev_requests.is_empty(), "the second waits");
+    rig.tell_of_netdev(NetdevNews::Made(tunnel, made("tun0")));
     assert!(rig.outcome(asked[0]).unwrap().is_ok());
     // It has one queue, and that is taken.
     assert_eq!(rig.outcome(asked[1]), Some(Err(Errno::EBUSY)));
-    let there = LinkState { scope: Scope(2), ..state("tun0", false) };
-    let made = MadeLink { state: there, persistent: false, was_there: false };
-    rig.tell_of_link(LinkAnswer::Made(tunnel_of_third, Ok(Some(made))));
+    let there = NetdevState { scope: Scope(2), ..state("tun0", false) };
+    let made = MadeNetdev { state: there, persistent: false, was_there: false };
+    rig.tell_of_netdev(NetdevNews::Made(tunnel_of_third, Ok(Some(made))));
     assert!(rig.outcome(asked[2]).unwrap().is_ok());
 }
 
@@ -129,7 +129,7 @@ fn no_signal_ends_the_wait_for_a_link() {
     assert!(rig.cancel(asked[0]) && rig.cancel(asked[1]));
     assert!(rig.outcome(asked[0]).is_none());
     let tunnel = wanted(&mut rig);
-    rig.tell_of_link(LinkAnswer::Made(tunnel, made("tun0")));
+    rig.tell_of_netdev(NetdevNews::Made(tunnel, made("tun0")));
     assert_eq!(name_stored(rig.outcome(asked[0]).unwrap()), "tun0");
     assert!(!rig.cancel(asked[0]), "it was answered");
 }
@@ -141,9 +141,9 @@ fn link_of_a_file_that_is_gone_goes_too() {
     let asked = rig.set_iff_later(file, "tun0", TUN);
     let tunnel = wanted(&mut rig);
     rig.close(file);
-    rig.tell_of_link(LinkAnswer::Made(tunnel, made("tun0")));
+    rig.tell_of_netdev(NetdevNews::Made(tunnel, made("tun0")));
     assert_eq!(rig.outcome(asked), Some(Err(Errno::EBADF)));
-    assert_eq!(rig.link_requests, [LinkRequest::Remove { tunnel }]);
+    assert_eq!(rig.netdev_requests, [NetdevRequest::Remove { tunnel, is_deleted: false }]);
     assert_eq!(rig.core.tunnels().count(), 0);
 }
 
@@ -152,9 +152,9 @@ fn close_is_answered_when_the_link_is_gone() {
     let mut rig = rig(Interface::Shadow);
     let (file, tunnel) = attached(&mut rig, "tun0", TUN);
     let closing = rig.ask(Op::Close(file));
-    assert_eq!(rig.link_requests, [LinkRequest::Remove { tunnel }]);
+    assert_eq!(rig.netdev_requests, [NetdevRequest::Remove { tunnel, is_deleted: false }]);
     assert!(rig.outcome(closing).is_none());
-    rig.tell_of_link(LinkAnswer::Removed(tunnel));
+    rig.tell_of_netdev(NetdevNews::Removed(tunnel));
     assert_eq!(rig.outcome(closing), Some(Ok(Reply::Closed)));
 }
 
@@ -165,22 +165,22 @@ fn persistent_link_loses_its_queue_and_gets_another() {
     let asked = rig.ioctl_later(file, TUNSETPERSIST, 1, &[], 0);
     let asker = rig.request_id(asked);
     let set =
-        LinkRequest::Set { tunnel, setting: LinkSetting::Persistent(true), asker: Some(asker) };
-    assert_eq!(rig.link_requests.pop(), Some(set));
-    rig.tell_of_link(LinkAnswer::Done(asker, Ok(())));
+        NetdevRequest::Set { tunnel, setting: NetdevSetting::Persistent(true), asker: Some(asker) };
+    assert_eq!(rig.netdev_requests.pop(), Some(set));
+    rig.tell_of_netdev(NetdevNews::Done(asker, Ok(())));
     assert!(rig.outcome(asked).unwrap().is_ok());
     rig.close(file);
-    assert_eq!(rig.link_requests.pop(), Some(LinkRequest::Close { tunnel, file }));
+    assert_eq!(rig.netdev_requests.pop(), Some(NetdevRequest::Close { tunnel, file }));
 
     let file = rig.open();
     let asked = rig.set_iff_later(file, "tun0", TUN);
     let asker = rig.request_id(asked);
     let (flags, rights) = (IfFlags::TUN | IfFlags::NO_PI, Rights::Admin);
     assert_eq!(
-        rig.link_requests.pop(),
-        Some(LinkRequest::Open { tunnel, file, flags, rights, asker })
+        rig.netdev_requests.pop(),
+        Some(NetdevRequest::Open { tunnel, file, flags, rights, asker })
     );
-    rig.tell_of_link(LinkAnswer::Done(asker, Ok(())));
+    rig.tell_of_netdev(NetdevNews::Done(asker, Ok(())));
     assert_eq!(name_stored(rig.outcome(asked).unwrap()), "tun0");
 }
 
@@ -189,16 +189,16 @@ fn what_the_link_refuses_is_not_set() {
     let mut rig = rig(Interface::Shadow);
     let (file, tunnel) = attached(&mut rig, "tun0", TUN);
     for (command, value, setting) in [
-        (TUNSETOWNER, 5, LinkSetting::Owner(5)),
-        (TUNSETGROUP, 6, LinkSetting::Group(6)),
-        (TUNSETLINK, 0x1_0001, LinkSetting::LinkType(1)),
-        (TUNSETOFFLOAD, 0x181, LinkSetting::Offload(1)),
+        (TUNSETOWNER, 5, NetdevSetting::Owner(5)),
+        (TUNSETGROUP, 6, NetdevSetting::Group(6)),
+        (TUNSETLINK, 0x1_0001, NetdevSetting::LinkType(1)),
+        (TUNSETOFFLOAD, 0x181, NetdevSetting::Offload(1)),
     ] {
         let asked = rig.ioctl_later(file, command, value, &[], 0);
         let asker = rig.request_id(asked);
-        let set = LinkRequest::Set { tunnel, setting, asker: Some(asker) };
-        assert_eq!(rig.link_requests.pop(), Some(set));
-        rig.tell_of_link(LinkAnswer::Done(asker, Err(Errno::EINVAL)));
+        let set = NetdevRequest::Set { tunnel, setting, asker: Some(asker) };
+        assert_eq!(rig.netdev_requests.pop(), Some(set));
+        rig.tell_of_netdev(NetdevNews::Done(asker, Err(Errno::EINVAL)));
         assert_eq!(rig.outcome(asked), Some(Err(Errno::EINVAL)));
     }
     assert_eq!(rig.core.tunnel(tunnel).unwrap().owner(), (None, None));
@@ -213,10 +213,10 @@ fn address_is_set_on_the_link_first() {
     let asked = rig.ioctl_later(file, SIOCSIFHWADDR, 0, request.as_bytes(), 0);
     let asker = rig.request_id(asked);
     let address = MacAddress([2, 0, 0, 0, 0, 9]);
-    let setting = LinkSetting::Address(address);
-    let set = LinkRequest::Set { tunnel, setting, asker: Some(asker) };
-    assert_eq!(rig.link_requests.pop(), Some(set));
-    rig.tell_of_link(LinkAnswer::Done(asker, Ok(())));
+    let setting = NetdevSetting::Address(address);
+    let set = NetdevRequest::Set { tunnel, setting, asker: Some(asker) };
+    assert_eq!(rig.netdev_requests.pop(), Some(set));
+    rig.tell_of_netdev(NetdevNews::Done(asker, Ok(())));
     assert!(rig.outcome(asked).unwrap().is_ok());
     assert_eq!(rig.core.tunnel(tunnel).unwrap().hwaddr(), Some(address));
     // Of another family: the core knows that without asking.
@@ -234,12 +234,12 @@ fn queue_is_detached_on_the_link_first() {
         let mut request = IfReq::zeroed(false);
         request.set_flags(IfFlags::from_bits_retain(flags));
         let asked = rig.ioctl_later(file, TUNSETQUEUE, 0x1000, request.as_bytes(), 0);
-        if let Some(LinkRequest::SetQueue { attached, asker, .. }) = rig.link_requests.last() {
+        if let Some(NetdevRequest::SetQueue { attached, asker, .. }) = rig.netdev_requests.last() {
             let (attached, asker) = (*attached, *asker);
-            let request = LinkRequest::SetQueue { tunnel, file, attached, asker };
-            assert_eq!(rig.link_requests.pop(), Some(request));
+            let request = NetdevRequest::SetQueue { tunnel, file, attached, asker };
+            assert_eq!(rig.netdev_requests.pop(), Some(request));
             assert!(rig.outcome(asked).is_none());
-            rig.tell_of_link(LinkAnswer::Done(asker, answer));
+            rig.tell_of_netdev(NetdevNews::Done(asker, answer));
             return (Some(attached), rig.outcome(asked).unwrap().map(drop));
         }
         (None, rig.outcome(asked).unwrap().map(drop))
@@ -256,7 +256,7 @@ fn link_is_looked_at_before_a_read() {
     let (file, tunnel) = attached(&mut rig, "tun0", TUN);
     assert_eq!(rig.read(file, 100), Err(Errno::EAGAIN));
     assert_eq!(rig.looks, [Look { tunnel, sent: Sent::To(file) }], "it might have been deleted");
-    rig.send_by_link(tunnel, file, DATAGRAM);
+    rig.send_by_netdev(tunnel, file, DATAGRAM);
     assert_eq!(rig.read(file, 100), Ok(DATAGRAM.to_vec()));
     assert_eq!(
         rig.looks[1..],
@@ -276,12 +276,12 @@ fn what_happens_to_the_link_happens_to_the_tunnel() {
         [Look { tunnel, sent: Sent::Nothing }; 2],
         "the link was looked at before it was said"
     );
-    let changed = LinkState {
+    let changed = NetdevState {
         mtu: 1400,
         address: Some(MacAddress([2, 0, 0, 0, 0, 9])),
         ..state("other", true)
     };
-    rig.tell_of_link(LinkAnswer::Changed(tunnel, changed));
+    rig.tell_of_netdev(NetdevNews::Changed(tunnel, changed));
     assert_eq!(rig.wakes, 1);
     assert_eq!(rig.poll(file, None), POLL_WRITABLE);
     assert_eq!(rig.write(file, &[0; 14]), Ok(14));
@@ -299,8 +299,8 @@ fn what_happens_to_the_link_happens_to_the_tunnel() {
 fn link_that_is_moved_leaves_its_name_behind() {
     let mut rig = rig(Interface::Shadow);
     let (_, moved) = attached(&mut rig, "tun0", TUN);
-    let there = LinkState { scope: Scope(2), index: 2, ..state("tun0", false) };
-    rig.tell_of_link(LinkAnswer::Changed(moved, there));
+    let there = NetdevState { scope: Scope(2), index: 2, ..state("tun0", false) };
+    rig.tell_of_netdev(NetdevNews::Changed(moved, there));
     assert_eq!(rig.core.tunnel(moved).unwrap().scope(), Scope(2));
     // Where it was the name is free, where it is it is taken.
     let (_, other) = attached(&mut rig, "tun0", TUN);
@@ -310,7 +310,7 @@ fn link_that_is_moved_leaves_its_name_behind() {
     let at = |scope: u64| rig.core.find(&Address::Scoped(Name::new(b"tun0"), Scope(scope))).ok();
     assert_eq!((at(1), at(2)), (Some(other), Some(moved)));
     // The one that is gone takes no other's name with it.
-    rig.tell_of_link(LinkAnswer::Gone(moved));
+    rig.tell_of_netdev(NetdevNews::Gone(moved));
     assert_eq!(rig.core.find(&Address::Name(Name::new(b"tun0"))), Ok(other));
 }
 
@@ -323,11 +323,11 @@ fn rights_of_the_caller_go_with_the_request() {
         let file = rig.open();
         let caller = Credentials { net_admin, uid: 5, groups: vec![6], ..Credentials::default() };
         let asked = rig.set_iff_later_by(file, "tun0", TUN, &caller);
-        let request = rig.link_requests.pop();
-        let Some(LinkRequest::Make { tunnel, rights, .. }) = request else {
+        let request = rig.netdev_requests.pop();
+        let Some(NetdevRequest::Make { tunnel, rights, .. }) = request else {
             panic!("{request:?} is asked")
         };
-        rig.tell_of_link(LinkAnswer::Made(tunnel, Err(Errno::EPERM)));
+        rig.tell_of_netdev(NetdevNews::Made(tunnel, Err(Errno::EPERM)));
         assert_eq!(rig.outcome(asked), Some(Err(Errno::EPERM)));
         (rights, caller)
     };
@@ -339,13 +339,13 @@ fn rights_of_the_caller_go_with_the_request() {
         let file = rig.open();
         let caller = Credentials { uid: 5, groups: vec![6], ..Credentials::default() };
         let asked = rig.set_iff_later_by(file, name, TUN, &caller);
-        let request = rig.link_requests.pop();
-        let Some(LinkRequest::Make { tunnel, rights: Rights::Of { may_make, .. }, .. }) = request
+        let request = rig.netdev_requests.pop();
+        let Some(NetdevRequest::Make { tunnel, rights: Rights::Of { may_make, .. }, .. }) = request
         else {
             panic!("{request:?} is asked")
         };
-        let made = MadeLink { state: state(got, false), persistent: false, was_there };
-        rig.tell_of_link(LinkAnswer::Made(tunnel, Ok(Some(made))));
+        let made = MadeNetdev { state: state(got, false), persistent: false, was_there };
+        rig.tell_of_netdev(NetdevNews::Made(tunnel, Ok(Some(made))));
         (may_make, rig.outcome(asked).unwrap().map(drop))
     };
     assert_eq!(asked_for("tun%d", "tun3", false), (true, Ok(())));
@@ -360,15 +360,15 @@ fn further_queue_of_a_link_is_for_whom_the_kernel_would_let() {
     let (file, _) = attached(&mut rig, "tun0", TUN | 0x100);
     let asked = rig.ioctl_later(file, TUNSETOWNER, 5, &[], 0);
     let asker = rig.request_id(asked);
-    rig.tell_of_link(LinkAnswer::Done(asker, Ok(())));
-    rig.link_requests.clear();
+    rig.tell_of_netdev(NetdevNews::Done(asker, Ok(())));
+    rig.netdev_requests.clear();
     let mut rights_of = |uid| {
         let file = rig.open();
         let caller = Credentials { uid, groups: vec![6], ..Credentials::default() };
         let asked = rig.set_iff_later_by(file, "tun0", TUN | 0x100, &caller);
-        match rig.link_requests.pop() {
-            Some(LinkRequest::Open { rights, asker, .. }) => {
-                rig.tell_of_link(LinkAnswer::Done(asker, Ok(())));
+        match rig.netdev_requests.pop() {
+            Some(NetdevRequest::Open { rights, asker, .. }) => {
+                rig.tell_of_netdev(NetdevNews::Done(asker, Ok(())));
                 (matches!(rights, Rights::Of { .. }), rig.outcome(asked).unwrap().map(drop))
             }
             other => (other.is_some(), rig.outcome(asked).unwrap().map(drop)),
@@ -384,17 +384,17 @@ fn tunnel_goes_with_its_link() {
     let (file, tunnel) = attached(&mut rig, "tun0", TUN);
     rig.poll(file, Some(WakeHandle(1)));
     let reading = rig.read_later(file, 100);
-    rig.tell_of_link(LinkAnswer::Gone(tunnel));
+    rig.tell_of_netdev(NetdevNews::Gone(tunnel));
     assert_eq!(rig.outcome(reading).map(bytes_read), Some(Err(Errno::EFAULT)));
     assert_eq!(rig.wakes, 1);
     assert_eq!(rig.poll(file, None), POLL_ERROR);
     assert_eq!(rig.read(file, 100), Err(Errno::EBADFD));
     assert_eq!(rig.write(file, DATAGRAM), Err(Errno::EBADFD));
-    assert!(rig.link_requests.is_empty(), "there is nothing to remove");
+    assert!(rig.netdev_requests.is_empty(), "there is nothing to remove");
     let asked = rig.set_iff_later(file, "tun0", TUN);
     let again = wanted(&mut rig);
     assert_ne!(again, tunnel);
-    rig.tell_of_link(LinkAnswer::Made(again, made("tun0")));
+    rig.tell_of_netdev(NetdevNews::Made(again, made("tun0")));
     assert!(rig.outcome(asked).unwrap().is_ok());
 }
 
@@ -403,7 +403,7 @@ fn shadow_counts_what_the_kernel_sends() {
     let mut rig = rig(Interface::Shadow);
     rig.core.set_observed(true);
     let (file, tunnel) = attached(&mut rig, "tun0", TUN);
-    rig.send_by_link(tunnel, file, DATAGRAM);
+    rig.send_by_netdev(tunnel, file, DATAGRAM);
     assert_eq!(rig.read(file, 100), Err(Errno::EAGAIN));
     let counted = rig.core.tunnel(tunnel).unwrap().counters().to_link;
     assert_eq!(counted, Count { datagrams: 1, bytes: 4 });
@@ -424,11 +424,11 @@ fn bridge_leaves_what_nobody_reads_to_the_kernel() {
     );
     let second = rig.read_later(file, 100);
     assert_eq!(rig.readable(tunnel, file), [file, file], "one by the read, one by the event");
-    assert!(rig.send_by_link(tunnel, file, DATAGRAM), "there is one more who reads");
-    assert!(!rig.send_by_link(tunnel, file, &[0x46]));
+    assert!(rig.send_by_netdev(tunnel, file, DATAGRAM), "there is one more who reads");
+    assert!(!rig.send_by_netdev(tunnel, file, &[0x46]));
     let read = [first, second].map(|asked| bytes_read(rig.outcome(asked).unwrap()).unwrap());
     assert_eq!(read, [DATAGRAM.to_vec(), vec![0x46]]);
-    assert!(!rig.send_by_link(tunnel, file, DATAGRAM), "that one has looked for, and finds it");
+    assert!(!rig.send_by_netdev(tunnel, file, DATAGRAM), "that one has looked for, and finds it");
     assert_eq!(rig.read(file, 100), Ok(DATAGRAM.to_vec()));
 }
 
@@ -441,7 +441,7 @@ fn bridge_wakes_pollers_for_each_that_comes() {
     assert_eq!(rig.readable(tunnel, file), []);
     assert_eq!(rig.readable(tunnel, file), []);
     assert_eq!(rig.wakes, before + 2);
-    rig.send_by_link(tunnel, file, DATAGRAM);
+    rig.send_by_netdev(tunnel, file, DATAGRAM);
     assert_eq!(rig.wakes, before + 2, "it was told of when it came");
 }
 
@@ -459,7 +459,7 @@ fn bridge_that_becomes_a_shadow_takes_what_was_left() {
     let (file, tunnel) = attached(&mut rig, "tun0", TUN);
     rig.core.set_interface(tunnel, Interface::Shadow);
     assert_eq!(rig.readable(tunnel, file), [file, file]);
-    assert!(rig.send_by_link(tunnel, file, DATAGRAM), "all is counted");
+    assert!(rig.send_by_netdev(tunnel, file, DATAGRAM), "all is counted");
 }
 
 #[test]
@@ -472,13 +472,13 @@ fn bridge_asks_the_kernel_and_says_what_it_said() {
     let forward = rig.forwards.pop().unwrap();
     assert_eq!(forward.head.as_bytes(), &written[..14]);
     assert_eq!(forward.datagram.payload, DATAGRAM);
-    rig.tell_of_link(LinkAnswer::Forwarded(Box::new(forward.clone()), Err(Errno::EIO)));
+    rig.tell_of_netdev(NetdevNews::Forwarded(Box::new(forward.clone()), Err(Errno::EIO)));
     assert_eq!(rig.outcome(asked), Some(Err(Errno::EIO)));
     assert_eq!(rig.take(tunnel), None);
 
     let asked = rig.write_later(file, &written);
     let forward = rig.forwards.pop().unwrap();
-    rig.tell_of_link(LinkAnswer::Forwarded(Box::new(forward), Ok(())));
+    rig.tell_of_netdev(NetdevNews::Forwarded(Box::new(forward), Ok(())));
     assert_eq!(rig.outcome(asked), Some(Ok(Reply::Written(18))));
     assert_eq!(rig.take(tunnel).as_deref(), Some(DATAGRAM), "a copy");
     assert_eq!(rig.core.tunnel(tunnel).unwrap().counters().from_client.datagrams, 1);
@@ -492,7 +492,7 @@ fn bridge_gives_the_client_what_the_kernel_sends() {
     let mut rig = rig(Interface::Bridge);
     let (file, tunnel) = attached(&mut rig, "tun0", 0x5001);
     let sent = [&[1, 0, 0, 0, 0, 0, 0, 0, 2, 0], DATAGRAM].concat();
-    rig.send_by_link(tunnel, file, &sent);
+    rig.send_by_netdev(tunnel, file, &sent);
     assert_eq!(rig.read(file, 100), Ok(sent));
     // Still, the harness may inject, though the link is down for the kernel.
     rig.set_link(tunnel, true);
@@ -505,9 +505,9 @@ fn harness_brings_the_link_up() {
     let mut rig = rig(Interface::Shadow);
     let (_, tunnel) = attached(&mut rig, "tun0", TUN);
     rig.set_link(tunnel, true);
-    let setting = LinkSetting::Up(true);
-    assert_eq!(rig.link_requests, [LinkRequest::Set { tunnel, setting, asker: None }]);
-    rig.tell_of_link(LinkAnswer::Changed(tunnel, state("tun0", true)));
+    let setting = NetdevSetting::Up(true);
+    assert_eq!(rig.netdev_requests, [NetdevRequest::Set { tunnel, setting, asker: None }]);
+    rig.tell_of_netdev(NetdevNews::Changed(tunnel, state("tun0", true)));
     assert!(rig.core.tunnel(tunnel).unwrap().is_up());
 }
 
@@ -524,7 +524,106 @@ fn name_of_a_tunnel_without_a_link_is_not_given_twice() {
     let other = rig.open();
     let asked = rig.set_iff_later(other, "tun%d", TUN);
     let tunnel = wanted(&mut rig);
-    rig.tell_of_link(LinkAnswer::Made(tunnel, made("tun0")));
+    rig.tell_of_netdev(NetdevNews::Made(tunnel, made("tun0")));
     assert_eq!(rig.outcome(asked), Some(Err(Errno::EBUSY)));
-    assert_eq!(rig.link_requests, [LinkRequest::Remove { tunnel }]);
+    assert_eq!(rig.netdev_requests, [NetdevRequest::Remove { tunnel, is_deleted: false }]);
+}
+
+#[test]
+fn deletion_is_more_than_the_end_of_use() {
+    let mut rig = rig(Interface::Shadow);
+    let (_, tunnel) = attached(&mut rig, "tun0", TUN);
+    rig.delete(tunnel);
+    assert_eq!(rig.netdev_requests, [NetdevRequest::Remove { tunnel, is_deleted: true }]);
+}
+
+/// A tunnel without a device, in a core that makes none, and the plan for one.
+fn planned(rig: &mut Rig, flags: u16) -> (FileId, TunnelId, Box<NetdevPlan>) {
+    let (file, tunnel) = rig.attached("tun0", flags);
+    match rig.core.begin_switch(tunnel, Interface::Shadow) {
+        Ok(Switch::Add(plan)) => (file, tunnel, plan),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn tunnel_gets_a_device_as_it_is() {
+    let mut rig = Rig::new();
+    let (file, tunnel, plan) = planned(&mut rig, TUN);
+    assert_eq!(plan.files, [file]);
+    assert_eq!(plan.settings, [NetdevSetting::Mtu(1500), NetdevSetting::Up(true)]);
+    assert_eq!(rig.core.begin_switch(tunnel, Interface::None), Ok(Switch::Busy));
+    // What the harness changes meanwhile is changed on the device.
+    rig.set_link(tunnel, false);
+    rig.tell_of_netdev(NetdevNews::Added(tunnel, Some(Interface::Shadow)));
+    let setting = NetdevSetting::Up(false);
+    assert_eq!(rig.netdev_requests, [NetdevRequest::Set { tunnel, setting, asker: None }]);
+    assert_eq!(rig.core.tunnel(tunnel).unwrap().interface(), Interface::Shadow);
+    assert_eq!(rig.core.begin_switch(tunnel, Interface::Shadow), Ok(Switch::Done));
+    assert_eq!(rig.core.begin_switch(tunnel, Interface::Bridge), Ok(Switch::Turn));
+    assert_eq!(rig.core.begin_switch(tunnel, Interface::None), Ok(Switch::Remove));
+    assert_eq!(rig.core.tunnel(tunnel).unwrap().interface(), Interface::None);
+}
+
+#[test]
+fn device_of_a_tunnel_that_has_gone_meanwhile_goes_too() {
+    let mut rig = Rig::new();
+    let (file, tunnel, _) = planned(&mut rig, TUN);
+    rig.close(file);
+    rig.tell_of_netdev(NetdevNews::Added(tunnel, Some(Interface::Shadow)));
+    assert_eq!(rig.netdev_requests, [NetdevRequest::Remove { tunnel, is_deleted: false }]);
+}
+
+#[test]
+fn queue_of_a_file_that_has_gone_meanwhile_is_closed() {
+    let mut rig = Rig::new();
+    let (file, tunnel, plan) = {
+        let (first, _) = rig.attached("tun0", TUN | 0x100);
+        let second = rig.open();
+        rig.set_iff(second, "tun0", TUN | 0x100).unwrap();
+        let tunnel = rig.core.find(&Address::Name(Name::new(b"tun0"))).unwrap();
+        let Ok(Switch::Add(plan)) = rig.core.begin_switch(tunnel, Interface::Shadow) else {
+            panic!("it has none")
+        };
+        (first, tunnel, plan)
+    };
+    assert_eq!(plan.files.len(), 2);
+    rig.close(file);
+    rig.tell_of_netdev(NetdevNews::Added(tunnel, Some(Interface::Shadow)));
+    assert_eq!(rig.netdev_requests, [NetdevRequest::Close { tunnel, file }]);
+}
+
+#[test]
+fn calls_that_change_a_tunnel_wait_while_it_gets_a_device() {
+    let mut rig = Rig::new();
+    let (file, tunnel, _) = planned(&mut rig, TUN | 0x100);
+    let other = rig.open();
+    let attaching = rig.set_iff_later(other, "tun0", TUN | 0x100);
+    let setting = rig.ioctl_later(file, TUNSETOWNER, 5, &[], 0);
+    assert!(rig.outcome(attaching).is_none() && rig.outcome(setting).is_none());
+    rig.tell_of_netdev(NetdevNews::Added(tunnel, Some(Interface::Shadow)));
+    // Both ask the device now.
+    assert_eq!(rig.netdev_requests.len(), 2, "{:?}", rig.netdev_requests);
+    // A device that could not be made holds up nobody either.
+    let mut rig = Rig::new();
+    let (_, tunnel, _) = planned(&mut rig, TUN | 0x100);
+    let other = rig.open();
+    let attaching = rig.set_iff_later(other, "tun0", TUN | 0x100);
+    rig.tell_of_netdev(NetdevNews::Added(tunnel, None));
+    assert!(rig.outcome(attaching).unwrap().is_ok());
+}
+
+/// A queue that was opened for a file which is closed by then.
+#[test]
+fn queue_that_nobody_has_is_closed() {
+    let mut rig = rig(Interface::Shadow);
+    let (_kept, tunnel) = attached(&mut rig, "tun0", TUN | 0x100);
+    let file = rig.open();
+    let asked = rig.set_iff_later(file, "tun0", TUN | 0x100);
+    let asker = rig.request_id(asked);
+    rig.core.forget(file);
+    rig.netdev_requests.clear();
+    rig.tell_of_netdev(NetdevNews::Done(asker, Ok(())));
+    assert_eq!(rig.outcome(asked), Some(Err(Errno::EBADF)));
+    assert_eq!(rig.netdev_requests, [NetdevRequest::Close { tunnel, file }]);
 }

@@ -1,18 +1,17 @@
-//! What passes between the core and whoever keeps links: what it wants of one, and what it is told.
+//! What passes between the core and the owner of network devices: what it wants of one, and what it is told.
 
-use alloc::boxed::Box;
+use alloc::{boxed::Box, vec::Vec};
 
-use super::{
-    Credentials, Datagram, FileId, Head, Interface, MacAddress, RequestId, Scope, TunnelId,
-};
+use super::super::{Credentials, Datagram, FileId, Head, MacAddress, RequestId, Scope, TunnelId};
+use super::Interface;
 use crate::{
     abi::tun::{IfFlags, Name},
     errno::Errno,
 };
 
-/// How a link is.
+/// How a network device is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LinkState {
+pub struct NetdevState {
     /// The network namespace that it is in by now.
     pub scope: Scope,
     /// Its index.
@@ -31,9 +30,9 @@ pub struct LinkState {
     pub queue_length: u32,
 }
 
-/// What can be set on a link.
+/// What can be set on a network device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LinkSetting {
+pub enum NetdevSetting {
     /// Up or down.
     Up(bool),
     /// The MTU.
@@ -58,10 +57,10 @@ pub enum LinkSetting {
     Offload(u64),
 }
 
-/// What the core wants of a link; answered by [`Core::handle_link`](super::Core::handle_link).
+/// What the core wants of a network device; answered by [`Core::handle_netdev`](super::Core::handle_netdev).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LinkRequest {
-    /// Make one, with a queue for a file; answered with [`LinkAnswer::Made`].
+pub enum NetdevRequest {
+    /// Make one, with a queue for a file; answered with [`NetdevNews::Made`].
     Make {
         /// The tunnel that it will stand beside.
         tunnel: TunnelId,
@@ -80,7 +79,7 @@ pub enum LinkRequest {
         /// What the client may do.
         rights: Rights,
     },
-    /// Give a further file a queue; answered with [`LinkAnswer::Done`].
+    /// Give a further file a queue; answered with [`NetdevNews::Done`].
     Open {
         /// The tunnel.
         tunnel: TunnelId,
@@ -100,7 +99,7 @@ pub enum LinkRequest {
         /// The file.
         file: FileId,
     },
-    /// A file's queue gets datagrams from now on, or none; answered with [`LinkAnswer::Done`].
+    /// A file's queue gets datagrams from now on, or none; answered with [`NetdevNews::Done`].
     SetQueue {
         /// The tunnel.
         tunnel: TunnelId,
@@ -111,19 +110,21 @@ pub enum LinkRequest {
         /// The client's call.
         asker: RequestId,
     },
-    /// Set something; answered with [`LinkAnswer::Done`] if somebody asked.
+    /// Set something; answered with [`NetdevNews::Done`] if somebody asked.
     Set {
         /// The tunnel.
         tunnel: TunnelId,
         /// What.
-        setting: LinkSetting,
+        setting: NetdevSetting,
         /// The client's call.
         asker: Option<RequestId>,
     },
-    /// Remove it; answered with [`LinkAnswer::Removed`].
+    /// Remove it; answered with [`NetdevNews::Removed`].
     Remove {
         /// The tunnel.
         tunnel: TunnelId,
+        /// Somebody deletes it. Else it is only not used any more, and stays if it is persistent.
+        is_deleted: bool,
     },
 }
 
@@ -144,9 +145,9 @@ pub enum Rights {
 /// What is to be known before a request can be answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Look {
-    /// How the link beside this tunnel is, by [`LinkAnswer::Changed`] or [`LinkAnswer::Gone`].
+    /// How the network device beside this tunnel is, by [`NetdevNews::Changed`] or [`NetdevNews::Gone`].
     pub tunnel: TunnelId,
-    /// What the kernel has sent, by [`Core::handle_link_datagram`](super::Core::handle_link_datagram).
+    /// What the kernel has sent, by [`Core::handle_netdev_datagram`](super::Core::handle_netdev_datagram).
     pub sent: Sent,
 }
 
@@ -161,28 +162,70 @@ pub enum Sent {
     All,
 }
 
-/// What the core is told about a link.
+/// What the core is told about a network device.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LinkAnswer {
+pub enum NetdevNews {
     /// It was made; or the tunnel is to do without (`None`); or the client's call ends with an error.
-    Made(TunnelId, Result<Option<MadeLink>, Errno>),
+    Made(TunnelId, Result<Option<MadeNetdev>, Errno>),
     /// What was asked for a client's call was done, or not.
     Done(RequestId, Result<(), Errno>),
     /// It is no more.
     Removed(TunnelId),
     /// It has changed.
-    Changed(TunnelId, LinkState),
+    Changed(TunnelId, NetdevState),
     /// Somebody deleted it.
     Gone(TunnelId),
+    /// The kernel has sent something by the queue of a file.
+    Readable(TunnelId, FileId),
+    /// A tunnel that was there has got one, as planned; or it has not (`None`).
+    Added(TunnelId, Option<Interface>),
     /// The kernel took a datagram, or not.
     Forwarded(Box<Forward>, Result<(), Errno>),
 }
 
-/// A link that was made.
+/// What a network device must have to stand beside a tunnel that was without.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetdevPlan {
+    /// The tunnel.
+    pub tunnel: TunnelId,
+    /// What for.
+    pub to: Interface,
+    /// The tunnel's name.
+    pub name: Name,
+    /// Its namespace.
+    pub scope: Scope,
+    /// As TUNSETIFF would have them.
+    pub flags: IfFlags,
+    /// The files that are attached to it.
+    pub files: Vec<FileId>,
+    /// Those among them whose queue gets nothing.
+    pub detached: Vec<FileId>,
+    /// What it has, in the order in which it is set.
+    pub settings: Vec<NetdevSetting>,
+}
+
+/// What it takes to give a tunnel another interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Switch {
+    /// Nothing: it has it.
+    Done,
+    /// It is being given another one.
+    Busy,
+    /// No client has it open.
+    Unused,
+    /// Its network device is to be removed.
+    Remove,
+    /// Its network device is to be used in another way.
+    Turn,
+    /// It is to get a network device; [`NetdevNews::Added`] tells how that ended.
+    Add(Box<NetdevPlan>),
+}
+
+/// A network device that was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MadeLink {
+pub struct MadeNetdev {
     /// How it is.
-    pub state: LinkState,
+    pub state: NetdevState,
     /// It outlives its files: somebody has made it persistent.
     pub persistent: bool,
     /// It was there before, and the kernel let the client attach to it.
@@ -198,7 +241,7 @@ pub struct Forward {
     pub tunnel: TunnelId,
     /// The file.
     pub file: FileId,
-    /// The headers that the link wants before it.
+    /// The headers that the device wants before it.
     pub head: Head,
     /// The datagram.
     pub datagram: Datagram,
