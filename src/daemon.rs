@@ -163,8 +163,8 @@ impl Daemon {
                 })
             });
             let threads = threads.collect::<Result<_, _>>()?;
-            // The kernel asks for a file's owner only when somebody looks, takes it for root until then, and in a user
-            // namespace without root refuses to open a file of an owner that it cannot name (HAS_UNMAPPED_ID).
+            // The kernel asks for a file's owner only when somebody looks, and takes it for root until then. In a user namespace
+            // without root it refuses to open a file whose owner it cannot name (HAS_UNMAPPED_ID).
             let _looked = path.map(fs::metadata);
             served.push(Served { stop, threads, ended });
         }

@@ -77,9 +77,9 @@ impl Network {
         })
     }
 
-    /// Whether somebody may administer the namespace, after `ns_capable`: with CAP_NET_ADMIN in the user namespace that it belongs
-    /// to or in one above that, or as the user who made one of these, seen from above. `None`: what it belongs to cannot be seen
-    /// from here, for it is no namespace of this process nor below one.
+    /// Whether somebody may administer the namespace, as `ns_capable` decides. CAP_NET_ADMIN permits it, in the user namespace that
+    /// owns the namespace or in one above. So does being the user who made one of these, seen from above. `None`: this process cannot
+    /// see the owning user namespace, because it is neither its own nor below its own.
     #[must_use]
     pub(crate) fn is_administered_by(&self, who: &Administrator) -> Option<bool> {
         let mut users = File::from(sys::users_of_namespace(self.as_fd()).ok()?);

@@ -1,15 +1,15 @@
-//! What users share: how much of each resource there may be, in all and of one user, and how much is in use.
+//! What users share: the limit of each resource, for all users and for one, and how much is in use.
 //!
 //! # Theory of operation
 //!
-//! A [`Charge`] is a guard: it counts something for a [`User`] from its making to its drop. Whatever takes a resource holds the
-//! charge for it: a file, a tunnel, a parked read, a datagram in a queue. So what is in use is always the sum of what is
-//! there, whichever way it goes. A charge costs no allocation, and time that does not depend on how much is in use.
+//! A [`Charge`] is a guard: it counts something for a [`User`] until it is dropped. Each thing that takes a resource holds the charge
+//! for it: a file, a tunnel, a parked read, a datagram in a queue. So the amount in use is always the sum of what exists, however a
+//! thing ends. A charge allocates nothing, and its time does not depend on the amount in use.
 //!
-//! The counters are atomic, because the edges charge too, without the core's lock: what waits in an outbox is memory as well.
+//! The counters are atomic, because the edges charge too, without the core's lock: what waits in an outbox also takes memory.
 //!
-//! A user is the file-system uid that opened the device, or connected to the control socket. Root is a user like others, for
-//! in a container everybody may be root.
+//! A user is the file-system uid that opened the device, or connected to the control socket. Root is a user like others, because in a
+//! container everybody may be root.
 
 use alloc::{collections::BTreeMap, sync::Arc};
 use core::sync::atomic::{AtomicUsize, Ordering};

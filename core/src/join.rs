@@ -2,12 +2,13 @@
 //!
 //! # Theory of operation
 //!
-//! A write on one is, in the same call of the core, a datagram for a client of the other: it completes a parked read or
-//! joins the queue of the file that its flow belongs to. Nothing stands between, so order is that of the writes. What the
-//! reader's queue does not hold is dropped and counted on the reader's tunnel, as on a wire; the writer is not told.
+//! A write on one tunnel becomes, in the same call of the core, a datagram for a client of the other. It completes a parked read, or
+//! joins the queue of the file to which its flow belongs. Nothing stands between the two, so datagrams keep the order of the writes.
+//! A datagram for which the reader's queue has no room is dropped and counted on the reader's tunnel, as on a wire. The writer does
+//! not learn of it.
 //!
-//! Invariant: if a tunnel's peer is another, that one's peer is it, both are alive and of one mode, and neither keeps
-//! anything for the harness to take.
+//! Invariant: if tunnel A has tunnel B as its peer, then B has A. Both are alive and of one mode, and neither keeps anything for the
+//! harness to take.
 
 use super::{CommandError, Core, Datagram, Interface, Mode, Output, PeerId, TunnelId};
 

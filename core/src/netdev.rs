@@ -1,10 +1,10 @@
-//! A network device of the kernel's beside a tunnel, seen from the core.
+//! A network device of the kernel beside a tunnel, seen from the core.
 //!
 //! # Theory of operation
 //!
-//! Clients configure an *interface*, which is the kernel's, by sockets that never come here. So a real device of the tunnel's
-//! name may stand beside it, whose owner is outside. The core holds none: it says what it wants of one
-//! ([`Output::Netdev`]), parks the client's call, and goes on when it is told ([`Core::handle_netdev`]).
+//! Clients configure an *interface* of the kernel, by calls on sockets. These calls never reach the core. So a real device with the
+//! tunnel's name may stand beside the tunnel. Its owner is outside the core. The core asks for what it wants ([`Output::Netdev`]), parks
+//! the client's call, and goes on when it gets the answer ([`Core::handle_netdev`]).
 //!
 //! | interface | what the kernel sends into the device | what the client writes |
 //! | --- | --- | --- |
@@ -16,16 +16,16 @@
 //! memtun has to notice it first. The kernel's tun wakes the reader before the sender's call returns. A client that polls or
 //! reads without sleeping finds the datagram at once.
 //!
-//! With a device the kernel decides: which name a template becomes, whether a name is free, what may be set. TUNSETIFF is one
-//! sequence, with a device or without: its target is found and checked (`begin_attach`), a device is made or opened where one is to
-//! stand beside it, and the file is bound (`finish_attach`). In between it is parked, and its name reserved: another TUNSETIFF in the
-//! same namespace waits, as it waits for `rtnl_lock` in the kernel; a signal does not end it either. An ioctl that sets something is
-//! tried on the device first and takes effect here if that succeeds.
+//! With a device the kernel decides which name a template becomes, whether a name is free, and which settings are valid. TUNSETIFF is
+//! one sequence, with a device or without. The core finds and checks the target (`begin_attach`). Then the owner makes or opens the
+//! device, if there is one. Then the core binds the file (`finish_attach`). In between the call is parked and its name reserved.
+//! Another TUNSETIFF in the same namespace waits, as it waits for `rtnl_lock` in the kernel. No signal ends the call. An ioctl that
+//! changes a setting acts on the device first, and takes effect in the core if that succeeds.
 //!
-//! The device's state is the tunnel's: up or down, MTU, address, name. It changes without the core being asked, so a call whose
-//! outcome depends on it is first sent around by [`Output::Refresh`], as is one that looks for datagrams of a bridge. That costs it a
-//! system call or two, and makes the client's own change, and what it sent itself, count from the moment at which the client's
-//! call that made it returned.
+//! The tunnel has the device's state: up or down, MTU, address, name. That state changes without the core. So a call whose outcome
+//! depends on it first goes out by [`Output::Refresh`], and so does a call that looks for datagrams of a bridge. This costs a system
+//! call or two. It makes sure that the core knows every change that the client made, and every datagram that it sent, as soon as the
+//! client's own call has returned.
 
 mod message;
 

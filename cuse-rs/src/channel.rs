@@ -1,8 +1,8 @@
 //! The open channel: a file from which requests are read and to which replies are written.
 //!
-//! Owns the descriptor, the read loop and the way of each reply. Leaves what a message means to [`crate::codec`],
-//! what to do about it to a [`Device`], how the channel came about to [`crate::cuse`] and [`crate::fuse_file`], and
-//! what a file has beyond a device to `fuse_file`'s node.
+//! Owns the file descriptor, the read loop and the way of each reply. Leaves the meaning of a message to [`crate::codec`], and the
+//! answer to a [`Device`]. [`crate::cuse`] and [`crate::fuse_file`] make the channel, and the node of `fuse_file` has what a file has
+//! beyond a device.
 //!
 //! # States and operations
 //!
@@ -98,11 +98,12 @@ impl Channel {
         self.serve_at(device, || None)
     }
 
-    /// As [`serve`](Self::serve), and looks for the next message for up to 100 us before it sleeps, where messages follow each other
-    /// closely, that has been seen to bring them sooner, and nobody else wants the CPU. For a channel that one thread serves.
+    /// Like [`serve`](Self::serve), but looks for the next message for up to 100 us before it sleeps. It does so only if messages follow
+    /// each other closely, looking has been seen to bring them sooner, and no other thread wants the CPU. For a channel that one
+    /// thread serves.
     ///
-    /// That is where client and server run on different CPUs, since the server need not be woken then. The descriptor is switched
-    /// between blocking and non-blocking. Without effect where there is one CPU to run on.
+    /// This helps when client and server run on different CPUs: nobody has to wake the server. The file descriptor is switched between
+    /// blocking and non-blocking. With one CPU to run on this has no effect.
     ///
     /// # Errors
     ///
@@ -160,9 +161,9 @@ impl Channel {
         }
     }
 
-    /// Waits until a [`Device`] has been given all that clients had done before this call, also what they do not wait for
-    /// themselves: the `close` of a file of a FUSE mount. Not for a thread that serves the channel. Where several do, one of them may
-    /// still be about to hand on what it has read.
+    /// Waits until the [`Device`] has got every message of what clients did before this call. That includes the `close` of a file of a
+    /// FUSE mount, for which clients do not wait. A thread that serves the channel must not call this. If several threads serve it,
+    /// one of them may still be about to hand on what it has read.
     ///
     /// False if that takes longer than `patience`, or the channel has ended.
     pub fn catch_up(&self, patience: Duration) -> bool {

@@ -1,12 +1,15 @@
-//! Bytes of the channel to requests, replies to bytes.
+//! Decodes bytes of the channel into requests, and encodes replies into bytes.
 //!
 //! Pure: knows no file and no thread. [`decode`] takes one message as one `read` of the channel brings it;
 //! [`Reply::with_pieces`] gives the pieces that one `writev` sends. What is accepted and sent follows
 //! `fuse_dev_do_read`, `fuse_dev_do_write` and `copy_out_args` of `fs/fuse/dev.c`, and `fs/fuse/ioctl.c`.
 //!
-//! Invariants: no input panics; decoding copies headers and borrows data, encoding borrows data (nothing is
-//! allocated, unless a reply has more than [`MAX_PIECES`] pieces); a reply's length field is
-//! the length of its pieces; an error is in -511..=-1 and has no data.
+//! Invariants:
+//!
+//! * No input panics.
+//! * Decoding copies headers and borrows data; encoding borrows data. Nothing is allocated, unless a reply has more than
+//!   [`MAX_PIECES`] pieces.
+//! * A reply's length field is the length of its pieces. An error is in -511..=-1 and has no data.
 
 use std::io::IoSlice;
 

@@ -12,8 +12,8 @@
 //!
 //! # Caveats
 //!
-//! * Where the node's path is taken by another device (`net/tun` with tun loaded), the device registers without a
-//!   node: [`Registration::node`] is `None`, and the device can be reached by `mknod` with its number.
+//! * If another device has the node's path (`net/tun` with tun loaded), the device registers without a node. Then
+//!   [`Registration::node`] is `None`, and `mknod` with the device's number makes a node.
 //! * The node belongs to root and has mode 0600 until it is changed here; a udev rule may change it again.
 
 mod error;

@@ -2,11 +2,10 @@
 //!
 //! # Theory of operation
 //!
-//! A server opens `/dev/cuse`. The kernel puts one message into that file, CUSE_INIT; the answer names
-//! the device, and while it is being written the kernel creates the character device. From then on
-//! every `open`, `read`, `write`, `ioctl`, `poll` and last `close` of the device node is a message to
-//! be read from the same file, and the client sleeps in its system call until the answer to that message
-//! has been written. Closing the file removes the device.
+//! A server opens `/dev/cuse`. The kernel puts one message into that file, CUSE_INIT. The answer names the device, and the kernel
+//! creates the character device during the write of that answer. From then on every `open`, `read`, `write`, `ioctl`, `poll` and last
+//! `close` of the device node is a message that the server reads from the same file. The client sleeps in its system call until the
+//! server has written the answer. Closing the file removes the device.
 //!
 //! ```text
 //!   client            kernel (fs/fuse/cuse.c, dev.c)             server (this crate)
@@ -21,10 +20,10 @@
 //! meanwhile is announced by [`Device::interrupt`]; the device then answers that call with
 //! [`Errno::EINTR`]. Until it does the client cannot even be killed.
 //!
-//! Where the kernel has no CUSE, [`fuse_file`] mounts a single regular file through `/dev/fuse`, which nearly every
-//! kernel has, and which in a user namespace takes no privilege. The same [`Device`] serves it: the messages are the
-//! same, up to a handshake, a few that ask for the file's attributes and are answered here, and ioctls, whose memory is
-//! moved by this crate (`process_vm_readv`) since the kernel does not. What clients notice is in the README.
+//! Where the kernel has no CUSE, [`fuse_file`] mounts a single regular file through `/dev/fuse`. Nearly every kernel has that, and in a
+//! user namespace it takes no privilege. The same [`Device`] serves the file. The messages are the same, with three differences: there
+//! is another handshake; some messages ask for the file's attributes, and the crate answers them; and the crate itself moves the
+//! memory of ioctls (`process_vm_readv`). What clients notice is in the README.
 //!
 //! # Layers
 //!

@@ -78,8 +78,8 @@ macro_rules! tokens {
 
         /// Tokens for requests that were deferred.
         ///
-        /// The id must be one that `defer` of the same kind of token gave, and be answered once: the kernel
-        /// ignores a second answer, and refuses one of another kind (the caller then gets EIO).
+        /// The id must come from `defer` of the same kind of token, and must be answered once. The kernel ignores a second answer. It
+        /// refuses an answer of another kind, and the caller then gets EIO.
         impl Channel {
             $(
                 #[doc = concat!("The token of a request deferred by [`", stringify!($name), "::defer`].")]

@@ -41,8 +41,8 @@ pub struct Open {
 
 /// `read(2)`, `readv(2)` and the like.
 ///
-/// A call with more room than one message carries (`max_read`, 32 pages, 32 pieces of an iovec; 256 of
-/// both on a FUSE file) arrives in pieces, but the next piece is asked for only when the one before it was filled.
+/// One message carries `max_read`, 32 pages and 32 pieces of an iovec; on a FUSE file 256 of both. A call with more room arrives in
+/// pieces. The kernel asks for the next piece only if the one before it was filled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Read {
     /// The open file.
@@ -58,8 +58,8 @@ pub struct Read {
 
 /// `write(2)`, `writev(2)` and the like.
 ///
-/// A call with more data than one message carries (`max_write`, 32 pages, 32 pieces of an iovec; 256
-/// of both on a FUSE file) arrives in pieces; the first does not tell that more will follow.
+/// One message carries `max_write`, 32 pages and 32 pieces of an iovec; on a FUSE file 256 of both. A call with more data arrives in
+/// pieces. The first piece does not tell that more will follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Write<'a> {
     /// The open file.
@@ -137,9 +137,9 @@ impl fmt::Debug for Payload<'_> {
 
 /// `ioctl(2)`.
 ///
-/// Where ioctls are unrestricted, each call first arrives without data. A device that needs memory of the
-/// caller answers with [`retry`](crate::ReplyIoctl::retry), and is asked again (by `/dev/cuse` under
-/// another id), with `input` read and room for `output`; as many times as it takes.
+/// Where ioctls are unrestricted, each call first arrives without data. A device that needs memory of the caller answers with
+/// [`retry`](crate::ReplyIoctl::retry). Then the call comes again (from `/dev/cuse` under another id), with `input` read and room for
+/// `output`. A device may retry any number of times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ioctl<'a> {
     /// The open file.

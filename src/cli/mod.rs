@@ -177,7 +177,7 @@ fn size(text: &str) -> Result<usize, String> {
         _ => (text, 0),
     };
     let bytes = number.parse::<usize>().ok().and_then(|number| number.checked_mul(1 << shift));
-    let bytes = bytes.ok_or_else(|| format!("{text:?} is no size; write it as 256M or 1G"))?;
+    let bytes = bytes.ok_or_else(|| format!("{text:?} is not a size; write it as 256M or 1G"))?;
     if bytes < LEAST_MEMORY {
         Err(format!("{text:?} is too little; give 1M or more"))
     } else {

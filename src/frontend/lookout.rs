@@ -1,8 +1,8 @@
-//! Looks at other processes from which the looker may never come back.
+//! Looks at other processes in a thread of its own, because such a look may never end.
 //!
-//! A look at an open file of another process may have to wait for the server of that file's system, and such a wait cannot be
-//! interrupted. So a thread of its own looks, and is given up when that takes too long. It ends when it comes back; until then nobody
-//! looks at that process again. The threads that are given up are few: while there are so many, nobody looks at all.
+//! A look at an open file of another process may have to wait for the server of that file's system, and nothing interrupts such a wait.
+//! So a separate thread looks, and is given up when it takes too long. It ends when its look ends. Until then no thread looks at that
+//! process again. The number of given-up threads has a limit; at the limit no thread looks at all.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

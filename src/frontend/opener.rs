@@ -4,8 +4,8 @@
 //!
 //! A thread that serves the device must not make a call that waits for another process. These do not:
 //!
-//! * Reading `/proc/TID/status` copies what the kernel has (`proc_pid_status`). It does not take the lock of the thread's memory, which
-//!   a page fault may hold for as long as a server likes; `cmdline`, `environ` and `maps` take that lock, so nobody here reads them.
+//! * Reading `/proc/TID/status` copies what the kernel has (`proc_pid_status`). It does not take the lock of the thread's memory. A page
+//!   fault may hold that lock for as long as a server likes. `cmdline`, `environ` and `maps` take it, so nobody here reads them.
 //! * `stat` and `open` of `/proc/TID/ns/net` end in the kernel's own nsfs, which has no server.
 //!
 //! This one may, so a thread makes it that can be given up (`lookout`):

@@ -1,6 +1,6 @@
-//! Whether a path is a device of memtun's, before a program is given it for one.
+//! Checks that a path is a device of memtun before a program gets it.
 //!
-//! Only what looks like one is opened: an open file of another device may have effects.
+//! The check opens a path only if it looks like such a device: to open another device may have effects.
 
 use std::{
     fs, io,
@@ -50,7 +50,7 @@ pub enum ProbeError {
     #[error("the daemon of {0} does not answer; end it, and start 'memtun serve' again")]
     Silent(PathBuf),
     /// It cannot be opened.
-    #[error("opening {path}: {}; 'memtun serve --mode' and '--owner' say who may", .errno.desc())]
+    #[error("opening {path}: {}; 'memtun serve --mode' and '--owner' choose who may open it", .errno.desc())]
     Open {
         /// The path.
         path: PathBuf,

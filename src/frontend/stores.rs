@@ -1,9 +1,9 @@
-//! Answers to ioctls of others that store something in the caller's memory.
+//! Answers to ioctls that store something in the caller's memory, given by another thread than the one that served the ioctl.
 //!
-//! On a file the server stores it itself, and a caller's memory may never come. The thread that serves the ioctl lets another serve
-//! the file meanwhile. A call that had to wait, for a network device say, is answered by whoever ends the wait, who has more to do:
-//! so a thread of its own stores what there is to store. There are as many as there are callers whose memory does not come, up to a
-//! limit for each user, so that one user's do not cost others theirs.
+//! On a file the server itself stores the answer, and the caller's memory may never arrive. The thread that serves an ioctl lets
+//! another thread serve the file meanwhile. But a call may have had to wait, for example for a network device. The thread that ends the
+//! wait has other work, so a separate thread stores the answer. There is one such thread for each caller whose memory does not arrive,
+//! with a limit for each user, so that one user takes none from the others.
 
 use std::{
     cell::Cell,

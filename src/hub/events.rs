@@ -1,10 +1,10 @@
-//! What has happened, on its way to observers.
+//! Events on their way to observers.
 //!
-//! Events are queued under the core's lock, with their time, and told by a thread of their own ([`Hub::run_observers`]): no client
-//! waits for an observer, however many there are. The queue is bounded; an event that finds no room is counted, and the next one
-//! that is told says how many are missing before it.
+//! Events are queued with their time under the core's lock. A thread of their own tells them ([`Hub::run_observers`]), so no client waits
+//! for an observer, however many there are. The queue is bounded. An event that finds no room is counted, and the next event that is
+//! told says how many are missing before it.
 //!
-//! What an observer makes of an event is made once for all that want the same: see [`Happened::encoded`].
+//! Observers that want the same form of an event share one encoding: see [`Happened::encoded`].
 
 use std::{
     cell::OnceCell,

@@ -27,8 +27,8 @@ pub(super) struct Device {
 impl Device {
     /// Asks the kernel how it is.
     ///
-    /// News is not taken at its word: what it says may be older than what the kernel has answered meanwhile, and that a carrier
-    /// has come is news up to a second after it has.
+    /// News alone is not enough: it may be older than an answer that the kernel has given meanwhile. And the news of a carrier comes up
+    /// to a second after the carrier.
     pub(super) fn look(&self) -> Result<State, Errno> {
         let link = self.namespace.requests.link(self.index)?;
         Ok(state_of(&link, &self.namespace.network))

@@ -1,5 +1,5 @@
-//! The other end of a `veth` that stands in for a tun link. It is in a namespace that nobody but memtun knows of, so that the kernel
-//! takes both ends away when memtun ends, however it ends.
+//! The other end of a `veth` that takes the place of a tun device. Its network namespace belongs to memtun alone. So the kernel removes
+//! both ends when memtun ends, in whatever way.
 
 use std::{
     io,

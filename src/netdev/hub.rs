@@ -1,4 +1,4 @@
-//! Devices beside the tunnels of a hub: what the core asks is asked of [`Netdevs`], what becomes of them is told to the core.
+//! Network devices beside the tunnels of a hub. Passes the core's requests to [`Netdevs`], and tells the core what happens to the devices.
 
 use std::{
     io::IoSlice,

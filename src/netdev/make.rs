@@ -1,7 +1,7 @@
-//! Making a link: the kernel's own tun or tap, else a substitute.
+//! Makes a network device: the kernel's own tun or tap, otherwise a substitute.
 //!
-//! What the tun driver refuses is the client's answer, for the driver knows best: a name that is taken, a missing right. A
-//! substitute is tried only where the driver cannot be asked at all.
+//! When the tun driver refuses, the client gets its errno: a name that is taken, a missing right. memtun tries a substitute only where
+//! it cannot use the driver at all.
 
 use std::{
     fs::File,

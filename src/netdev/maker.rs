@@ -1,4 +1,4 @@
-//! What may take long in the making of a device: entering its namespace, and TUNSETIFF. Each is done by a thread of its own.
+//! The slow steps of making a device: entering its namespace, and TUNSETIFF. A thread of its own does them for each device.
 
 use std::{os::fd::OwnedFd, sync::Arc};
 

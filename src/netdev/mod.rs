@@ -1,12 +1,11 @@
-//! The kernel's network devices beside tunnels: what clients configure with `ip`, `ifconfig`, rtnetlink and the `SIOCSIF*` ioctls of
-//! sockets, none of which a device in memory can answer.
+//! The kernel's network devices beside tunnels. Clients configure them with `ip`, `ifconfig`, rtnetlink and the `SIOCSIF*` ioctls of
+//! sockets. A device in memory could not answer these calls.
 //!
 //! # Theory of operation
 //!
-//! The *owner*, one thread, has all state of the devices: it makes, changes and removes them, and hears of what others do to them. It
-//! is spoken to by messages through one channel, in the order in which they are sent, and tells what comes of them by
-//! [`Listener::tell`], with no lock held. Nobody waits for it: what must wait for a device is parked in the core, and goes on when the
-//! core is told.
+//! The *owner*, one thread, has all state of the devices. It makes, changes and removes them, and the kernel tells it what others do to
+//! them. It gets messages through one channel, in the order in which they are sent. It tells the results by [`Listener::tell`], with no
+//! lock held. No thread waits for it: a call that must wait for a device is parked in the core, and goes on when the core is told.
 //!
 //! ```text
 //!   core --NetdevRequest--> channel --> owner --NetdevNews--> core
@@ -16,36 +15,35 @@
 //!   owner --> maker: namespaces, TUNSETIFF      owner --> remover: deletions, closing of queues
 //! ```
 //!
-//! A device is the kernel's own tun or tap, opened by memtun and asked for by the client's name and flags, so that it looks in every
-//! way as the client expects (`IFLA_INFO_KIND`, `tun_flags`, `POINTOPOINT`). Where the driver cannot be asked a substitute stands in,
-//! which can be configured, but passes nothing: a `veth`, else a `dummy` or `ifb` device. What a client may attach to is the kernel's to
-//! say, with the client's own rights ([`Rights`]).
+//! A device is the kernel's own tun or tap. memtun opens it with the client's name and flags, so it looks as the client expects
+//! (`IFLA_INFO_KIND`, `tun_flags`, `POINTOPOINT`). Where memtun cannot use the driver, it makes a substitute, which clients can configure,
+//! but which passes nothing: a `veth`, else a `dummy` or `ifb` device. The kernel decides what a client may attach to, by the client's
+//! own rights ([`Rights`]).
 //!
-//! What may take long is not done by the owner. A *maker*, a thread for each device that is being made, enters the namespace and makes it.
-//! The *remover*, one thread, deletes devices, many at once, and closes queues: each takes the kernel an RCU grace period, of some 20 ms.
-//! Whoever wants a name that is being removed, or a queue of a device of which one is being closed, waits for that alone.
+//! The owner leaves slow work to other threads. A *maker*, one thread for each device that is being made, enters the namespace and makes
+//! the device. The *remover*, one thread, deletes devices, many at once, and closes queues. Each of these takes the kernel an RCU grace
+//! period of about 20 ms. A call waits for the remover only if it wants the name of a device that is being removed, or a queue of a
+//! device that has a queue being closed.
 //!
-//! What the kernel sends stays in the driver's queue, with its length and its order, until somebody wants it. It is read, and what a
-//! client writes is written, by the thread that has the client's call: [`Table`] is the owner's, and others look up queues in it.
+//! Datagrams from the kernel stay in the driver's queue, with its length and its order, until a client wants them. The thread that has
+//! the client's call reads them, and writes what the client writes. It looks up the queue in [`Table`], which belongs to the owner.
 //!
-//! The kernel queues news before the call that made it returns. So a call whose outcome depends on a device first looks whether there
-//! is news that the core has not been told of ([`Netdevs::look`]). If there is, the owner takes the call over, and it goes on behind
-//! the news.
+//! The kernel queues news before the call that caused it returns. So a call whose outcome depends on a device first looks for news that
+//! the core does not know ([`Netdevs::look`]). If there is any, the owner takes the call over, and the call goes on after the news.
 //!
-//! A device that is moved to another namespace is followed there, if it is a tun (TUNGETDEVNETNS). All of them vanish when memtun ends,
-//! however it ends, but for those that were made persistent: a tun goes with its last queue, a `veth` with its other end, which is in
-//! a namespace that only memtun has (`far`). A `dummy` or `ifb` stays when memtun is killed, until its namespace goes; it bears the
-//! alias `memtun`.
+//! memtun follows a tun that is moved to another namespace (TUNGETDEVNETNS). When memtun ends, in whatever way, all devices vanish that
+//! are not persistent. A tun goes with its last queue. A `veth` goes with its other end, whose namespace only memtun has (`far`). A
+//! `dummy` or `ifb` stays when memtun is killed, until its namespace goes; it has the alias `memtun`.
 //!
 //! # Locks
 //!
-//! In this order; none is held while the core is told something, but for the second:
+//! They are taken in this order. Only the second one is held while the core is told something.
 //!
-//! 1. that of [`Table`], for a look-up or a change;
-//! 2. the turn of a queue: held while datagrams are read and given to the core, so that their order is kept. The core's own lock comes
-//!    after it, and nobody who has that takes a turn;
-//! 3. the descriptor of a queue: shared for one `read` or `writev`, which never block, alone to close it.
-//! 4. a socket of rtnetlink: each is one thread's, but for that of the makers and the remover.
+//! 1. the lock of [`Table`], for a look-up or a change;
+//! 2. the turn of a queue: held while datagrams are read and given to the core, which keeps their order. The core's own lock comes
+//!    after it, and a thread that has the core's lock never takes a turn;
+//! 3. the file descriptor of a queue: shared for one `read` or `writev`, which never block, and exclusive to close it;
+//! 4. a socket of rtnetlink: each belongs to one thread, except for the one of the makers and the remover.
 
 mod device;
 mod far;
@@ -260,7 +258,7 @@ impl Netdevs {
         self.to_owner.send(Message::CatchUp(done));
         // An owner that has ended has no news.
         if told.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
-            warn!("news of network devices does not come, ignoring");
+            warn!("the kernel sends no news of network devices, ignoring");
         }
     }
 
@@ -270,9 +268,7 @@ impl Netdevs {
         self.to_owner.send(Message::Stop);
         let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         if ended.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
-            warn!(
-                "the kernel does not remove network devices, leaving them to the end of the process"
-            );
+            warn!("removing network devices takes too long, leaving them until the process ends");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The thread that has all devices.
+//! The thread that owns all devices.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -420,7 +420,7 @@ impl Owner {
             Ok(state) => {
                 self.publish(tunnel);
                 if made.kind != Kind::Tun {
-                    info!(name = %state.name, kind = made.kind.word(), "a substitute stands in for a tun device");
+                    info!(name = %state.name, kind = made.kind.word(), "a substitute takes the place of a tun device");
                 }
                 Ok(MadeNetdev { state, persistent: made.persistent, was_there: made.was_there })
             }

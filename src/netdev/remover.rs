@@ -1,7 +1,7 @@
-//! Deleting devices and closing queues, in a thread of its own.
+//! Deletes devices and closes queues, in a thread of its own.
 //!
-//! Each takes the kernel an RCU grace period, of some 20 ms, unless many devices are deleted by one request. rtnetlink has one for all
-//! devices of a *group*, a number that a device bears: those that are to go get one that nobody else has.
+//! Each of these takes the kernel an RCU grace period of about 20 ms. But one request of rtnetlink can delete all devices of a *group*, a
+//! number that each device has. So the devices that have to go get a group number that no other device has.
 
 use std::{
     sync::{Arc, mpsc},

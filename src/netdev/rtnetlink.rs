@@ -1,8 +1,8 @@
 //! rtnetlink in one network namespace: requests and news.
 //!
-//! Whoever is root in a namespace of their own decides how long its messages are (alternative names, statistics), may send messages
-//! of their own to any socket there, and may take away what an answer is about. So a buffer grows with what comes, only the kernel is
-//! listened to, an answer counts by its number, and the wait for one ends.
+//! A user who is root in a namespace decides how long its messages are (alternative names, statistics), may send messages to any socket
+//! there, and may remove a device while an answer about it is awaited. So the buffer grows with the message, only messages of the kernel
+//! count, an answer is known by its number, and the wait for an answer ends.
 
 use std::{
     io,

@@ -1,4 +1,4 @@
-//! Setting something on a link: by the tun driver's ioctls where it has one for it, else by rtnetlink.
+//! Changes a setting of a device: by an ioctl of the tun driver if it has one for it, otherwise by rtnetlink.
 
 use std::os::fd::BorrowedFd;
 

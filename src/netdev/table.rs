@@ -1,4 +1,4 @@
-//! Where whoever has a client's call finds the queues of its device. The owner alone changes it.
+//! The queues of each device. The thread that has a client's call looks them up here; only the owner changes them.
 
 use std::{
     collections::BTreeMap,

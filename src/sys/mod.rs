@@ -119,8 +119,8 @@ pub(crate) fn detach(keep: OwnedFd, live: impl FnOnce(BorrowedFd<'_>)) -> io::Re
     exit_at_once()
 }
 
-/// A child leaves its session and closes every descriptor but one, which becomes its standard input: nobody must wait
-/// for the end of our output, or of a channel, because of it.
+/// A child leaves its session and closes every descriptor but one, which becomes its standard input. So nobody waits for the end of
+/// our output, or of a channel, because of the child.
 fn leave_all_but(keep: BorrowedFd<'_>) -> io::Stdin {
     let _session = setsid();
     let _stdin = dup2_stdin(keep);

@@ -22,8 +22,8 @@
 //!
 //! # Caveats
 //!
-//! * The kernel copies first: where a command's number says that there is input and its argument is no address of a
-//!   caller (TUNSETPERSIST with argument 1), the caller gets EFAULT and no message comes.
+//! * The kernel copies first. If a command's number says that there is input, but its argument is not an address of the caller
+//!   (TUNSETPERSIST with argument 1), the caller gets EFAULT and no message comes.
 //! * Memory of another user's process, or of one that is not dumpable, is closed (`__ptrace_may_access`), unless the
 //!   server has CAP_SYS_PTRACE; so is that of processes which are no descendants under Yama's `ptrace_scope` 1. The caller
 //!   gets EPERM then.

@@ -35,8 +35,8 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// How the kernel treats open files. Without STREAM a `read` that waits holds up every other call on the same open file
-    /// (`f_pos_lock`); with it a call begins at position 0, so that a larger one tells the next piece of a split call.
+    /// How the kernel treats open files. Without STREAM, a waiting `read` makes every other call on the same open file wait
+    /// (`f_pos_lock`). With it, each call begins at position 0, so a position above 0 marks a later piece of a split call.
     pub(crate) const OPEN_FLAGS: OpenFlags = OpenFlags::DIRECT_IO
         .union(OpenFlags::STREAM)
         .union(OpenFlags::NOFLUSH)

@@ -1,7 +1,7 @@
-//! What a program leaves behind: processes that have the device open when it has ended, as a daemon does that detaches itself.
+//! Processes that a program leaves behind with the device open when it ends, such as a daemon that detaches itself.
 //!
-//! `run` waits until they have closed it, for it serves the device. A process that is left behind without the device may be about
-//! to open it, so it has [`LATE`] for that.
+//! `run` serves the device, so it waits until they have closed it. A process that is left behind without the device may be about to
+//! open it; `run` gives it [`LATE`] for that.
 
 use std::{
     collections::BTreeMap,
