@@ -75,7 +75,10 @@ pub enum ClientError {
     Garbled(#[from] serde_json::Error),
     /// The connection failed.
     #[error("talking to the daemon: {0}")]
-    Io(#[from] io::Error),
+    Io(#[source] io::Error),
+    /// What the daemon said could not be written out.
+    #[error("writing to standard output: {0}")]
+    Output(#[from] io::Error),
     /// The daemon closed the connection.
     #[error("the daemon closed the connection")]
     Closed,
@@ -194,7 +197,7 @@ impl Client {
         self.call(attach)?;
         self.descriptors
             .pop_front()
-            .ok_or_else(|| io::Error::other("no descriptor came with the answer").into())
+            .ok_or_else(|| ClientError::Io(io::Error::other("no descriptor came with the answer")))
     }
 
     /// Whether a tunnel is a tap.

@@ -27,9 +27,9 @@ use std::{
 use self::events::Events;
 pub use self::events::{Happened, Observer};
 use crate::core::{
-    Answer, CommandError, Condition, Core, FileId, Forward, Instant, Interface, Look, NetdevNews,
-    NetdevRequest, Origin, Outcome, Output, PeerId, Request, RequestId, TunnelId, WaitId,
-    WakeHandle,
+    Answer, CommandError, Condition, Core, FileId, Forward, Instant, Interface, Keeper, Look,
+    NetdevNews, NetdevRequest, Origin, Outcome, Output, PeerId, Request, RequestId, TunnelId,
+    WaitId, WakeHandle,
 };
 pub use crate::sys::FileKind;
 use crate::{errno::Errno, netns::Networks, panics, planted};
@@ -94,6 +94,14 @@ pub type Switched = Box<dyn FnOnce(Result<(), String>) + Send>;
 /// Whoever waits: what it still waits for can be given up at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Waiter(u64);
+
+impl Waiter {
+    /// The same, as it keeps what it takes.
+    #[must_use]
+    pub fn keeper(self) -> Keeper {
+        Keeper(self.0)
+    }
+}
 
 /// What is done when a wait is over, and whose it is.
 struct Pending {
@@ -263,14 +271,17 @@ impl Hub {
         waiting
     }
 
-    /// Gives up all that somebody waits for; what was to be done is not done.
-    pub fn cancel_waits(&self, waiter: Waiter) {
+    /// Somebody has ended: what it waits for is not done, and what it keeps is given back.
+    pub fn leave(&self, waiter: Waiter) {
         let given_up: Vec<WaitId> = self
             .lock_waits()
             .extract_if(.., |_, pending| pending.waiter == waiter)
             .map(|(id, _)| id)
             .collect();
-        self.with(|core| given_up.iter().for_each(|id| core.cancel_wait(*id)));
+        self.with(|core| {
+            given_up.iter().for_each(|id| core.cancel_wait(*id));
+            core.release_kept(waiter.keeper());
+        });
     }
 
     fn change_observers(&self, change: impl FnOnce(&mut Vec<(u64, Arc<dyn Observer>)>)) {

@@ -5,14 +5,16 @@ use std::{
     process::ExitCode,
 };
 
-use memtun::{cli::Cli, log};
+use memtun::{cli::Cli, client::ClientError, log};
 
 fn main() -> ExitCode {
     let (cli, filter) = Cli::parse_or_exit();
     log::start(filter);
     let mut out = io::stdout().lock();
     let executed = cli.execute(&mut out);
-    let status = match executed.and_then(|status| Ok(out.flush().map(|()| status)?)) {
+    let status = match executed
+        .and_then(|status| Ok(out.flush().map(|()| status).map_err(ClientError::Output)?))
+    {
         Ok(status) => status,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {

@@ -82,8 +82,13 @@ pub fn inject(client: &mut Client, tunnel: &str, datagram: &[u8]) -> Injected {
 
 pub fn take(client: &mut Client, tunnel: &str) -> Vec<u8> {
     let timeout_ms = u64::try_from(DEADLINE.as_millis()).expect("a short time");
-    let call =
-        Take { tunnel: tunnel.parse().expect("an address"), count: 1, timeout_ms, segment: false };
+    let call = Take {
+        tunnel: tunnel.parse().expect("an address"),
+        count: 1,
+        timeout_ms,
+        segment: false,
+        keep: false,
+    };
     let taken = client.call(&call).unwrap_or_else(|error| panic!("take: {error}"));
     taken.datagrams[0].datagram.to_vec()
 }

@@ -483,6 +483,7 @@ fn interface_is_switched_while_in_use(backend: Backend) {
         count: 3,
         timeout_ms: timeout_ms(),
         segment: false,
+        keep: false,
     };
     let taken = rig.daemon.client().call(&call).unwrap().datagrams;
     let taken: Vec<&[u8]> = taken.iter().map(|taken| &taken.datagram[..]).collect();

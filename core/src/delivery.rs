@@ -3,10 +3,10 @@
 use alloc::sync::Arc;
 
 use super::{
-    Address, CommandError, Core, Datagram, DropReason, Event, FileId, Interface, Mode, Output,
-    Peer, TunnelId, file::Refused, filter::filtered, offload,
+    Address, CommandError, Core, Datagram, DropReason, Event, FileId, Interface, Output, Peer,
+    TunnelId, file::Refused, filter::filtered, offload,
 };
-use crate::abi::tun::{self, Offload};
+use crate::abi::tun;
 
 /// What became of an injected datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,10 +23,9 @@ impl Core {
         &mut self,
         to: TunnelId,
         datagram: Datagram,
-        mode: Mode,
-        accepted: Offload,
     ) -> Result<Delivery, CommandError> {
-        offload::perform(datagram, mode, accepted)?
+        let tunnel = self.tunnel_or_unknown(to)?;
+        offload::perform(datagram, tunnel.mode, tunnel.offload)?
             .map(|datagram| self.send_to_client(to, datagram))
             .reduce(Result::and)
             .unwrap_or(Err(CommandError::EmptyDatagram))

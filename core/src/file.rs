@@ -2,13 +2,16 @@
 //!
 //! Invariant: a file with a parked read has an empty queue.
 
-use alloc::{collections::VecDeque, sync::Arc};
+use alloc::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 
 use super::{
-    Charge, Datagram, Exhausted, FileId, Opener, Origin, ReadCall, RequestId, Resource, TunnelId,
-    User, WakeHandle,
+    Charge, Datagram, Exhausted, FileId, Keeper, Opener, Origin, ReadCall, RequestId, Resource,
+    TunnelId, User, WakeHandle,
     datagram::{self, Framing},
     filter::Filter,
 };
@@ -239,29 +242,48 @@ pub(super) enum Refused {
 }
 
 /// A bounded FIFO of datagrams; what does not fit is refused, so the oldest are kept (kernel: `ptr_ring`).
+///
+/// Of a tunnel's `written`, the oldest may be reserved: a harness was given them, and has not said that it has them.
 #[derive(Debug, Default)]
 pub struct Queue {
+    /// Those that have ever been reserved, by number. All are older than those in `kept`.
+    reserved: BTreeMap<u64, Reserved>,
     kept: VecDeque<Kept>,
     bytes: usize,
     max_datagrams: usize,
     max_bytes: usize,
 }
 
+#[derive(Debug)]
+struct Reserved {
+    kept: Kept,
+    /// `None`: it has been given back.
+    by: Option<Keeper>,
+}
+
 impl Queue {
     pub(super) fn new(max_datagrams: usize, max_bytes: usize) -> Self {
-        Self { kept: VecDeque::new(), bytes: 0, max_datagrams, max_bytes }
+        let (reserved, kept) = (BTreeMap::new(), VecDeque::new());
+        Self { reserved, kept, bytes: 0, max_datagrams, max_bytes }
     }
 
-    /// How many datagrams there are.
+    /// How many datagrams there are, reserved ones included.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.kept.len()
+        self.reserved.len() + self.kept.len()
     }
 
     /// There are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.kept.is_empty()
+        self.len() == 0
+    }
+
+    /// How many datagrams nobody has reserved.
+    #[must_use]
+    pub fn available(&self) -> usize {
+        let given_back = self.reserved.values().filter(|reserved| reserved.by.is_none());
+        given_back.count() + self.kept.len()
     }
 
     /// Their bytes, without headers.
@@ -278,18 +300,23 @@ impl Queue {
 
     /// The datagrams, oldest first.
     pub fn iter(&self) -> impl Iterator<Item = &Datagram> {
-        self.kept.iter().map(|kept| &kept.datagram)
+        self.all().map(|kept| &kept.datagram)
+    }
+
+    /// There is room for a datagram of so many bytes, if there is memory.
+    pub(super) fn has_room_for(&self, length: usize) -> bool {
+        self.len() < self.max_datagrams && self.bytes + length <= self.max_bytes
     }
 
     /// Appends a datagram, in a user's memory; or nothing is changed.
     pub(super) fn push(&mut self, datagram: Datagram, user: &Arc<User>) -> Result<(), Refused> {
-        let bytes = self.bytes + datagram.payload.len();
-        if self.kept.len() >= self.max_datagrams || bytes > self.max_bytes {
+        let length = datagram.payload.len();
+        if !self.has_room_for(length) {
             return Err(Refused::Full);
         }
         match user.charge(Resource::Memory, cost(&datagram)) {
             Ok(charge) => {
-                self.bytes = bytes;
+                self.bytes += length;
                 self.kept.push_back(Kept { datagram, charge });
                 Ok(())
             }
@@ -307,16 +334,14 @@ impl Queue {
     ) {
         let length = datagram.payload.len();
         let (datagrams, bytes) = (datagrams.min(self.max_datagrams), bytes.min(self.max_bytes));
-        while !self.kept.is_empty() && (self.kept.len() >= datagrams || self.bytes + length > bytes)
-        {
-            self.pop();
-        }
+        while (self.len() >= datagrams || self.bytes + length > bytes) && self.pop().is_some() {}
         // One that is longer than all may be, or that there is no memory for, is not kept.
         let _kept = self.push(datagram, user);
     }
 
     /// `tun_queue_purge`.
     pub(super) fn clear(&mut self) {
+        self.reserved = BTreeMap::new();
         self.kept = VecDeque::new();
         self.bytes = 0;
     }
@@ -330,8 +355,65 @@ impl Queue {
         self.give_up_places();
     }
 
+    /// Removes the oldest that nobody has reserved.
     pub(super) fn pop(&mut self) -> Option<Datagram> {
         self.pop_kept().map(|kept| kept.datagram)
+    }
+
+    /// Puts back what was popped last, in a user's memory; false if there is none.
+    #[must_use]
+    pub(super) fn unpop(&mut self, datagram: Datagram, user: &Arc<User>) -> bool {
+        let Ok(charge) = user.charge(Resource::Memory, cost(&datagram)) else { return false };
+        self.bytes += datagram.payload.len();
+        self.kept.push_front(Kept { datagram, charge });
+        true
+    }
+
+    /// Reserves the oldest that nobody has reserved. It gets a number, the next after `last`, if it has none yet.
+    pub(super) fn reserve(&mut self, by: Keeper, last: &mut u64) -> Option<(u64, Datagram)> {
+        let number = match self.given_back() {
+            Some(number) => number,
+            None => {
+                let kept = self.kept.pop_front()?;
+                self.give_up_places();
+                *last += 1;
+                self.reserved.insert(*last, Reserved { kept, by: None });
+                *last
+            }
+        };
+        let reserved = self.reserved.get_mut(&number)?;
+        reserved.by = Some(by);
+        Some((number, reserved.kept.datagram.clone()))
+    }
+
+    /// Removes a datagram that somebody has reserved; false if it is not there, or another's.
+    pub(super) fn remove_reserved(&mut self, by: Keeper, number: u64) -> bool {
+        if self.reserved.get(&number).is_none_or(|reserved| reserved.by != Some(by)) {
+            return false;
+        }
+        if let Some(Reserved { kept, .. }) = self.reserved.remove(&number) {
+            self.bytes -= kept.datagram.payload.len();
+        }
+        true
+    }
+
+    /// Gives back all that somebody has reserved; whether there was any.
+    pub(super) fn release(&mut self, by: Keeper) -> bool {
+        let mut any = false;
+        for reserved in self.reserved.values_mut().filter(|reserved| reserved.by == Some(by)) {
+            reserved.by = None;
+            any = true;
+        }
+        any
+    }
+
+    fn given_back(&self) -> Option<u64> {
+        let mut reserved = self.reserved.iter();
+        reserved.find(|(_, reserved)| reserved.by.is_none()).map(|(number, _)| *number)
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Kept> {
+        self.reserved.values().map(|reserved| &reserved.kept).chain(&self.kept)
     }
 
     /// How many datagrams fit without more memory.
@@ -343,12 +425,15 @@ impl Queue {
     /// Each datagram's user, and what it takes.
     #[cfg(test)]
     pub(super) fn memory(&self) -> impl Iterator<Item = (u32, usize)> {
-        self.kept.iter().map(|kept| (kept.charge.user().uid(), kept.charge.amount()))
+        self.all().map(|kept| (kept.charge.user().uid(), kept.charge.amount()))
     }
 
-    /// The oldest datagram, which is still charged for.
+    /// The oldest datagram that nobody has reserved; it is still charged for.
     pub(super) fn pop_kept(&mut self) -> Option<Kept> {
-        let kept = self.kept.pop_front()?;
+        let kept = match self.given_back() {
+            Some(number) => self.reserved.remove(&number)?.kept,
+            None => self.kept.pop_front()?,
+        };
         self.bytes -= kept.datagram.payload.len();
         self.give_up_places();
         Some(kept)
@@ -437,6 +522,32 @@ mod tests {
         }
         let lengths: Vec<usize> = queue.iter().map(|datagram| datagram.payload.len()).collect();
         assert_eq!((lengths, queue.bytes()), (vec![6], 6));
+    }
+
+    #[test]
+    fn reserved_datagrams_come_back_in_order_and_count_meanwhile() {
+        let datagram = |length: usize| Datagram::from(Bytes::from(vec![0; length]));
+        let (mut queue, user) = (Queue::new(4, 100), user());
+        (1..=4).for_each(|length| queue.push(datagram(length), &user).unwrap());
+        let (first, second, mut last) = (Keeper(1), Keeper(2), 0);
+        let mut reserve = |queue: &mut Queue, by| {
+            queue.reserve(by, &mut last).map(|(number, datagram)| (number, datagram.payload.len()))
+        };
+        assert_eq!(reserve(&mut queue, first), Some((1, 1)));
+        assert_eq!(reserve(&mut queue, second), Some((2, 2)));
+        assert_eq!(reserve(&mut queue, first), Some((3, 3)));
+        assert_eq!((queue.len(), queue.available(), queue.bytes()), (4, 1, 10));
+        assert!(matches!(queue.push(datagram(1), &user), Err(Refused::Full)), "they count");
+        assert!(!queue.remove_reserved(second, 1), "it is another's");
+        assert!(queue.release(first) && !queue.release(first));
+        assert_eq!(queue.available(), 3);
+        assert_eq!(reserve(&mut queue, second), Some((1, 1)), "by the number it has");
+        assert_eq!(queue.pop().map(|datagram| datagram.payload.len()), Some(3));
+        assert!(queue.remove_reserved(second, 2) && !queue.remove_reserved(second, 2));
+        assert!(queue.release(second));
+        queue.push_over(datagram(5), &user, 2, 100);
+        let lengths: Vec<usize> = queue.iter().map(|datagram| datagram.payload.len()).collect();
+        assert_eq!((lengths, queue.bytes()), (vec![4, 5], 9));
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! What the harness does: inject and take. A peer that stands in its place does the same.
 
-use alloc::vec::Vec;
+use alloc::{collections::VecDeque, sync::Arc, vec::Vec};
 
 use super::{
     Address, Core, Datagram, Delivery, DropReason, Event, Interface, MacAddress, Mode, Output,
-    Peer, PeerId, Tunnel, TunnelId,
+    Peer, PeerId, Tunnel, TunnelId, User,
     datagram::{self, ETHERNET_HEADER},
     headers::low_u16,
-    offload::OffloadError,
+    offload::{self, OffloadError},
     settings::SettingError,
 };
 use crate::abi::{tun, virtio_net::VnetHeader};
@@ -180,6 +180,15 @@ pub enum Wrap {
     },
 }
 
+/// A datagram on its way to a client, or the segments that are left of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Injection {
+    to: TunnelId,
+    rest: VecDeque<Datagram>,
+    /// What became of those before: the first that was refused, else the last.
+    injected: Option<Result<Delivery, CommandError>>,
+}
+
 /// Commands of the harness.
 impl Core {
     /// Puts a datagram on its way to the client. What its vnet header asks for is done first, except for what the client
@@ -195,30 +204,112 @@ impl Core {
         datagram: Datagram,
         wrap: Wrap,
     ) -> Result<Delivery, CommandError> {
+        let datagram = self.prepared(to, datagram, wrap)?;
+        let delivery = if datagram.vnet.is_none() {
+            self.send_to_client(to, datagram)
+        } else {
+            self.perform_and_send_to_client(to, datagram)
+        };
+        self.settle_waits();
+        delivery
+    }
+
+    /// A datagram that may wait for room in the client's queue, by [`Condition::Inject`](super::Condition::Inject). Work that
+    /// its vnet header asks for, and that the client does not accept now, is done now.
+    ///
+    /// # Errors
+    ///
+    /// As [`inject`](Self::inject), but for what room has to do with.
+    pub fn injection(
+        &self,
+        to: TunnelId,
+        datagram: Datagram,
+        wrap: Wrap,
+    ) -> Result<Injection, CommandError> {
+        let datagram = self.prepared(to, datagram, wrap)?;
+        let tunnel = self.tunnel_or_unknown(to)?;
+        let rest = if datagram.vnet.is_none() {
+            VecDeque::from([datagram])
+        } else {
+            offload::perform(datagram, tunnel.mode, tunnel.offload)?.collect()
+        };
+        Ok(Injection { to, rest, injected: None })
+    }
+
+    /// The next part of an injection finds room, or needs none to be refused.
+    pub(super) fn can_go_on(&self, injection: &Injection) -> bool {
+        let Injection { to, rest, .. } = injection;
+        let Some(datagram) = rest.front() else { return true };
+        if self.check_passes(*to).is_err() {
+            return true;
+        }
+        let queue = self.tunnels.get(to).and_then(|tunnel| tunnel.select_queue(datagram));
+        let Some(file) = queue.and_then(|file| self.files.get(&file)) else { return true };
+        let is_read = !file.parked.is_empty() && file.queue.capacity() > 0;
+        is_read || file.queue.has_room_for(datagram.payload.len())
+    }
+
+    /// Sends what there is room for: the outcome, or what is left.
+    pub(super) fn go_on(
+        &mut self,
+        mut injection: Injection,
+    ) -> Result<Result<Delivery, CommandError>, Injection> {
+        while self.can_go_on(&injection) {
+            let Some(datagram) = injection.rest.pop_front() else {
+                return Ok(injection.injected.unwrap_or(Err(CommandError::EmptyDatagram)));
+            };
+            let to = injection.to;
+            let sent = self.check_passes(to).and_then(|()| self.send_to_client(to, datagram));
+            injection.injected = Some(match injection.injected.take() {
+                None => sent,
+                Some(earlier) => earlier.and(sent),
+            });
+        }
+        Err(injection)
+    }
+
+    /// Sends the rest, whether or not there is room.
+    pub(super) fn finish_injection(
+        &mut self,
+        Injection { to, rest, injected }: Injection,
+    ) -> Result<Delivery, CommandError> {
+        rest.into_iter()
+            .map(|datagram| self.check_passes(to).and_then(|()| self.send_to_client(to, datagram)))
+            .fold(injected, |earlier, sent| match earlier {
+                None => Some(sent),
+                Some(earlier) => Some(earlier.and(sent)),
+            })
+            .unwrap_or(Err(CommandError::EmptyDatagram))
+    }
+
+    /// Whether datagrams get through to the clients of a tunnel at all.
+    fn check_passes(&self, to: TunnelId) -> Result<(), CommandError> {
         let tunnel = self.tunnel_or_unknown(to)?;
         let name = tunnel.name;
         if tunnel.file_count() == 0 {
-            return Err(CommandError::NotAttached(name));
+            Err(CommandError::NotAttached(name))
+        } else if !tunnel.up {
+            Err(CommandError::Down(name))
+        } else if !tunnel.carrier {
+            Err(CommandError::NoCarrier(name))
+        } else {
+            Ok(())
         }
-        if !tunnel.up {
-            return Err(CommandError::Down(name));
-        }
-        if !tunnel.carrier {
-            return Err(CommandError::NoCarrier(name));
-        }
-        let (mode, accepted) = (tunnel.mode, tunnel.offload);
-        let datagram = wrapped(tunnel, datagram, wrap)?;
+    }
+
+    fn prepared(
+        &self,
+        to: TunnelId,
+        datagram: Datagram,
+        wrap: Wrap,
+    ) -> Result<Datagram, CommandError> {
+        self.check_passes(to)?;
+        let datagram = wrapped(self.tunnel_or_unknown(to)?, datagram, wrap)?;
         let (length, limit) = (datagram.payload.len(), self.limits.datagram);
         if length > limit {
             return Err(CommandError::OversizedDatagram { length, limit });
         }
-        let delivery = if datagram.vnet.is_none() {
-            self.send_to_client(to, datagram)
-        } else {
-            self.perform_and_send_to_client(to, datagram, mode, accepted)
-        };
-        self.settle_waits();
-        delivery
+        Ok(datagram)
     }
 
     /// Removes the oldest datagram that clients wrote.
@@ -229,6 +320,18 @@ impl Core {
             self.remove_gone(from);
         }
         datagram
+    }
+
+    /// Puts back what was taken last, and did not get to whom it was taken for; in a user's memory.
+    pub fn put_back(&mut self, to: TunnelId, datagram: Datagram, user: &Arc<User>) {
+        let Some(tunnel) = self.tunnels.get_mut(&to) else { return };
+        let (name, length) = (tunnel.name, datagram.payload.len());
+        if tunnel.written.unpop(datagram, user) {
+            return self.settle_waits();
+        }
+        tunnel.counters.from_client_dropped.add(length);
+        let reason = DropReason::Memory;
+        self.event(|| Event::Dropped { tunnel: to, name, reason, length });
     }
 
     /// Gives a tunnel a peer, which is told whenever there is something to [`take`](Self::take): now too, if there is.
@@ -246,7 +349,7 @@ impl Core {
             return Err(CommandError::HasPeer(tunnel.name));
         }
         tunnel.peer = Some(Peer::Outside(peer));
-        if !tunnel.written.is_empty() {
+        if tunnel.written.available() > 0 {
             self.outputs.push(Output::Notify(peer));
         }
         Ok(())
@@ -336,7 +439,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        FileId,
+        Answer, Condition, FileId, Settings,
         abi::tun::{Offload, ioctl::TUNSETOFFLOAD},
         rig::Rig,
     };
@@ -428,6 +531,78 @@ mod tests {
         assert_eq!(rig.core.inject_from_peer(tunnel, wrong), refused);
         let counters = rig.core.tunnel(tunnel).unwrap().counters();
         assert_eq!((counters.to_client.datagrams, counters.to_client_dropped.datagrams), (0, 1));
+    }
+
+    /// Starts to wait for room.
+    fn inject_later(rig: &mut Rig, wait: u64, to: TunnelId, datagram: Datagram) {
+        let injection = rig.core.injection(to, datagram, Wrap::Raw).unwrap();
+        rig.wait(wait, Condition::Inject(injection), 100).unwrap();
+    }
+
+    fn set_queue_length(rig: &mut Rig, tunnel: TunnelId, length: u32) {
+        let settings = Settings { tx_queue_length: Some(length), ..Settings::default() };
+        rig.configure(tunnel, &settings).unwrap();
+    }
+
+    #[test]
+    fn injection_waits_for_room_in_turn_and_counts_no_drops() {
+        let mut rig = Rig::new();
+        let (file, tunnel) = client(&mut rig, TUN, Offload::empty());
+        set_queue_length(&mut rig, tunnel, 1);
+        let numbered = |number: u8| Datagram::from(bytes::Bytes::from(vec![0x45, number]));
+        for number in 1..=3 {
+            inject_later(&mut rig, number.into(), tunnel, numbered(number));
+        }
+        let queued = || Some(Answer::Injected(Ok(Delivery::Queued(1))));
+        assert_eq!((rig.answer(1), rig.answer(2)), (queued(), None));
+        assert_eq!(rig.read(file, 9), Ok(vec![0x45, 1]));
+        assert_eq!((rig.answer(2), rig.answer(3)), (queued(), None));
+        assert_eq!(rig.read(file, 9), Ok(vec![0x45, 2]));
+        assert_eq!(rig.answer(3), queued());
+        let counters = |rig: &Rig| rig.core.tunnel(tunnel).unwrap().counters();
+        assert_eq!(counters(&rig).to_client_dropped.datagrams, 0);
+
+        // At the deadline it is refused, and counted, as one that does not wait.
+        inject_later(&mut rig, 4, tunnel, numbered(4));
+        rig.pass_until(100);
+        let Some(Answer::Injected(Err(CommandError::QueueFull { datagrams: 1, .. }))) =
+            rig.answer(4)
+        else {
+            panic!("the queue is full")
+        };
+        assert_eq!(counters(&rig).to_client_dropped.datagrams, 1);
+
+        // What takes the client away, or more room, ends the wait as well.
+        inject_later(&mut rig, 5, tunnel, numbered(5));
+        set_queue_length(&mut rig, tunnel, 2);
+        assert_eq!(rig.answer(5), Some(Answer::Injected(Ok(Delivery::Queued(2)))));
+        inject_later(&mut rig, 6, tunnel, numbered(6));
+        rig.set_link(tunnel, false);
+        let down = rig.core.tunnel(tunnel).map(|tunnel| CommandError::Down(*tunnel.name()));
+        assert_eq!(rig.answer(6), down.map(|down| Answer::Injected(Err(down))));
+        rig.set_link(tunnel, true);
+        inject_later(&mut rig, 7, tunnel, numbered(7));
+        rig.close(file);
+        assert!(matches!(rig.answer(7), Some(Answer::Injected(Err(_)))));
+    }
+
+    #[test]
+    fn all_segments_wait_for_room() {
+        let mut rig = Rig::new();
+        let (file, tunnel) = client(&mut rig, TUN, Offload::empty());
+        set_queue_length(&mut rig, tunnel, 2);
+        inject_later(&mut rig, 1, tunnel, tcp(350));
+        for length in [140, 140, 140] {
+            assert_eq!(rig.read(file, 1_000).unwrap().len(), length);
+        }
+        assert_eq!(rig.answer(1), Some(Answer::Injected(Ok(Delivery::Queued(2)))));
+        assert_eq!(rig.read(file, 1_000).unwrap().len(), 90);
+        let parked = rig.read_later(file, 1_000);
+        inject_later(&mut rig, 2, tunnel, tcp(50));
+        assert_eq!(rig.answer(2), Some(Answer::Injected(Ok(Delivery::Read))));
+        assert!(rig.outcome(parked).is_some());
+        let counters = rig.core.tunnel(tunnel).unwrap().counters();
+        assert_eq!(counters.to_client_dropped.datagrams, 0);
     }
 
     #[test]

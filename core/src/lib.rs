@@ -37,6 +37,7 @@ mod harness;
 mod headers;
 pub mod ioctl;
 mod join;
+mod keep;
 #[cfg(test)]
 mod model;
 mod netdev;
@@ -70,8 +71,9 @@ pub use self::{
     delivery::Delivery,
     event::{DropReason, Event},
     file::{File, Queue},
-    harness::{CommandError, Wrap},
+    harness::{CommandError, Injection, Wrap},
     join::Peer,
+    keep::Keeper,
     netdev::{
         Forward, Interface, Look, MadeNetdev, NetdevNews, NetdevPlan, NetdevRequest, NetdevSetting,
         NetdevState, Rights, Sent, Switch,
@@ -146,6 +148,9 @@ impl Limits {
     }
 }
 
+/// [`Limits::datagram`] of every daemon.
+pub const MAX_DATAGRAM: usize = 65_535 + 18;
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -163,7 +168,7 @@ impl Default for Limits {
             written_bytes: 64 << 20,
             copied_datagrams: 1_024,
             copied_bytes: 4 << 20,
-            datagram: 65_535 + 18,
+            datagram: MAX_DATAGRAM,
             waits: Bound { all: 2_048, user: 1_024 },
         }
     }
@@ -196,6 +201,7 @@ pub struct Core {
     last_file: u64,
     last_tunnel: u32,
     last_ifindex: u32,
+    last_kept: u64,
 }
 
 impl Core {
@@ -219,6 +225,7 @@ impl Core {
             last_file: 0,
             last_tunnel: 0,
             last_ifindex: 0,
+            last_kept: 0,
         }
     }
 

@@ -308,6 +308,13 @@ impl Rig {
         injected
     }
 
+    /// Does something to the core that has no method of its own here.
+    pub(super) fn act<R>(&mut self, act: impl FnOnce(&mut Core) -> R) -> R {
+        let result = act(&mut self.core);
+        self.drain();
+        result
+    }
+
     pub(super) fn take(&mut self, tunnel: TunnelId) -> Option<Vec<u8>> {
         self.core.take(tunnel).map(|datagram| datagram.payload.to_vec())
     }

@@ -5,7 +5,10 @@
 
 use alloc::vec::Vec;
 
-use super::{Address, CommandError, Core, Datagram, Instant, Output, Tunnel, TunnelId};
+use super::{
+    Address, CommandError, Core, Datagram, Delivery, Injection, Instant, Keeper, Output, Tunnel,
+    TunnelId,
+};
 
 /// One wait, as the hub numbers them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,6 +29,10 @@ pub enum Condition {
     Exist(Vec<Address>),
     /// So many datagrams can be taken; the answer takes them.
     Take(TunnelId, usize),
+    /// The same, but the datagrams are kept for somebody, until they are dropped.
+    Keep(TunnelId, usize, Keeper),
+    /// There is room for a datagram in the client's queue; the answer puts it there.
+    Inject(Injection),
 }
 
 /// How a wait ended.
@@ -35,9 +42,13 @@ pub enum Answer {
     Met(Option<TunnelId>),
     /// The datagrams, oldest first.
     Taken(Vec<Datagram>),
-    /// The deadline came first. For [`Condition::Take`]: how many there were; they stay.
+    /// The same, each with its number.
+    Kept(Vec<(u64, Datagram)>),
+    /// What became of the datagram. For [`Condition::Inject`] this is the answer at the deadline too.
+    Injected(Result<Delivery, CommandError>),
+    /// The deadline came first. For [`Condition::Take`] and [`Condition::Keep`]: how many there were; they stay.
     TimedOut(usize),
-    /// For [`Condition::Take`]: the tunnel is gone, and the rest of what its client wrote with it.
+    /// For the same two: the tunnel is gone, and the rest of what its client wrote with it.
     Gone,
 }
 
@@ -57,8 +68,13 @@ impl Core {
         self.waits = waits;
         for Wait { id, condition, .. } in due {
             let available = match condition {
-                Condition::Take(tunnel, _) => {
-                    self.tunnels.get(&tunnel).map_or(0, |tunnel| tunnel.written.len())
+                Condition::Take(tunnel, _) | Condition::Keep(tunnel, ..) => {
+                    self.tunnels.get(&tunnel).map_or(0, |tunnel| tunnel.written.available())
+                }
+                Condition::Inject(injection) => {
+                    let injected = Answer::Injected(self.finish_injection(injection));
+                    self.outputs.push(Output::Answer(id, injected));
+                    continue;
                 }
                 Condition::Attached(_)
                 | Condition::Detached(_)
@@ -83,7 +99,7 @@ impl Core {
         deadline: Option<Instant>,
     ) -> Result<(), CommandError> {
         match &condition {
-            Condition::Take(tunnel, count) => {
+            Condition::Take(tunnel, count) | Condition::Keep(tunnel, count, _) => {
                 self.tunnel_or_unknown(*tunnel)?;
                 let (count, limit) = (*count, self.limits.written_datagrams);
                 if !(1..=limit).contains(&count) {
@@ -96,6 +112,7 @@ impl Core {
             | Condition::Written(address) => {
                 self.refuse_ambiguous(address)?;
             }
+            Condition::Inject(_) => {}
             Condition::Exist(addresses) => {
                 addresses.iter().try_for_each(|address| self.refuse_ambiguous(address))?;
             }
@@ -120,11 +137,23 @@ impl Core {
             match self.check(&wait.condition) {
                 None => at += 1,
                 Some(met) => {
-                    let Wait { id, condition, .. } = self.waits.remove(at);
+                    let Wait { id, condition, deadline } = self.waits.remove(at);
                     let answer = match (met, condition) {
                         (Answer::Met(Some(tunnel)), Condition::Take(_, count)) => {
                             Answer::Taken((0..count).filter_map(|_| self.take(tunnel)).collect())
                         }
+                        (Answer::Met(Some(tunnel)), Condition::Keep(_, count, by)) => {
+                            Answer::Kept((0..count).filter_map(|_| self.keep(tunnel, by)).collect())
+                        }
+                        (_, Condition::Inject(injection)) => match self.go_on(injection) {
+                            Ok(injected) => Answer::Injected(injected),
+                            Err(rest) => {
+                                let condition = Condition::Inject(rest);
+                                self.waits.insert(at, Wait { id, condition, deadline });
+                                at += 1;
+                                continue;
+                            }
+                        },
                         (met, _) => met,
                     };
                     self.outputs.push(Output::Answer(id, answer));
@@ -160,7 +189,7 @@ impl Core {
                 living(address).find(|tunnel| self.has_parked_read(tunnel)).map(met)
             }
             Condition::Written(address) => {
-                let has_written = |tunnel: &&Tunnel| !tunnel.written.is_empty();
+                let has_written = |tunnel: &&Tunnel| tunnel.written.available() > 0;
                 let gone =
                     || self.tunnels.values().rfind(|tunnel| tunnel.gone && tunnel.is_at(address));
                 living(address).find(has_written).or_else(|| gone().filter(has_written)).map(met)
@@ -169,13 +198,18 @@ impl Core {
                 .iter()
                 .all(|address| living(address).next().is_some())
                 .then_some(Answer::Met(None)),
-            Condition::Take(id, count) => match self.tunnels.get(id) {
-                Some(tunnel) if tunnel.peer.is_none() && tunnel.written.len() >= *count => {
-                    Some(met(tunnel))
+            Condition::Inject(injection) => self.can_go_on(injection).then_some(Answer::Met(None)),
+            Condition::Take(id, count) | Condition::Keep(id, count, _) => {
+                match self.tunnels.get(id) {
+                    Some(tunnel)
+                        if tunnel.peer.is_none() && tunnel.written.available() >= *count =>
+                    {
+                        Some(met(tunnel))
+                    }
+                    Some(tunnel) if !tunnel.gone => None,
+                    Some(_) | None => Some(Answer::Gone),
                 }
-                Some(tunnel) if !tunnel.gone => None,
-                Some(_) | None => Some(Answer::Gone),
-            },
+            }
         }
     }
 

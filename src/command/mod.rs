@@ -3,6 +3,7 @@
 
 pub mod attach;
 pub mod delete;
+pub mod drop;
 pub mod host;
 pub mod inject;
 pub mod interface;
@@ -58,6 +59,7 @@ pub(crate) fn dispatch(method: &str, params: Value, session: &Arc<Session>, repl
         limits::Limits::NAME => perform::<limits::Limits>(params, session, reply),
         inject::Inject::NAME => perform::<inject::Inject>(params, session, reply),
         take::Take::NAME => perform::<take::Take>(params, session, reply),
+        drop::DropKept::NAME => perform::<drop::DropKept>(params, session, reply),
         wait::Wait::NAME => perform::<wait::Wait>(params, session, reply),
         watch::Watch::NAME => perform::<watch::Watch>(params, session, reply),
         set::Set::NAME => perform::<set::Set>(params, session, reply),
@@ -69,7 +71,7 @@ pub(crate) fn dispatch(method: &str, params: Value, session: &Arc<Session>, repl
         part::Part::NAME => perform::<part::Part>(params, session, reply),
         _ => {
             let message = format!(
-                "there is no method {method:?}; the methods are list, limits, inject, take, wait, watch, set, delete, interface, attach, join, host and part"
+                "there is no method {method:?}; the methods are list, limits, inject, take, drop, wait, watch, set, delete, interface, attach, join, host and part"
             );
             reply.fail(Failure::new("unknown-method", message));
         }
@@ -112,7 +114,11 @@ pub(crate) fn when_they_exist<R: Serialize + Send + 'static>(
     }
     let condition = Condition::Exist(tunnels.clone());
     session.wait(condition, Duration::from_millis(timeout_ms), reply, move |answer| match answer {
-        Answer::Met(_) | Answer::Taken(_) | Answer::Gone => act(&hub),
+        Answer::Met(_)
+        | Answer::Taken(_)
+        | Answer::Kept(_)
+        | Answer::Injected(_)
+        | Answer::Gone => act(&hub),
         Answer::TimedOut(_) => {
             let is_missing = |tunnel: &&Address| {
                 hub.with(|core| {

@@ -1,6 +1,7 @@
 //! `take`: removes what the client wrote.
 
 use std::{
+    fmt::Display,
     io::Write,
     sync::Arc,
     time::{Duration, Instant},
@@ -10,7 +11,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use zerocopy::IntoBytes;
 
-use super::{Method, default_timeout_ms, list::PeerView, timed_out, vnet::Vnet};
+use super::{Method, default_timeout_ms, drop::DropKept, list::PeerView, timed_out, vnet::Vnet};
 use crate::{
     abi::virtio_net::VnetHeader,
     client::{Client, ClientError},
@@ -41,6 +42,9 @@ pub struct Take {
     /// be done comes as it was written.
     #[serde(default)]
     pub segment: bool,
+    /// The datagrams stay, reserved for this connection, until it drops them or ends.
+    #[serde(default)]
+    pub keep: bool,
 }
 
 fn one() -> usize {
@@ -57,8 +61,11 @@ pub struct Taken {
 }
 
 /// One datagram that a client wrote.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TakenDatagram {
+    /// By which it is dropped, if it is kept. All segments of one datagram have its number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub number: Option<u64>,
     /// The bytes without headers, in hex.
     #[serde(with = "hex_bytes")]
     pub datagram: Bytes,
@@ -70,9 +77,10 @@ pub struct TakenDatagram {
     pub vnet: Option<Vnet>,
 }
 
-impl From<Datagram> for TakenDatagram {
-    fn from(datagram: Datagram) -> Self {
+impl TakenDatagram {
+    fn new(number: Option<u64>, datagram: Datagram) -> Self {
         Self {
+            number,
             datagram: datagram.payload,
             protocol: datagram.protocol,
             vnet: datagram.vnet.map(Vnet::from),
@@ -86,7 +94,7 @@ impl Method for Take {
     const KNOWS_CLOSES: bool = false;
 
     fn perform(self, session: &Arc<Session>, reply: Reply<Taken>) {
-        let Self { tunnel: address, count, timeout_ms, segment } = self;
+        let Self { tunnel: address, count, timeout_ms, segment, keep } = self;
         if !(1..=MAX_COUNT).contains(&count) {
             let message = format!("count is {count}; ask for 1 to {MAX_COUNT} datagrams at a time");
             return reply.send(Err(Failure::new("bad-count", message)));
@@ -101,37 +109,49 @@ impl Method for Take {
         };
         let timeout = Duration::from_millis(timeout_ms);
         let hub = Arc::clone(session.hub());
-        session.wait(Condition::Take(id, count), timeout, reply, move |answer| match answer {
+        let condition = if keep {
+            Condition::Keep(id, count, session.keeper())
+        } else {
+            Condition::Take(id, count)
+        };
+        let taken = move |datagrams: Vec<(Option<u64>, Datagram)>| {
+            let datagrams = datagrams
+                .into_iter()
+                .flat_map(|(number, datagram)| {
+                    let parts = if segment { segments(datagram, mode) } else { vec![datagram] };
+                    parts.into_iter().map(move |datagram| TakenDatagram::new(number, datagram))
+                })
+                .collect();
+            Taken { mode: mode.word().to_owned(), datagrams }
+        };
+        session.wait(condition, timeout, reply, move |answer| match answer {
             Answer::Taken(datagrams) => {
-                let datagrams = datagrams.into_iter();
-                let datagrams = if segment {
-                    datagrams
-                        .flat_map(|datagram| segments(datagram, mode))
-                        .map(Into::into)
-                        .collect()
-                } else {
-                    datagrams.map(Into::into).collect()
-                };
-                Ok(Taken { mode: mode.word().to_owned(), datagrams })
+                Ok(taken(datagrams.into_iter().map(|datagram| (None, datagram)).collect()))
             }
+            Answer::Kept(datagrams) => Ok(taken(
+                datagrams.into_iter().map(|(number, datagram)| (Some(number), datagram)).collect(),
+            )),
             Answer::TimedOut(available) => {
                 let peer = hub.with(|core| core.tunnel(id).and_then(Tunnel::peer));
                 let what = match peer.and_then(|peer| PeerView::new(&hub, peer)) {
-                    None => format!(
-                        "tunnel {address}: the client wrote {available} of {count} datagrams"
-                    ),
+                    None => wrote(&address, available, count),
                     Some(peer) => format!(
                         "tunnel {address}: its peer, {peer}, gets what the client writes; nothing was left to take"
                     ),
                 };
                 Err(timed_out(what, timeout_ms))
             }
-            Answer::Met(_) | Answer::Gone => Err(Failure::new(
+            Answer::Met(_) | Answer::Injected(_) | Answer::Gone => Err(Failure::new(
                 "gone",
                 format_args!("tunnel {address} is gone and has no more datagrams to take"),
             )),
         });
     }
+}
+
+/// What is said when not enough came.
+fn wrote(tunnel: &Address, available: impl Display, wanted: impl Display) -> String {
+    format!("tunnel {tunnel}: the client wrote {available} of {wanted} datagrams")
 }
 
 fn segments(datagram: Datagram, mode: Mode) -> Vec<Datagram> {
@@ -143,6 +163,11 @@ fn segments(datagram: Datagram, mode: Mode) -> Vec<Datagram> {
 
 /// Prints datagrams that the client wrote, oldest first, and removes them.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Each datagram is printed when it comes, and removed when it has been written out.\n\
+    One that cannot be written out stays, and so do those after it. If fewer come than were asked\n\
+    for, those that were printed are removed."
+)]
 pub struct Args {
     /// NAME, NAME@SCOPE or #ID, as 'memtun list' shows them.
     tunnel: Address,
@@ -177,11 +202,11 @@ struct Format {
 }
 
 impl Args {
-    /// Runs it: each datagram is printed when it comes.
+    /// Runs it: each datagram is printed when it comes, and dropped when it has been written out.
     ///
     /// # Errors
     ///
-    /// What the daemon says; a timeout before the last datagram is one of it.
+    /// What the daemon says, a timeout before the last datagram too; and that the output cannot be written.
     #[expect(clippy::disallowed_methods, reason = "one deadline for several calls")]
     pub fn run(self, client: &mut Client, out: &mut dyn Write) -> Result<(), ClientError> {
         let start = Instant::now();
@@ -190,19 +215,38 @@ impl Args {
             let passed = if number == 0 { Duration::ZERO } else { start.elapsed() };
             let rest = self.timeout.saturating_sub(passed);
             let timeout_ms = u64::try_from(rest.as_millis()).unwrap_or(u64::MAX);
-            let segment = self.segment;
-            let Taken { mode, datagrams } = client.call(&Take {
+            let take = Take {
                 tunnel: self.tunnel.clone(),
                 count: 1,
                 timeout_ms,
-                segment,
-            })?;
-            for datagram in datagrams {
-                self.format.print(&mode, &datagram, self.vnet, out)?;
+                segment: self.segment,
+                keep: true,
+            };
+            let Taken { mode, datagrams } =
+                client.call(&take).map_err(|error| self.counted(error, number))?;
+            for datagram in &datagrams {
+                self.format.print(&mode, datagram, self.vnet, out)?;
             }
             out.flush()?;
+            let numbers = datagrams.iter().filter_map(|datagram| datagram.number).collect();
+            client.call(&DropKept { numbers })?;
         }
         Ok(())
+    }
+
+    /// The daemon knows of the last call alone; what is said is about all of them.
+    fn counted(&self, error: ClientError, printed: u64) -> ClientError {
+        match error {
+            ClientError::Refused(Failure { code, message })
+                if message.starts_with(&wrote(&self.tunnel, 0, 1)) =>
+            {
+                let timeout_ms = u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX);
+                let Failure { message, .. } =
+                    timed_out(wrote(&self.tunnel, printed, self.count), timeout_ms);
+                ClientError::Refused(Failure { code, message })
+            }
+            other => other,
+        }
     }
 }
 
@@ -222,7 +266,9 @@ impl Format {
         } else if self.hex {
             writeln!(out, "{}{}", hex::encode(head), hex::encode(&datagram.datagram))
         } else if self.json {
-            serde_json::to_writer(&mut *out, datagram)?;
+            // The number means nothing to others than this program.
+            let datagram = TakenDatagram { number: None, ..datagram.clone() };
+            serde_json::to_writer(&mut *out, &datagram)?;
             writeln!(out)
         } else {
             let mode = if mode == Mode::Tap.word() { Mode::Tap } else { Mode::Tun };

@@ -87,9 +87,11 @@ impl Method for Wait {
                     });
                     Ok(Met { id: id.map(|id| id.0), name: name.map(|name| name.to_string()) })
                 }
-                Answer::TimedOut(_) | Answer::Gone | Answer::Taken(_) => {
-                    Err(timed_out(until.missing(&tunnel), timeout_ms))
-                }
+                Answer::TimedOut(_)
+                | Answer::Gone
+                | Answer::Taken(_)
+                | Answer::Kept(_)
+                | Answer::Injected(_) => Err(timed_out(until.missing(&tunnel), timeout_ms)),
             },
         );
     }

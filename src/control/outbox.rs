@@ -13,7 +13,7 @@ use std::{
 use bytes::{Buf, Bytes};
 use nix::{
     errno::Errno,
-    sys::socket::{ControlMessage, MsgFlags, sendmsg},
+    sys::socket::{ControlMessage, MsgFlags, Shutdown, sendmsg, shutdown},
 };
 
 use crate::{
@@ -73,6 +73,8 @@ struct State {
     bytes: usize,
     /// The thread is in a blocking send; what follows must queue up behind it.
     sending: bool,
+    /// Nothing more will come.
+    finished: bool,
     closed: bool,
 }
 
@@ -160,7 +162,7 @@ impl Outbox {
         }
     }
 
-    /// Sends what is queued, until the outbox is closed; the body of its thread.
+    /// Sends what is queued, until the outbox is finished or its reader gone; the body of its thread.
     pub fn run(&self) {
         let mut state = self.lock();
         loop {
@@ -168,6 +170,12 @@ impl Outbox {
                 return;
             }
             let Some(mut item) = state.queue.pop_front() else {
+                if state.finished {
+                    state.closed = true;
+                    // The reader sees the end, behind all that was sent. It fails only where the reader is gone.
+                    let _gone = shutdown(self.socket.as_raw_fd(), Shutdown::Write);
+                    return;
+                }
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
@@ -186,12 +194,18 @@ impl Outbox {
         }
     }
 
+    /// Ends [`run`](Self::run) when all that is queued has been sent, and refuses what comes. A reader that neither reads nor
+    /// closes its end holds it up.
+    pub fn finish(&self) {
+        self.lock().finished = true;
+        self.changed.notify_all();
+    }
+
     /// Ends [`run`](Self::run) and refuses what comes; what is queued is lost.
     pub fn close(&self) {
         self.lock().closed = true;
         // Ends a blocked send too. It fails only where the other end has closed already.
-        let _already_closed =
-            nix::sys::socket::shutdown(self.socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+        let _already_closed = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
         self.changed.notify_all();
     }
 
@@ -208,7 +222,7 @@ impl Outbox {
     }
 
     fn send_locked(&self, mut state: MutexGuard<'_, State>, mut item: Item) -> Result<(), Refused> {
-        if state.closed {
+        if state.closed || state.finished {
             return Err(Refused::Closed);
         }
         if state.queue.is_empty() && !state.sending {
@@ -320,8 +334,31 @@ mod tests {
         reader.read_exact(&mut received).unwrap();
         assert!(received == sent, "bytes came in another order");
         outbox.wait_for_room();
-        outbox.close();
+        outbox.finish();
         assert_eq!(outbox.send(Bytes::from_static(b"x"), None), Err(Refused::Closed));
         runner.join().unwrap();
+    }
+
+    #[test]
+    fn finished_outbox_sends_what_is_queued_or_ends_with_its_reader() {
+        for reads in [true, false] {
+            let (mut reader, writer) = UnixStream::pair().unwrap();
+            let outbox = Outbox::new(writer.into(), 1 << 20, user(1 << 30));
+            let sent = vec![7; 3 << 20];
+            outbox.send(sent.clone().into(), None).unwrap();
+            let runner = thread::spawn({
+                let outbox = Arc::clone(&outbox);
+                move || outbox.run()
+            });
+            outbox.finish();
+            if reads {
+                let mut received = Vec::new();
+                reader.read_to_end(&mut received).unwrap();
+                assert!(received == sent, "{} bytes, then the end", received.len());
+            } else {
+                drop(reader);
+            }
+            runner.join().unwrap();
+        }
     }
 }

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     command,
-    core::{Answer, CommandError, Condition, Resource, User},
+    core::{Answer, CommandError, Condition, Keeper, Resource, User},
     hub::{Hub, Observer, Waiter},
     planted,
 };
@@ -37,6 +37,7 @@ pub struct Session {
     hub: Arc<Hub>,
     user: Arc<User>,
     outbox: Arc<Outbox>,
+    /// Calls that are owed an answer, and 1 for as long as more may come. At 0 the outbox is finished.
     open_calls: AtomicUsize,
     waiter: Waiter,
     watches: Mutex<Vec<Arc<dyn Observer>>>,
@@ -52,7 +53,7 @@ impl Session {
             hub,
             user,
             outbox,
-            open_calls: AtomicUsize::new(0),
+            open_calls: AtomicUsize::new(1),
             waiter,
             watches: Mutex::default(),
             is_watching: AtomicBool::new(false),
@@ -90,14 +91,14 @@ impl Session {
     }
 
     fn handle_call(self: &Arc<Self>, Call { id, method, params }: Call) {
-        if self.open_calls.load(Ordering::Relaxed) >= MAX_OPEN_CALLS {
+        if self.open_calls.load(Ordering::Relaxed) > MAX_OPEN_CALLS {
             let message = format!(
                 "{MAX_OPEN_CALLS} calls are open on this connection, the limit; wait for answers"
             );
             return self.refuse(&id, Failure::new("too-many-calls", message));
         }
-        let reply = AnyReply { session: Arc::clone(self), id };
         self.open_calls.fetch_add(1, Ordering::Relaxed);
+        let reply = AnyReply { session: Arc::clone(self), id };
         planted::panic_at(&method);
         command::dispatch(&method, params, self, reply);
     }
@@ -171,13 +172,25 @@ impl Session {
         Ok(())
     }
 
-    /// The connection has ended.
+    /// As whom it keeps datagrams.
+    #[must_use]
+    pub fn keeper(&self) -> Keeper {
+        self.waiter.keeper()
+    }
+
+    /// No more calls come: what waits is given up. Answers that are on their way still go out.
     pub(super) fn close(&self) {
-        self.hub.cancel_waits(self.waiter);
+        self.hub.leave(self.waiter);
         for watch in std::mem::take(&mut *self.lock()) {
             self.hub.unobserve(&watch);
         }
-        self.outbox.close();
+        self.end_call();
+    }
+
+    fn end_call(&self) {
+        if self.open_calls.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.outbox.finish();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Arc<dyn Observer>>> {
@@ -204,6 +217,13 @@ pub(crate) fn encode<T: Serialize>(line: &T) -> Bytes {
 pub struct AnyReply {
     session: Arc<Session>,
     id: Value,
+}
+
+impl Drop for AnyReply {
+    fn drop(&mut self) {
+        // Answered, or given up with its connection.
+        self.session.end_call();
+    }
 }
 
 impl AnyReply {
@@ -243,12 +263,11 @@ impl<R: Serialize> Reply<R> {
     }
 
     fn finish(self, result: Result<R, Failure>, descriptor: Option<OwnedFd>) {
-        let AnyReply { session, id } = self.any;
-        session.open_calls.fetch_sub(1, Ordering::Relaxed);
+        let id = self.any.id.clone();
         let line: Line<R, ()> = match result {
             Ok(result) => Line::Result { id, result },
             Err(error) => Line::Error { id, error },
         };
-        session.send(&line, descriptor);
+        self.any.session.send(&line, descriptor);
     }
 }

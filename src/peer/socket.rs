@@ -5,9 +5,11 @@
 //! What clients write stays in the tunnel's queue until the socket takes it. The thread that wrote is notified, and moves datagrams
 //! from the queue to the socket. One thread does so at a time, which keeps their order, and the queue's limits hold. When the
 //! socket is full that thread leaves, and the peer's own thread goes on when there is room. When the tunnel is gone and its queue
-//! is empty, the socket is shut down, and the harness reads the end.
+//! is empty, the socket is shut down, and the harness reads the end. When the harness closes its end, a datagram that found no room
+//! goes back to the queue.
 //!
-//! A second thread injects what the harness sends. What cannot be delivered, for a full queue or a tunnel that is down, is
+//! A second thread injects what the harness sends. A harness that shuts its sending half down still gets what the client
+//! writes. What cannot be delivered, for a full queue or a tunnel that is down, is
 //! dropped and counted, as on a wire: a harness that wants to know uses `inject`.
 //!
 //! The peer does what a client's vnet header asks for before the harness gets the datagram, which may become several messages. If
@@ -86,16 +88,28 @@ struct SocketPeer {
     state: Mutex<State>,
     changed: Condvar,
     /// What it takes of a user's share.
-    _charges: [Charge; 2],
+    charges: [Charge; 2],
 }
 
 /// Bytes that an attached socket takes: a datagram that waits each way, and its buffer.
 const MEMORY: usize = 256 << 10;
 
+/// A message for the harness, and the datagram that it carries.
+struct Message {
+    bytes: Bytes,
+    datagram: Datagram,
+}
+
+impl From<Datagram> for Message {
+    fn from(datagram: Datagram) -> Self {
+        Self { bytes: datagram.payload.clone(), datagram }
+    }
+}
+
 #[derive(Default)]
 struct State {
     /// Taken from the queue, and not taken by the socket yet.
-    stuck: Option<Bytes>,
+    stuck: Option<Message>,
     /// The rest of a datagram that is being cut.
     segments: Option<Finished>,
     /// The socket is full: the peer's own thread is to go on.
@@ -138,7 +152,7 @@ pub fn attach(
         notifications: AtomicUsize::new(0),
         state: Mutex::default(),
         changed: Condvar::new(),
-        _charges: charges,
+        charges,
     });
     let id = hub.add_peer(tunnel, Arc::clone(&peer) as Arc<dyn Peer>)?;
     let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
@@ -159,7 +173,9 @@ pub fn attach(
             "attach-in",
             Box::new(move || {
                 // It leaves, whether it has panicked or not.
-                let _ended = peer.hub.contain(|| peer.inject_all());
+                if peer.hub.contain(|| peer.inject_all()).is_some() {
+                    peer.wait_for_end();
+                }
                 peer.close();
                 peer.hub.remove_peer(id);
             }),
@@ -195,25 +211,19 @@ impl SocketPeer {
     fn send_all(&self) {
         loop {
             let seen = self.notifications.load(Ordering::Acquire);
-            while let Some(datagram) = self.next() {
+            while let Some(message) = self.next() {
                 let sent = send(
                     self.socket.as_raw_fd(),
-                    &datagram,
+                    &message.bytes,
                     MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL,
                 );
                 match sent {
                     Ok(_) => {}
-                    Err(Errno::EINTR) => self.lock().stuck = Some(datagram),
-                    Err(Errno::EAGAIN) => {
-                        let mut state = self.lock();
-                        state.stuck = Some(datagram);
-                        state.is_full = true;
-                        self.changed.notify_all();
-                        return;
-                    }
-                    Err(Errno::EMSGSIZE | Errno::ENOBUFS) => self.count_drop(&datagram),
-                    // The harness has closed its end. The datagram was on its way to it.
-                    Err(_) => return,
+                    Err(Errno::EINTR) => self.keep_stuck(message, false),
+                    Err(Errno::EAGAIN) => return self.keep_stuck(message, true),
+                    Err(Errno::EMSGSIZE | Errno::ENOBUFS) => self.count_drop(&message.bytes),
+                    // The harness has closed its end.
+                    Err(_) => return self.keep_stuck(message, false),
                 }
             }
             if self.hub.with(|core| core.tunnel(self.tunnel).is_none()) {
@@ -226,8 +236,21 @@ impl SocketPeer {
         }
     }
 
+    /// A message is to be sent again; where that cannot be, its datagram goes back.
+    fn keep_stuck(&self, message: Message, is_full: bool) {
+        let mut state = self.lock();
+        if state.closed {
+            drop(state);
+            self.hub.with(|core| core.put_back(self.tunnel, message.datagram, self.user()));
+            return;
+        }
+        state.stuck = Some(message);
+        state.is_full = is_full;
+        self.changed.notify_all();
+    }
+
     /// The next message.
-    fn next(&self) -> Option<Bytes> {
+    fn next(&self) -> Option<Message> {
         // Held while taking, so that nothing is taken once it is closed.
         let mut state = self.lock();
         if state.closed {
@@ -237,19 +260,20 @@ impl SocketPeer {
             return Some(stuck);
         }
         if let Some(segment) = state.segments.as_mut().and_then(Iterator::next) {
-            return Some(segment.payload);
+            return Some(segment.into());
         }
         state.segments = None;
         loop {
             let datagram = self.hub.with(|core| core.take(self.tunnel))?;
             if self.with_vnet {
                 let vnet = datagram.vnet.unwrap_or_default();
-                return Some([vnet.as_bytes(), &datagram.payload].concat().into());
+                let bytes = [vnet.as_bytes(), &datagram.payload].concat().into();
+                return Some(Message { bytes, datagram });
             }
             if datagram.payload.is_empty() {
                 self.count_drop(&datagram.payload);
             } else if datagram.vnet.is_none() {
-                return Some(datagram.payload);
+                return Some(datagram.into());
             } else if let Some(first) = self.finish(datagram, &mut state.segments) {
                 return Some(first);
             }
@@ -257,13 +281,13 @@ impl SocketPeer {
     }
 
     /// Does what a vnet header asks for, and gives the first segment; the others are next.
-    fn finish(&self, datagram: Datagram, rest: &mut Option<Finished>) -> Option<Bytes> {
+    fn finish(&self, datagram: Datagram, rest: &mut Option<Finished>) -> Option<Message> {
         let payload = datagram.payload.clone();
         match offload::finish(datagram, self.mode) {
             Ok(mut segments) => {
-                let first = segments.next()?.payload;
+                let first = segments.next()?;
                 *rest = Some(segments);
-                Some(first)
+                Some(first.into())
             }
             Err(error) => {
                 debug!(tunnel = self.tunnel.0, %error, "a written datagram was dropped");
@@ -271,6 +295,11 @@ impl SocketPeer {
                 None
             }
         }
+    }
+
+    /// In whose memory it is.
+    fn user(&self) -> &Arc<User> {
+        self.charges[0].user()
     }
 
     fn count_drop(&self, datagram: &Bytes) {
@@ -296,7 +325,18 @@ impl SocketPeer {
         }
     }
 
-    /// Injects what the harness sends, until it closes its end or the tunnel is gone.
+    /// Waits until the harness has closed its end altogether, or this one has been closed.
+    fn wait_for_end(&self) {
+        loop {
+            // Nothing but the end, which is always told.
+            let mut files = [PollFd::new(self.socket.as_fd(), PollFlags::empty())];
+            if poll(&mut files, PollTimeout::NONE) != Err(Errno::EINTR) {
+                return;
+            }
+        }
+    }
+
+    /// Injects what the harness sends, until it closes its end or its sending half, or the tunnel is gone.
     fn inject_all(&self) {
         // Longer than any datagram that can be injected, so that one that is too long is seen to be.
         let mut buffer = vec![0; 1 << 17];
@@ -329,9 +369,20 @@ impl SocketPeer {
         Datagram { payload: Bytes::copy_from_slice(payload), vnet, ..Datagram::default() }
     }
 
-    /// Ends both threads, and lets the harness see the end.
+    /// Ends both threads, and lets the harness see the end. What was taken for it and not sent goes back.
     fn close(&self) {
-        self.lock().closed = true;
+        let mut state = self.lock();
+        state.closed = true;
+        let stuck = state.stuck.take().map(|message| message.datagram);
+        let segments = state.segments.take();
+        drop(state);
+        let unsent: Vec<Datagram> =
+            stuck.into_iter().chain(segments.into_iter().flatten()).collect();
+        self.hub.with(|core| {
+            for datagram in unsent.into_iter().rev() {
+                core.put_back(self.tunnel, datagram, self.user());
+            }
+        });
         self.changed.notify_all();
         // It fails only where the harness has closed its end.
         let _closed = shutdown(self.socket.as_raw_fd(), Shutdown::Both);

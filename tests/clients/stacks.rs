@@ -34,7 +34,7 @@ pub(super) fn scapy(backend: Backend) {
 
     // A tun has a PI header, which scapy puts on and takes off.
     let sent = program.line_with("sent ");
-    let TakenDatagram { datagram, protocol, vnet } = take_one(&mut client, "tun0");
+    let TakenDatagram { datagram, protocol, vnet, .. } = take_one(&mut client, "tun0");
     assert_eq!(
         (sent, protocol, vnet),
         (format!("sent {}", hex::encode(datagram)), Some(0x0800), None)
@@ -47,7 +47,7 @@ pub(super) fn scapy(backend: Backend) {
     program.expect_line("closed");
 
     let sent = program.line_with("sent ");
-    let TakenDatagram { datagram, protocol, vnet } = take_one(&mut client, "tap0");
+    let TakenDatagram { datagram, protocol, vnet, .. } = take_one(&mut client, "tap0");
     assert_eq!((sent, protocol, vnet), (format!("sent {}", hex::encode(datagram)), None, None));
     let tunnels = host.tunnels();
     let tap = tunnels.iter().find(|tunnel| tunnel.name == "tap0").expect("it is open");
@@ -182,8 +182,13 @@ pub(super) fn take_dhcp(client: &mut Client, kind: u8) -> Dhcp {
 /// The next datagram with its headers.
 fn take_one(client: &mut Client, tunnel: &str) -> TakenDatagram {
     let timeout_ms = u64::try_from(PATIENCE.as_millis()).expect("a short time");
-    let call =
-        Take { tunnel: tunnel.parse().expect("an address"), count: 1, timeout_ms, segment: false };
+    let call = Take {
+        tunnel: tunnel.parse().expect("an address"),
+        count: 1,
+        timeout_ms,
+        segment: false,
+        keep: false,
+    };
     let mut taken = client.call(&call).unwrap_or_else(|error| panic!("take: {error}"));
     taken.datagrams.remove(0)
 }
