@@ -1,21 +1,14 @@
 //! Datagrams that a person would otherwise have to write byte by byte: pings, UDP, and those of a capture.
 
-use std::{
-    fs::File,
-    io::{self, BufReader, Seek},
-    net::{IpAddr, SocketAddr},
-    path::Path,
-};
+pub mod capture;
+mod link_layer;
+
+use std::net::{IpAddr, SocketAddr};
 
 use bytes::Bytes;
 use etherparse::{PacketBuilder, PacketBuilderStep, err::packet::BuildWriteError};
-use pcap_file::{
-    DataLink, PcapError,
-    pcap::PcapReader,
-    pcapng::{Block, PcapNgReader},
-};
 
-use crate::core::datagram::{ETHERNET_HEADER, ip_version};
+use self::capture::Record;
 
 /// What echo requests carry; as long as what ping(8) sends.
 const ECHO_DATA: [u8; 56] = *b"memtun memtun memtun memtun memtun memtun memtun memtun ";
@@ -88,88 +81,37 @@ fn ip(from: IpAddr, to: IpAddr) -> Result<PacketBuilderStep<etherparse::IpHeader
     }
 }
 
-/// What a capture holds for a tunnel.
-#[derive(Debug, Default)]
-pub struct Captured {
-    /// The datagrams in order, each with whether it is a whole frame.
-    pub datagrams: Vec<(Bytes, bool)>,
-    /// Frames that a tun cannot carry: neither IPv4 nor IPv6.
-    pub skipped: usize,
-}
-
-/// Why a capture cannot be read.
-#[derive(Debug, thiserror::Error)]
-pub enum CaptureError {
-    /// It cannot be opened.
-    #[error(transparent)]
-    Io(#[from] io::Error),
-    /// It is neither pcap nor pcapng, or is cut short.
-    #[error("{0}; a pcap or pcapng file is needed")]
-    Format(#[from] PcapError),
-    /// Its packets are neither frames nor IP.
-    #[error("its link type is {0:?}; Ethernet and raw IP can be injected")]
-    LinkType(DataLink),
-}
-
-/// The packets of a pcap or pcapng file: frames stay frames for a tap, and lose their Ethernet header for a tun.
-///
-/// # Errors
-///
-/// As [`CaptureError`] says.
-pub fn read_capture(path: &Path, for_tap: bool) -> Result<Captured, CaptureError> {
-    let mut file = File::open(path)?;
-    let mut captured = Captured::default();
-    if let Ok(mut reader) = PcapReader::new(BufReader::new(&file)) {
-        let link = reader.header().datalink;
-        while let Some(packet) = reader.next_packet() {
-            captured.add(link, &packet?.data, for_tap)?;
-        }
-        return Ok(captured);
-    }
-    file.rewind()?;
-    let mut reader = PcapNgReader::new(BufReader::new(&file))?;
-    while let Some(block) = reader.next_block() {
-        let (interface, data) = match block? {
-            Block::EnhancedPacket(packet) => (packet.interface_id, packet.data.into_owned()),
-            Block::SimplePacket(packet) => (0, packet.data.into_owned()),
-            Block::Packet(packet) => (u32::from(packet.interface_id), packet.data.into_owned()),
-            Block::SectionHeader(_)
-            | Block::InterfaceDescription(_)
-            | Block::NameResolution(_)
-            | Block::InterfaceStatistics(_)
-            | Block::SystemdJournalExport(_)
-            | Block::Unknown(_) => continue,
-        };
-        let interface =
-            usize::try_from(interface).ok().and_then(|index| reader.interfaces().get(index));
-        let link = interface
-            .map(|interface| interface.linktype)
-            .ok_or(PcapError::InvalidInterfaceId(0))?;
-        captured.add(link, &data, for_tap)?;
-    }
-    Ok(captured)
+/// What becomes of a captured packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Captured {
+    /// A whole frame, for a tap.
+    Frame(Bytes),
+    /// An IP datagram; a tap needs an Ethernet header before it.
+    Datagram(Bytes),
+    /// Neither IPv4 nor IPv6: nothing for this tunnel.
+    NotIp,
+    /// Nobody knows here what stands before an IP datagram on such links.
+    UnknownLinkType(u16),
 }
 
 impl Captured {
-    fn add(&mut self, link: DataLink, data: &[u8], for_tap: bool) -> Result<(), CaptureError> {
-        let is_frame = link == DataLink::ETHERNET;
-        if !is_frame && ![DataLink::RAW, DataLink::IPV4, DataLink::IPV6].contains(&link) {
-            return Err(CaptureError::LinkType(link));
+    /// Frames stay frames for a tap. For a tun, packets lose what stands before their IP datagram.
+    #[must_use]
+    pub fn new(Record { link_type, data, .. }: Record, for_tap: bool) -> Self {
+        if !link_layer::is_known(link_type) {
+            return Self::UnknownLinkType(link_type);
         }
-        if !is_frame || for_tap {
-            self.datagrams.push((Bytes::copy_from_slice(data), is_frame));
-            return Ok(());
+        if for_tap && link_type == link_layer::ETHERNET {
+            return Self::Frame(data.into());
         }
-        match data.get(ETHERNET_HEADER..) {
-            Some(packet)
-                if matches!(data[12..ETHERNET_HEADER], [8, 0] | [0x86, 0xdd])
-                    && ip_version(packet).is_some() =>
-            {
-                self.datagrams.push((Bytes::copy_from_slice(packet), false));
-            }
-            Some(_) | None => self.skipped += 1,
+        if !for_tap && link_layer::is_raw(link_type) {
+            // A tun carries malformed datagrams too.
+            return Self::Datagram(data.into());
         }
-        Ok(())
+        match link_layer::ip_datagram(link_type, &data) {
+            Some(datagram) => Self::Datagram(Bytes::copy_from_slice(datagram)),
+            None => Self::NotIp,
+        }
     }
 }
 
@@ -209,20 +151,18 @@ mod tests {
                 .unwrap();
         let frame = [&[0; 12][..], &[8, 0], &ping].concat();
         let arp = [&[0; 12][..], &[8, 6], &[0; 28]].concat();
-        let mut captured = Captured::default();
-        for (link, data) in
-            [(DataLink::ETHERNET, &frame), (DataLink::ETHERNET, &arp), (DataLink::RAW, &ping)]
-        {
-            captured.add(link, data, false).unwrap();
-        }
-        assert_eq!(captured.skipped, 1);
-        assert_eq!(
-            captured.datagrams,
-            [(Bytes::from(ping.clone()), false), (Bytes::from(ping), false)]
-        );
-        let mut captured = Captured::default();
-        captured.add(DataLink::ETHERNET, &arp, true).unwrap();
-        assert_eq!(captured.datagrams, [(Bytes::from(arp), true)]);
-        assert!(captured.add(DataLink::USB_LINUX, &[], true).is_err());
+        let captured = |link_type: u16, data: &[u8], for_tap: bool| {
+            Captured::new(Record { link_type, data: data.to_vec(), is_cut: false }, for_tap)
+        };
+        let (ethernet, raw) = (1, 101);
+        let datagram = Captured::Datagram(ping.clone().into());
+        assert_eq!(captured(ethernet, &frame, false), datagram);
+        assert_eq!(captured(raw, &ping, false), datagram);
+        assert_eq!(captured(raw, &ping, true), datagram);
+        assert_eq!(captured(raw, &[1, 2], false), Captured::Datagram(vec![1, 2].into()));
+        assert_eq!(captured(raw, &[1, 2], true), Captured::NotIp);
+        assert_eq!(captured(ethernet, &arp, false), Captured::NotIp);
+        assert_eq!(captured(ethernet, &arp, true), Captured::Frame(arp.into()));
+        assert_eq!(captured(220, &[], true), Captured::UnknownLinkType(220));
     }
 }

@@ -76,6 +76,7 @@ pub fn inject(client: &mut Client, tunnel: &str, datagram: &[u8]) -> Injected {
         source: None,
         destination: None,
         vnet: None,
+        timeout_ms: 0,
     };
     client.call(&call).unwrap_or_else(|error| panic!("inject: {error}"))
 }

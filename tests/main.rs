@@ -15,6 +15,7 @@
 
 mod abi;
 mod bpf;
+mod captures;
 mod cli;
 mod clients;
 mod conformance;
@@ -32,6 +33,7 @@ mod netdev;
 mod offload;
 mod panics;
 mod peers;
+mod receipt;
 mod restart;
 mod run;
 mod support;
@@ -138,6 +140,8 @@ fn device_trials(backend: Backend, compat: &Gate) -> Vec<Trial> {
         limits::TESTS,
         control_costs::TESTS,
         log::TESTS,
+        captures::TESTS,
+        receipt::TESTS,
         offload::TESTS,
         abi::TESTS,
         terminal::OF_DEVICE,

@@ -1,19 +1,22 @@
 //! `inject`: puts datagrams on their way to the client.
 
 use std::{
+    collections::BTreeMap,
+    fmt,
     fs::File,
     io::{Read, Write},
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     str::FromStr,
     sync::Arc,
+    time::Duration,
 };
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Method, usage_error,
+    Method, timed_out, usage_error,
     vnet::{self, Vnet},
 };
 use crate::{
@@ -21,11 +24,22 @@ use crate::{
     client::{Client, ClientError},
     control::{
         session::{Reply, Session},
-        wire::hex_bytes,
+        wire::{Failure, hex_bytes},
     },
-    core::{Address, Datagram, Delivery, MacAddress, Mode, Wrap, offload::OffloadError},
-    packet::{self, Captured, Echo},
+    core::{
+        Address, Answer, Condition, Datagram, Delivery, MAX_DATAGRAM, MacAddress, Mode, Resource,
+        Wrap, offload::OffloadError,
+    },
+    packet::{
+        self, Captured, Echo,
+        capture::{Capture, CaptureError},
+    },
 };
+
+/// The name of standard input.
+const STDIN: &str = "-";
+/// How long a packet of a capture waits for room in the client's queue.
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Parameters on the wire.
 #[derive(Debug, Serialize, Deserialize)]
@@ -48,6 +62,13 @@ pub struct Inject {
     /// What is left to be done to the datagram; done before the client gets it, unless the client accepts it so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vnet: Option<Vnet>,
+    /// How long to wait for room in the client's queue, in milliseconds; 0: not at all.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub timeout_ms: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// What it gives.
@@ -65,19 +86,56 @@ impl Method for Inject {
     const KNOWS_CLOSES: bool = false;
 
     fn perform(self, session: &Arc<Session>, reply: Reply<Injected>) {
-        let Self { tunnel, datagram, frame, source, destination, vnet } = self;
-        let vnet = vnet.map(VnetHeader::from);
+        let Self { tunnel, datagram, frame, source, destination, vnet, timeout_ms } = self;
+        let (vnet, length) = (vnet.map(VnetHeader::from), datagram.len());
         let datagram = Datagram { payload: datagram, vnet, ..Datagram::default() };
         let wrap = if frame { Wrap::Frame } else { Wrap::Ethernet { source, destination } };
-        let injected = session.hub().with(|core| {
+        if timeout_ms == 0 {
+            let injected = session.hub().with(|core| {
+                let tunnel = core.find(&tunnel)?;
+                core.inject(tunnel, datagram, wrap)
+            });
+            return reply.send(injected.map(Into::into).map_err(Into::into));
+        }
+        let injection = session.hub().with(|core| {
             let tunnel = core.find(&tunnel)?;
-            core.inject(tunnel, datagram, wrap)
+            core.injection(tunnel, datagram, wrap)
         });
-        let result = injected.map(|delivery| match delivery {
-            Delivery::Read => Injected { read: true, queued: 0 },
-            Delivery::Queued(queued) => Injected { read: false, queued },
+        let condition = match injection {
+            Ok(injection) => Condition::Inject(injection),
+            Err(error) => return reply.send(Err(error.into())),
+        };
+        // While it waits it is in the memory of who asked.
+        let Ok(charge) = session.user().charge(Resource::Memory, length) else {
+            let message = format!(
+                "no memory is left for what uid {} injects; 'memtun limits' shows what is in use",
+                session.user().uid()
+            );
+            return reply.send(Err(Failure::new("no-memory", message)));
+        };
+        let timeout = Duration::from_millis(timeout_ms);
+        session.wait(condition, timeout, reply, move |answer| match answer {
+            Answer::Injected(injected) => {
+                drop(charge);
+                injected.map(Into::into).map_err(Into::into)
+            }
+            Answer::Met(_)
+            | Answer::Taken(_)
+            | Answer::Kept(_)
+            | Answer::TimedOut(_)
+            | Answer::Gone => {
+                Err(timed_out(format_args!("tunnel {tunnel} had no room"), timeout_ms))
+            }
         });
-        reply.send(result.map_err(Into::into));
+    }
+}
+
+impl From<Delivery> for Injected {
+    fn from(delivery: Delivery) -> Self {
+        match delivery {
+            Delivery::Read => Self { read: true, queued: 0 },
+            Delivery::Queued(queued) => Self { read: false, queued },
+        }
     }
 }
 
@@ -86,6 +144,7 @@ impl Method for Inject {
 #[command(
     after_help = "Without --hex, --file, --pcap, --ping or --udp, standard input to its end is one datagram.\n\
     A tap gets an Ethernet header before each IP datagram, unless --frame is given.\n\
+    Packets of a capture that the tunnel cannot carry are left out; at the end their number is printed.\n\
     --vnet, --gso and --csum leave work to the client, which gets it done unless it accepts that (TUNSETOFFLOAD)."
 )]
 pub struct Args {
@@ -123,6 +182,12 @@ pub struct Args {
     /// Destination address of a tap's Ethernet header; default: broadcast.
     #[arg(long, value_name = "MAC")]
     destination_mac: Option<MacAddress>,
+    /// How long each datagram may wait for room in the client's queue, such as 500ms or 2s; default: 10s with --pcap, else 0.
+    #[arg(long, value_name = "DURATION", conflicts_with = "no_wait", value_parser = super::duration, allow_hyphen_values = true)]
+    timeout: Option<humantime::Duration>,
+    /// A full queue is an error at once, as with --timeout 0s.
+    #[arg(long)]
+    no_wait: bool,
     #[command(flatten)]
     vnet: vnet::Options,
     /// What `--ping` or `--udp` describes.
@@ -139,8 +204,8 @@ struct Source {
     /// One datagram, the bytes of a file.
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// All datagrams of a capture (pcap or pcapng), without their timing; frames lose or keep their Ethernet header as
-    /// the tunnel needs.
+    /// All packets of a capture (pcap or pcapng; - is standard input), without their timing. A tap gets Ethernet frames
+    /// whole; else what is before the IP datagram is taken off.
     #[arg(long, value_name = "FILE")]
     pcap: Option<PathBuf>,
     /// An ICMP or ICMPv6 echo request.
@@ -226,65 +291,220 @@ impl Args {
         built.map(|bytes| Some(bytes.into())).map_err(|error| error.to_string())
     }
 
-    /// Runs it: datagrams go in order, and the first that is refused ends it.
+    /// Runs it: datagrams go in order.
     ///
     /// # Errors
     ///
     /// What is wrong with the source, or what the daemon says.
     pub fn run(self, client: &mut Client, out: &mut dyn Write) -> Result<(), InjectError> {
-        let mut injected = Injected { read: false, queued: 0 };
-        let Captured { datagrams, skipped } = self.datagrams(client)?;
-        let count = datagrams.len();
-        for (number, (datagram, is_frame)) in datagrams.into_iter().enumerate() {
-            let mode = if is_frame { Mode::Tap } else { Mode::Tun };
-            let Datagram { payload, vnet, .. } =
-                self.vnet.apply(datagram.into(), mode).map_err(InjectError::Vnet)?;
-            let call = Inject {
-                tunnel: self.tunnel.clone(),
-                datagram: payload,
-                frame: is_frame,
-                source: self.source_mac,
-                destination: self.destination_mac,
-                vnet: vnet.map(Vnet::from),
-            };
-            injected = client.call(&call).map_err(|error| match count {
-                1 => InjectError::Client(error),
-                _ => InjectError::Datagram { number: number + 1, count, source: error },
-            })?;
+        if let Some(path) = &self.source.pcap {
+            let report = self.inject_capture(path, client)?;
+            writeln!(out, "{report}").map_err(ClientError::from)?;
+            return Ok(());
         }
-        let Injected { read, queued } = injected;
-        let plural = if count == 1 { "datagram" } else { "datagrams" };
-        let fate = if read { "read at once".to_owned() } else { format!("{queued} queued") };
-        let skipped = if skipped > 0 {
-            format!(", {skipped} frames skipped that are not IP")
-        } else {
-            String::new()
-        };
-        writeln!(out, "{count} {plural} injected, {fate}{skipped}").map_err(ClientError::from)?;
+        let datagram = self.datagram()?;
+        let Injected { read, queued } =
+            self.inject(client, datagram, self.frame, Duration::ZERO)?;
+        let fate = Fate { read, queued };
+        writeln!(out, "1 datagram injected, {fate}").map_err(ClientError::from)?;
         Ok(())
     }
 
-    fn datagrams(&self, client: &mut Client) -> Result<Captured, InjectError> {
-        let one = |bytes: Bytes| Ok(Captured { datagrams: vec![(bytes, self.frame)], skipped: 0 });
-        let Source { hex, file, pcap, .. } = &self.source;
-        if let Some(bytes) = &self.built {
-            one(bytes.clone())
-        } else if let Some(Hex(bytes)) = hex {
-            one(bytes.clone())
-        } else if let Some(path) = file {
-            let mut bytes = Vec::new();
-            let read = File::open(path).and_then(|mut file| file.read_to_end(&mut bytes));
-            read.map_err(|source| InjectError::File { path: path.clone(), source })?;
-            one(bytes.into())
-        } else if let Some(path) = pcap {
-            let is_tap = self.frame || client.is_tap(&self.tunnel)?;
-            packet::read_capture(path, is_tap)
-                .map_err(|source| InjectError::Capture { path: path.clone(), source })
+    fn inject(
+        &self,
+        client: &mut Client,
+        datagram: Bytes,
+        frame: bool,
+        default_timeout: Duration,
+    ) -> Result<Injected, InjectError> {
+        let mode = if frame { Mode::Tap } else { Mode::Tun };
+        let Datagram { payload, vnet, .. } =
+            self.vnet.apply(datagram.into(), mode).map_err(InjectError::Vnet)?;
+        let timeout = match self.timeout {
+            _ if self.no_wait => Duration::ZERO,
+            Some(timeout) => *timeout,
+            None => default_timeout,
+        };
+        let call = Inject {
+            tunnel: self.tunnel.clone(),
+            datagram: payload,
+            frame,
+            source: self.source_mac,
+            destination: self.destination_mac,
+            vnet: vnet.map(Vnet::from),
+            timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
+        };
+        Ok(client.call(&call)?)
+    }
+
+    /// Injects packets as they are read, so that a capture may be a pipe that goes on.
+    fn inject_capture(&self, path: &Path, client: &mut Client) -> Result<Report, InjectError> {
+        let failed = |source| InjectError::Capture { path: shown(path), source };
+        let for_tap = client.is_tap(&self.tunnel)?;
+        let input: Box<dyn Read> = if path == Path::new(STDIN) {
+            Box::new(std::io::stdin().lock())
         } else {
-            let mut bytes = Vec::new();
-            std::io::stdin().read_to_end(&mut bytes).map_err(InjectError::Stdin)?;
-            one(bytes.into())
+            Box::new(File::open(path).map_err(|error| failed(error.into()))?)
+        };
+        let mut capture = Capture::new(input).map_err(failed)?;
+        let mut report = Report::default();
+        loop {
+            let record = match capture.next_record() {
+                Ok(Some(record)) => record,
+                Ok(None) => break,
+                Err(CaptureError::CutOff) => {
+                    report.is_cut_off = true;
+                    break;
+                }
+                Err(source) => {
+                    let injected = report.injected;
+                    return Err(InjectError::Further { path: shown(path), injected, source });
+                }
+            };
+            report.packets += 1;
+            let is_cut = record.is_cut;
+            let (datagram, frame) = match Captured::new(record, for_tap) {
+                Captured::Frame(frame) => (frame, true),
+                Captured::Datagram(datagram) => (datagram, false),
+                Captured::NotIp => {
+                    report.not_ip += 1;
+                    continue;
+                }
+                Captured::UnknownLinkType(link_type) => {
+                    *report.unknown_links.entry(link_type).or_default() += 1;
+                    continue;
+                }
+            };
+            match self.inject(client, datagram, frame, QUEUE_TIMEOUT) {
+                Ok(injected) => {
+                    report.injected += 1;
+                    report.shortened += u64::from(is_cut);
+                    report.last = Fate { read: injected.read, queued: injected.queued };
+                }
+                Err(InjectError::Client(ClientError::Refused(failure))) => {
+                    match failure.code.as_str() {
+                        "empty-datagram" => report.empty += 1,
+                        "oversized-datagram" => report.oversized += 1,
+                        "not-ip" => report.not_ip += 1,
+                        "filtered" => report.filtered += 1,
+                        _ => {
+                            let (packet, injected) = (report.packets, report.injected);
+                            return Err(InjectError::Packet { packet, injected, failure });
+                        }
+                    }
+                }
+                Err(error) => return Err(error),
+            }
         }
+        match report.unknown_links.first_key_value() {
+            Some((link_type, _)) if report.injected == 0 => {
+                Err(InjectError::LinkType { path: shown(path), link_type: *link_type })
+            }
+            _ => Ok(report),
+        }
+    }
+
+    fn datagram(&self) -> Result<Bytes, InjectError> {
+        let Source { hex, file, .. } = &self.source;
+        if let Some(bytes) = &self.built {
+            Ok(bytes.clone())
+        } else if let Some(Hex(bytes)) = hex {
+            Ok(bytes.clone())
+        } else if let Some(path) = file {
+            let failed = |source| InjectError::File { path: path.clone(), source };
+            let file = File::open(path).map_err(failed)?;
+            let size = file.metadata().map_err(failed)?;
+            let size = size.is_file().then_some(size.len());
+            limited(path.display().to_string(), read_limited(file).map_err(failed)?, size)
+        } else {
+            let bytes = read_limited(std::io::stdin().lock()).map_err(InjectError::Stdin)?;
+            limited("standard input".to_owned(), bytes, None)
+        }
+    }
+}
+
+/// All that is read is kept, but for what is surely too long.
+fn read_limited(input: impl Read) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    input.take(MAX_DATAGRAM as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Refuses what no daemon takes, before it is sent. `size` is known where not all was read.
+fn limited(name: String, bytes: Vec<u8>, size: Option<u64>) -> Result<Bytes, InjectError> {
+    if bytes.len() <= MAX_DATAGRAM {
+        return Ok(bytes.into());
+    }
+    let size = match size {
+        Some(size) => format!("{size} bytes"),
+        None => format!("more than {MAX_DATAGRAM} bytes"),
+    };
+    Err(InjectError::Oversized { name, size })
+}
+
+fn shown(path: &Path) -> String {
+    if path == Path::new(STDIN) { "standard input".to_owned() } else { path.display().to_string() }
+}
+
+/// Where a datagram is now.
+#[derive(Clone, Copy, Debug, Default)]
+struct Fate {
+    read: bool,
+    queued: usize,
+}
+
+impl fmt::Display for Fate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.read { f.write_str("read at once") } else { write!(f, "{} queued", self.queued) }
+    }
+}
+
+/// What became of a capture.
+#[derive(Debug, Default)]
+struct Report {
+    packets: u64,
+    injected: u64,
+    /// Of the last that was injected.
+    last: Fate,
+    shortened: u64,
+    not_ip: u64,
+    empty: u64,
+    oversized: u64,
+    filtered: u64,
+    unknown_links: BTreeMap<u16, u64>,
+    is_cut_off: bool,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plural = if self.injected == 1 { "datagram" } else { "datagrams" };
+        write!(f, "{} {plural} injected", self.injected)?;
+        if self.injected > 0 {
+            write!(f, ", {}", self.last)?;
+        }
+        if self.shortened > 0 {
+            write!(f, ", {} shortened by the capture's snap length", self.shortened)?;
+        }
+        let links = self.unknown_links.iter();
+        let links = links.map(|(link_type, count)| (*count, format!("of link type {link_type}")));
+        let left_out: Vec<String> = [
+            (self.not_ip, "not IP".to_owned()),
+            (self.empty, "empty".to_owned()),
+            (self.oversized, format!("longer than {MAX_DATAGRAM} bytes")),
+            (self.filtered, "dropped by a filter of the client".to_owned()),
+        ]
+        .into_iter()
+        .chain(links)
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, why)| format!("{count} {why}"))
+        .collect();
+        if !left_out.is_empty() {
+            write!(f, "; left out: {}", left_out.join(", "))?;
+        }
+        if self.is_cut_off {
+            f.write_str("; the last record is cut off")?;
+        }
+        Ok(())
     }
 }
 
@@ -303,9 +523,37 @@ pub enum InjectError {
     #[error("reading capture {path}: {source}")]
     Capture {
         /// The file.
-        path: PathBuf,
+        path: String,
         /// What is wrong with it.
-        source: packet::CaptureError,
+        source: CaptureError,
+    },
+    /// It cannot be read further.
+    #[error("reading capture {path}: {source}; {injected} datagrams before it were injected")]
+    Further {
+        /// The file.
+        path: String,
+        /// How many went before.
+        injected: u64,
+        /// What is wrong with it.
+        source: CaptureError,
+    },
+    /// Its packets are neither frames nor IP.
+    #[error(
+        "reading capture {path}: its link type is {link_type}, which memtun does not know; Ethernet, raw IP, Linux cooked, loopback and PPP can be injected"
+    )]
+    LinkType {
+        /// The file.
+        path: String,
+        /// The link type.
+        link_type: u16,
+    },
+    /// The source is longer than any datagram.
+    #[error("{name} has {size}; at most {MAX_DATAGRAM} can be injected as one datagram")]
+    Oversized {
+        /// The source.
+        name: String,
+        /// What is known of its size.
+        size: String,
     },
     /// Standard input cannot be read.
     #[error("reading standard input: {0}")]
@@ -313,15 +561,17 @@ pub enum InjectError {
     /// `--gso` cannot be followed.
     #[error("--gso: {0}")]
     Vnet(OffloadError),
-    /// One of several datagrams was refused.
-    #[error("datagram {number} of {count}: {source}")]
-    Datagram {
+    /// A packet of a capture was refused.
+    #[error(
+        "packet {packet} of the capture: {failure}; {injected} datagrams before it were injected"
+    )]
+    Packet {
         /// Which, from 1.
-        number: usize,
-        /// Of how many.
-        count: usize,
+        packet: u64,
+        /// How many went before.
+        injected: u64,
         /// Why.
-        source: ClientError,
+        failure: Failure,
     },
     /// The daemon refused, or is not there.
     #[error(transparent)]

@@ -236,17 +236,13 @@ impl Args {
 
     /// The daemon knows of the last call alone; what is said is about all of them.
     fn counted(&self, error: ClientError, printed: u64) -> ClientError {
-        match error {
-            ClientError::Refused(Failure { code, message })
-                if message.starts_with(&wrote(&self.tunnel, 0, 1)) =>
-            {
-                let timeout_ms = u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX);
-                let Failure { message, .. } =
-                    timed_out(wrote(&self.tunnel, printed, self.count), timeout_ms);
-                ClientError::Refused(Failure { code, message })
-            }
-            other => other,
+        if let ClientError::Refused(Failure { message, .. }) = &error
+            && message.starts_with(&wrote(&self.tunnel, 0, 1))
+        {
+            let timeout_ms = u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX);
+            return timed_out(wrote(&self.tunnel, printed, self.count), timeout_ms).into();
         }
+        error
     }
 }
 

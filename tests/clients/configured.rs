@@ -344,6 +344,7 @@ fn put(client: &mut Client, mode: Mode, tunnel: &str, bytes: &[u8]) {
         source: None,
         destination: None,
         vnet: None,
+        timeout_ms: 0,
     };
     client.call(&call).unwrap_or_else(|error| panic!("inject: {error}"));
 }

@@ -210,6 +210,7 @@ fn expect_both_ways(daemon: &Daemon, mode: Mode, tunnels: [&str; 2], hosts: [&st
                 source: None,
                 destination: None,
                 vnet: None,
+                timeout_ms: 0,
             };
             client.call(&call).unwrap_or_else(|error| panic!("inject: {error}"));
             assert_eq!(take(&mut client, to), datagram, "from {from} to {to}");
