@@ -37,7 +37,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     control::server::{BindError, Server},
-    core::{Admission, Bound, Core, Limits},
+    core::{Admission, Bound, Core, Limits, input},
     frontend::{Registered, device::DeviceFrontEnd, fuse::Occupied},
     hub::{Hub, NetdevOwner},
     log, netdev,
@@ -137,9 +137,8 @@ impl Daemon {
             warn!(%error, "starting the log's thread failed, ignoring");
         }
         let limits = Limits { memory: options.memory, ..limits_by_descriptors() };
-        let mut core = Core::new(limits, fastrand::u64(..));
-        core.set_admission(options.admission);
-        let hub = Hub::new(core);
+        let hub = Hub::new(Core::new(limits, fastrand::u64(..)));
+        hub.handle(input::SetAdmission { admission: options.admission });
         let netdevs = netdev::start(&hub, options.netdevs);
         let stopping = Arc::new(AtomicBool::new(false));
         let lost = Arc::new(OnceLock::new());

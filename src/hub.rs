@@ -2,7 +2,7 @@
 //!
 //! # Theory of operation
 //!
-//! Every thread of the daemon reaches the core through [`Hub::with`]. It takes the lock, runs a closure on the core, moves
+//! Every thread of the daemon reaches the core through [`Hub::handle`]. It takes the lock, gives the core an input, moves
 //! the core's outputs into a buffer of its own, releases the lock, and only then performs them: a reply is a system call,
 //! and no system call is made under the lock. Answers to clients go first, the harness and observers after.
 //!
@@ -19,7 +19,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Condvar, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::{self, Duration, SystemTime},
 };
@@ -27,9 +27,9 @@ use std::{
 use self::events::Events;
 pub use self::events::{Happened, Observer};
 use crate::core::{
-    Answer, CommandError, Condition, Core, FileId, Forward, Instant, Interface, Keeper, Look,
-    NetdevNews, NetdevRequest, Origin, Outcome, Output, PeerId, Request, RequestId, TunnelId,
-    WaitId, WakeHandle,
+    Address, Answer, CommandError, Condition, Core, Enter, FileId, Forward, Instant, Interface,
+    Keeper, Look, NetdevNews, NetdevRequest, Origin, Outcome, Output, PeerId, Request, TunnelId,
+    WaitId, WakeHandle, input,
 };
 pub use crate::sys::FileKind;
 use crate::{errno::Errno, netns::Networks, panics, planted};
@@ -67,7 +67,7 @@ pub struct Description {
 
 /// The owner of the network devices beside tunnels. Must not block, but where it says so.
 pub trait NetdevOwner: Send + Sync {
-    /// Does what the core asks, and answers by [`Core::handle_netdev`]: later, by another thread.
+    /// Does what the core asks, and answers by [`input::Netdev`]: later, by another thread.
     fn ask(&self, request: NetdevRequest);
     /// Hands the kernel a datagram.
     ///
@@ -75,8 +75,7 @@ pub trait NetdevOwner: Send + Sync {
     ///
     /// The kernel's.
     fn forward(&self, forward: &Forward) -> Result<(), Errno>;
-    /// Has the core handle a request ([`Core::handle_fresh_request`]) when it knows what it has to: at once, or later by another
-    /// thread.
+    /// Has the core handle a request ([`input::Looked`]) when it knows what it has to: at once, or later by another thread.
     fn look(&self, look: Look, request: Box<Request>);
     /// Gives the core what the kernel has sent by the queue of a file, as much as it wants.
     fn receive(&self, tunnel: TunnelId, file: FileId);
@@ -123,8 +122,6 @@ pub struct Hub {
     networks: Networks,
     /// Each with the number of events that there were before it came.
     observers: RwLock<Vec<(u64, Arc<dyn Observer>)>>,
-    /// Their number; read under the core's lock, so that the last to come or go decides whether there are events.
-    observer_count: AtomicUsize,
     peers: RwLock<BTreeMap<PeerId, Arc<dyn Peer>>>,
     waits: Mutex<BTreeMap<WaitId, Pending>>,
     /// Says that memory is to be returned to the system, and how far that is.
@@ -181,7 +178,6 @@ impl Hub {
             netdevs: OnceLock::new(),
             networks: Networks::default(),
             observers: RwLock::default(),
-            observer_count: AtomicUsize::new(0),
             peers: RwLock::default(),
             waits: Mutex::default(),
             trim: Default::default(),
@@ -203,13 +199,12 @@ impl Hub {
         Some(front_end)
     }
 
-    /// Runs a closure on the core, then performs what came of it.
-    ///
-    /// The closure runs under the lock: it must not make system calls, nor call the hub again.
-    pub fn with<R>(&self, act: impl FnOnce(&mut Core) -> R) -> R {
+    /// Gives the core an input, then performs what comes of it.
+    pub fn handle<I: Enter>(&self, input: I) -> I::Answer {
         let mut outputs = SCRATCH.take();
+        let now = now();
         let mut state = self.lock();
-        let result = act(&mut state.core);
+        let answer = state.core.handle(now, input);
         planted::panic_at("lock");
         let wakes_observers = state.take_outputs(&mut outputs);
         let earlier = match (state.core.poll_timeout(), state.timer_due) {
@@ -230,17 +225,12 @@ impl Hub {
             self.set_trim(Trim::Asked);
         }
         SCRATCH.set(outputs);
-        result
+        answer
     }
 
-    /// A client asks something.
-    pub fn submit(&self, request: Request) {
-        self.with(|core| core.handle_request(request));
-    }
-
-    /// The caller of a request got a signal; false if the request is not parked here.
-    pub fn cancel(&self, request: RequestId) -> bool {
-        self.with(|core| core.handle_cancel(request))
+    /// Looks at the core. The closure runs under the lock: it must not make system calls, nor call the hub again.
+    pub fn view<R>(&self, look: impl FnOnce(&Core) -> R) -> R {
+        look(&self.lock().core)
     }
 
     /// Somebody who may wait.
@@ -252,7 +242,7 @@ impl Hub {
     ///
     /// # Errors
     ///
-    /// As [`Core::wait`]; `then` is not called then.
+    /// As [`input::Wait`]; `then` is not called then.
     pub fn wait(
         &self,
         waiter: Waiter,
@@ -262,9 +252,7 @@ impl Hub {
     ) -> Result<(), CommandError> {
         let id = WaitId(self.last_wait.fetch_add(1, Ordering::Relaxed) + 1);
         self.lock_waits().insert(id, Pending { waiter, then: Box::new(then) });
-        // A deadline beyond the clock's range is none.
-        let deadline = now().checked_add(timeout);
-        let waiting = self.with(|core| core.wait(id, condition, deadline));
+        let waiting = self.handle(input::Wait { id, condition, timeout });
         if waiting.is_err() {
             self.lock_waits().remove(&id);
         }
@@ -278,29 +266,28 @@ impl Hub {
             .extract_if(.., |_, pending| pending.waiter == waiter)
             .map(|(id, _)| id)
             .collect();
-        self.with(|core| {
-            given_up.iter().for_each(|id| core.cancel_wait(*id));
-            core.release_kept(waiter.keeper());
-        });
+        for id in given_up {
+            self.handle(input::CancelWait { id });
+        }
+        self.handle(input::ReleaseKept { keeper: waiter.keeper() });
     }
 
     fn change_observers(&self, change: impl FnOnce(&mut Vec<(u64, Arc<dyn Observer>)>)) {
         let mut observers = self.observers.write().unwrap_or_else(PoisonError::into_inner);
         change(&mut observers);
-        self.observer_count.store(observers.len(), Ordering::SeqCst);
-        drop(observers);
-        self.with(|core| core.set_observed(self.observer_count.load(Ordering::SeqCst) > 0));
+        // The lock is held until the core knows: the last to come or go decides.
+        self.handle(input::Observe { on: !observers.is_empty() });
     }
 
     /// Gives a tunnel a peer.
     ///
     /// # Errors
     ///
-    /// As [`Core::set_peer`].
+    /// As [`input::SetPeer`].
     pub fn add_peer(&self, of: TunnelId, peer: Arc<dyn Peer>) -> Result<PeerId, CommandError> {
         let id = PeerId(self.last_peer.fetch_add(1, Ordering::Relaxed) + 1);
         self.peers.write().unwrap_or_else(PoisonError::into_inner).insert(id, peer);
-        let added = self.with(|core| core.set_peer(of, id));
+        let added = self.handle(input::SetPeer { tunnel: of, peer: id });
         if added.is_err() {
             self.peers.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
         }
@@ -309,7 +296,7 @@ impl Hub {
 
     /// The peer leaves.
     pub fn remove_peer(&self, id: PeerId) {
-        self.with(|core| core.clear_peer(id));
+        self.handle(input::ClearPeer { peer: id });
         self.peers.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
     }
 
@@ -340,9 +327,9 @@ impl Hub {
     ///
     /// # Errors
     ///
-    /// As [`Core::part`].
-    pub fn part(&self, of: TunnelId) -> Result<(), CommandError> {
-        if let Some(id) = self.with(|core| core.part(of))? {
+    /// As [`input::Part`].
+    pub fn part(&self, tunnel: Address) -> Result<(), CommandError> {
+        if let Some(id) = self.handle(input::Part { tunnel })? {
             if let Some(peer) = self.peer(id) {
                 peer.part();
             }
@@ -376,7 +363,7 @@ impl Hub {
         let mut outputs = Vec::new();
         let mut state = self.lock();
         while !state.stopping {
-            state.core.handle_timeout(now());
+            state.core.handle(now(), input::Timeout {});
             let wakes_observers = state.take_outputs(&mut outputs);
             if wakes_observers || !outputs.is_empty() {
                 planted::panic_at("timer");
@@ -421,7 +408,7 @@ impl Hub {
             *state = Trim::No;
             drop(state);
             trim();
-            self.with(|core| core.budget().trimmed());
+            self.view(|core| core.budget().trimmed());
             self.trim_asked.store(false, Ordering::Relaxed);
         }
     }
@@ -451,7 +438,7 @@ impl Hub {
                         .netdevs
                         .get()
                         .map_or(Err(Errno::EBADFD), |owner| owner.forward(&forward));
-                    self.with(|core| core.handle_netdev(NetdevNews::Forwarded(forward, taken)));
+                    self.handle(input::Netdev { news: NetdevNews::Forwarded(forward, taken) });
                 }
                 Output::Refresh(look, request) => {
                     self.netdev(|owner| owner.look(look, request));
@@ -551,9 +538,9 @@ mod tests {
             move || hub.return_memory(|| trimmed.send(()).unwrap())
         });
         let give_back = || {
-            let user = hub.with(|core| core.user(1));
+            let user = hub.handle(input::FindUser { uid: 1 });
             drop(user.charge(Resource::Memory, TRIM_AFTER).unwrap());
-            hub.with(|_| ());
+            hub.handle(input::Timeout {});
         };
         give_back();
         trims.recv_timeout(Duration::from_secs(60)).expect("it is returned");

@@ -13,8 +13,8 @@
 //!   harness --inject, take, wait, list-->  control socket ------>  command  --'
 //! ```
 //!
-//! A datagram to the client: [`command::inject`] parses a call and runs [`Core::inject`](core::Core::inject) in
-//! [`Hub::with`](hub::Hub::with). If a read is parked, the core completes it: it puts the headers on and cuts the result to the
+//! A datagram to the client: [`command::inject`] parses a call and gives the core an [input](core::input::Inject) by
+//! [`Hub::handle`](hub::Hub::handle). If a read is parked, the core completes it: it puts the headers on and cuts the result to the
 //! read's limit. Otherwise the datagram joins the file's queue, and the core wakes pollers. After the lock is released the front
 //! end makes the one system call that answers the client.
 //!

@@ -10,12 +10,12 @@
 //! | any other | the daemon |
 //!
 //! The panic hook decides that the daemon ends. It runs before the thread unwinds, whatever locks the thread holds. The hook writes
-//! which thread panicked, wakes the main thread, and starts a thread that aborts the process after [`PATIENCE`]. The main thread then
+//! which thread panicked, wakes the main thread, and starts a thread that aborts the process after `PATIENCE`. The main thread then
 //! ends the daemon as it does at SIGTERM: it removes the devices, which answers blocked clients. The panicking thread releases its
 //! locks as it unwinds, and the main thread takes a lock even if it is poisoned. If the orderly end takes too long, the abort closes
 //! the devices, and that gives the clients their error.
 //!
-//! A thread whose panic ends only what it serves runs in [`contain`].
+//! A thread whose panic ends only what it serves runs in `contain`.
 
 use std::{
     any::Any,

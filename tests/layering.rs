@@ -93,12 +93,12 @@ fn layers_name_only_what_is_below_them() {
     forbid("src/client.rs", &["crate::hub", "crate::daemon"]);
 }
 
-/// The closures that `Hub::with` runs under its lock call the core, which is pure, and nothing else that could.
+/// The closures that `Hub::view` runs under its lock call the core, which is pure, and nothing else that could.
 fn nothing_under_the_lock_makes_a_system_call() {
     let mut closures = 0;
     for source in sources("src") {
         let code = code(&source);
-        for (start, _) in code.match_indices(".with(|core|") {
+        for (start, _) in code.match_indices(".view(|core|") {
             let mut depth = 0;
             let closure: &str = code[start + 5..]
                 .char_indices()

@@ -4,10 +4,14 @@
 
 use bytes::Bytes;
 use memtun_core::{
-    Address, Core, Datagram, FileId, IoctlCall, Limits, Op, Opener, Origin, Outcome, Output,
-    ReadCall, Reply, Request, RequestId, TunnelId, WakeHandle, Wrap, WriteCall,
+    Address, Core, Datagram, FileId, Instant, IoctlCall, Limits, Op, Opener, Origin, Outcome,
+    Output, ReadCall, Reply, Request, RequestId, TunnelId, WakeHandle, Wrap, WriteCall,
     abi::tun::{IfFlags, IfReq, Name, ioctl},
+    input,
 };
+
+/// Time stands still.
+const NOW: Instant = Instant::ORIGIN;
 
 /// One call, or a few.
 type Call = fn(&mut Driver);
@@ -88,7 +92,7 @@ impl Driver {
     fn ask(&mut self, op: Op) -> Option<Outcome> {
         self.last += 1;
         let id = RequestId { origin: Origin(0), unique: self.last };
-        self.core.handle_request(Request { id, op });
+        self.core.handle(NOW, Request { id, op });
         self.drain()
     }
 
@@ -160,12 +164,13 @@ impl Driver {
 
     fn inject(&mut self) {
         let datagram = Datagram::from(self.datagram.clone());
-        self.core.inject(self.tunnel, datagram, Wrap::Raw).expect("there is room");
+        let inject = input::Inject { tunnel: self.tunnel.into(), datagram, wrap: Wrap::Raw };
+        self.core.handle(NOW, inject).expect("there is room");
         self.drain();
     }
 
     fn take(&mut self) {
-        self.core.take(self.tunnel).expect("one was written");
+        self.core.handle(NOW, input::Take { tunnel: self.tunnel }).expect("one was written");
         self.drain();
     }
 }

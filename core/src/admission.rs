@@ -72,11 +72,6 @@ impl FromStr for NamePattern {
 }
 
 impl Core {
-    /// Who may make tunnels from now on.
-    pub fn set_admission(&mut self, admission: Admission) {
-        self.admission = admission;
-    }
-
     /// The namespace for which TUNSETIFF on a file wants to be told what its caller may do; `None`: everybody may do all.
     #[must_use]
     pub fn asks_who_attaches(&self, file: FileId) -> Option<Scope> {

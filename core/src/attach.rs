@@ -405,7 +405,7 @@ impl Core {
     /// # Errors
     ///
     /// [`CommandError::UnknownTunnel`].
-    pub fn delete(&mut self, id: TunnelId) -> Result<(), CommandError> {
+    pub(super) fn delete(&mut self, id: TunnelId) -> Result<(), CommandError> {
         let tunnel = self.living_mut(id)?;
         let name = tunnel.name;
         let files: Vec<FileId> = tunnel.files().collect();
@@ -422,7 +422,6 @@ impl Core {
         }
         self.bury(id, true);
         self.event(|| Event::Deleted { tunnel: id, name });
-        self.settle_waits();
         Ok(())
     }
 

@@ -10,8 +10,8 @@ use alloc::{
 use bytes::Bytes;
 
 use super::{
-    Charge, Datagram, Exhausted, FileId, Keeper, Opener, Origin, ReadCall, RequestId, Resource,
-    TunnelId, User, WakeHandle,
+    Charge, Datagram, Exhausted, FileId, Keeper, Opener, ReadCall, RequestId, Resource, TunnelId,
+    User, WakeHandle,
     datagram::{self, Framing},
     filter::Filter,
 };
@@ -21,7 +21,8 @@ use crate::{Outcome, abi::tun};
 #[derive(Debug)]
 pub struct File {
     pub(super) id: FileId,
-    pub(super) origin: Origin,
+    /// The request that it was opened by, and so the front end that it is known to.
+    pub(super) opened_by: RequestId,
     pub(super) opener: Opener,
     pub(super) user: Arc<User>,
     _charges: (Charge, Option<Charge>, Charge),
@@ -73,7 +74,7 @@ struct Rest {
 impl File {
     pub(super) fn new(
         id: FileId,
-        origin: Origin,
+        opened_by: RequestId,
         flags: u32,
         opener: Opener,
         charges: FileCharges,
@@ -83,7 +84,7 @@ impl File {
             user,
             _charges: (file, descriptor, memory),
             id,
-            origin,
+            opened_by,
             opener,
             flags,
             tunnel: None,
@@ -493,7 +494,7 @@ mod tests {
     }
 
     fn user() -> Arc<User> {
-        Core::new(Limits::default(), 1).user(1)
+        Core::new(Limits::default(), 1).users.get(1)
     }
 
     #[test]

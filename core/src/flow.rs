@@ -119,14 +119,14 @@ mod tests {
     use crate::{Bound, Core, Limits};
 
     fn table() -> FlowTable {
-        FlowTable::new(&Core::new(Limits::default(), 1).user(1))
+        FlowTable::new(&Core::new(Limits::default(), 1).users.get(1))
     }
 
     #[test]
     fn flows_are_in_the_memory_of_a_user() {
         let memory = Bound::unshared(FLOW_MEMORY);
         let mut core = Core::new(Limits { memory, ..Limits::default() }, 1);
-        let mut flows = FlowTable::new(&core.user(1));
+        let mut flows = FlowTable::new(&core.users.get(1));
         for flow in 0..3 {
             flows.update(flow, 1);
         }

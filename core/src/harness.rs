@@ -198,20 +198,18 @@ impl Core {
     ///
     /// Says why nothing, or of several datagrams not each, was delivered; a full queue and a read without room for the headers
     /// are counted as drops.
-    pub fn inject(
+    pub(super) fn inject(
         &mut self,
         to: TunnelId,
         datagram: Datagram,
         wrap: Wrap,
     ) -> Result<Delivery, CommandError> {
         let datagram = self.prepared(to, datagram, wrap)?;
-        let delivery = if datagram.vnet.is_none() {
+        if datagram.vnet.is_none() {
             self.send_to_client(to, datagram)
         } else {
             self.perform_and_send_to_client(to, datagram)
-        };
-        self.settle_waits();
-        delivery
+        }
     }
 
     /// A datagram that may wait for room in the client's queue, by [`Condition::Inject`](super::Condition::Inject). Work that
@@ -219,7 +217,7 @@ impl Core {
     ///
     /// # Errors
     ///
-    /// As [`inject`](Self::inject), but for what room has to do with.
+    /// As [`Inject`](super::input::Inject), but for what room has to do with.
     pub fn injection(
         &self,
         to: TunnelId,
@@ -313,7 +311,7 @@ impl Core {
     }
 
     /// Removes the oldest datagram that clients wrote.
-    pub fn take(&mut self, from: TunnelId) -> Option<Datagram> {
+    pub(super) fn take(&mut self, from: TunnelId) -> Option<Datagram> {
         let tunnel = self.tunnels.get_mut(&from)?;
         let datagram = tunnel.written.pop();
         if tunnel.gone && tunnel.written.is_empty() {
@@ -323,11 +321,11 @@ impl Core {
     }
 
     /// Puts back what was taken last, and did not get to whom it was taken for; in a user's memory.
-    pub fn put_back(&mut self, to: TunnelId, datagram: Datagram, user: &Arc<User>) {
+    pub(super) fn put_back(&mut self, to: TunnelId, datagram: Datagram, user: &Arc<User>) {
         let Some(tunnel) = self.tunnels.get_mut(&to) else { return };
         let (name, length) = (tunnel.name, datagram.payload.len());
         if tunnel.written.unpop(datagram, user) {
-            return self.settle_waits();
+            return;
         }
         tunnel.counters.from_client_dropped.add(length);
         let reason = DropReason::Memory;
@@ -341,7 +339,7 @@ impl Core {
     /// # Errors
     ///
     /// [`CommandError::UnknownTunnel`], [`CommandError::HasPeer`].
-    pub fn set_peer(&mut self, of: TunnelId, peer: PeerId) -> Result<(), CommandError> {
+    pub(super) fn set_peer(&mut self, of: TunnelId, peer: PeerId) -> Result<(), CommandError> {
         let Some(tunnel) = self.tunnels.get_mut(&of) else {
             return Err(CommandError::UnknownTunnel(Address::Id(of)));
         };
@@ -356,12 +354,11 @@ impl Core {
     }
 
     /// The peer has left; what clients write is for the harness's waits again.
-    pub fn clear_peer(&mut self, peer: PeerId) {
+    pub(super) fn clear_peer(&mut self, peer: PeerId) {
         let outside = Some(Peer::Outside(peer));
         for tunnel in self.tunnels.values_mut().filter(|tunnel| tunnel.peer == outside) {
             tunnel.peer = None;
         }
-        self.settle_waits();
     }
 
     /// Puts a datagram from a tunnel's peer on its way to the client. What is refused is counted as dropped: a peer is
@@ -370,7 +367,7 @@ impl Core {
     /// # Errors
     ///
     /// As [`inject`](Self::inject).
-    pub fn inject_from_peer(
+    pub(super) fn inject_from_peer(
         &mut self,
         to: TunnelId,
         datagram: Datagram,
@@ -393,7 +390,7 @@ impl Core {
     }
 
     /// A datagram that was taken for a peer is lost: it is longer than the peer can carry.
-    pub fn count_peer_drop(&mut self, of: TunnelId, length: usize) {
+    pub(super) fn count_peer_drop(&mut self, of: TunnelId, length: usize) {
         let Some(tunnel) = self.tunnels.get_mut(&of) else { return };
         tunnel.counters.from_client_dropped.add(length);
         let name = tunnel.name;
@@ -441,6 +438,7 @@ mod tests {
     use crate::{
         Answer, Condition, FileId, Settings,
         abi::tun::{Offload, ioctl::TUNSETOFFLOAD},
+        input,
         rig::Rig,
     };
 
@@ -528,7 +526,7 @@ mod tests {
         let wrong = Datagram { vnet: Some(VnetHeader { gso_type: 2, ..EMPTY }), ..tcp(250) };
         let refused = Err(CommandError::BadVnet(OffloadError::BadHeader));
         assert_eq!(rig.inject_datagram(tunnel, wrong.clone(), Wrap::Raw), refused);
-        assert_eq!(rig.core.inject_from_peer(tunnel, wrong), refused);
+        assert_eq!(rig.handle(input::InjectFromPeer { tunnel, datagram: wrong }), refused);
         let counters = rig.core.tunnel(tunnel).unwrap().counters();
         assert_eq!((counters.to_client.datagrams, counters.to_client_dropped.datagrams), (0, 1));
     }

@@ -237,6 +237,12 @@ pub fn disguised_values() -> impl Iterator<Item = u32> {
         .map(|row| row.command)
 }
 
+/// The argument of TUNSETIFF, once it is there whole.
+pub(super) fn tunsetiff(call: &IoctlCall) -> Option<IfReq> {
+    let is_whole = call.command == ioctl::TUNSETIFF && Shape::IfReqInOut.missing(call).is_none();
+    IfReq::from_bytes(&call.input).filter(|_| is_whole)
+}
+
 /// What a command sets on the link beside its tunnel; `None` if nothing, or if its argument is still to be fetched.
 pub(super) fn netdev_setting(call: &IoctlCall, tunnel: &Tunnel) -> Option<NetdevSetting> {
     let credentials = call.credentials.as_deref();

@@ -28,7 +28,7 @@ impl Core {
     ///
     /// [`CommandError::UnknownTunnel`], [`CommandError::Gone`], [`CommandError::SameTunnel`], [`CommandError::HasPeer`],
     /// [`CommandError::ModesDiffer`].
-    pub fn join(&mut self, left: TunnelId, right: TunnelId) -> Result<(), CommandError> {
+    pub(super) fn join(&mut self, left: TunnelId, right: TunnelId) -> Result<(), CommandError> {
         let (first, second) = (self.tunnel_or_unknown(left)?, self.tunnel_or_unknown(right)?);
         for tunnel in [first, second] {
             if tunnel.gone {
@@ -61,7 +61,6 @@ impl Core {
                 self.send_across(to, datagram);
             }
         }
-        self.settle_waits();
         Ok(())
     }
 
@@ -71,7 +70,7 @@ impl Core {
     /// # Errors
     ///
     /// [`CommandError::UnknownTunnel`], [`CommandError::NoPeer`].
-    pub fn part(&mut self, of: TunnelId) -> Result<Option<PeerId>, CommandError> {
+    pub(super) fn part(&mut self, of: TunnelId) -> Result<Option<PeerId>, CommandError> {
         let tunnel = self.tunnel_or_unknown(of)?;
         match tunnel.peer.ok_or(CommandError::NoPeer(tunnel.name))? {
             Peer::Outside(peer) => Ok(Some(peer)),
@@ -214,7 +213,7 @@ mod tests {
     fn a_full_queue_and_a_reader_who_is_away_drop_and_count() {
         let mut rig = Rig::new();
         let [(left, _), (right, tunnel)] = joined(&mut rig);
-        rig.core.set_observed(true);
+        rig.handle(input::Observe { on: true });
         let lost = |rig: &Rig| rig.core.tunnel(tunnel).unwrap().counters().to_client_dropped;
         for number in 0..502 {
             assert_eq!(rig.write(left, &numbered(number)), Ok(3), "the writer is not told");
@@ -357,12 +356,15 @@ mod tests {
             let mut rig = Rig::new();
             let [(left, left_tunnel), (_, right_tunnel)] = joined(&mut rig);
             let parted = if part_left { left_tunnel } else { right_tunnel };
-            assert_eq!(rig.core.part(parted), Ok(None));
+            assert_eq!(rig.handle(input::Part { tunnel: parted.into() }), Ok(None));
             rig.write(left, &numbered(1)).unwrap();
             assert_eq!(rig.take(left_tunnel), Some(numbered(1)));
             for tunnel in [left_tunnel, right_tunnel] {
                 let name = *rig.core.tunnel(tunnel).unwrap().name();
-                assert_eq!(rig.core.part(tunnel), Err(CommandError::NoPeer(name)));
+                assert_eq!(
+                    rig.handle(input::Part { tunnel: tunnel.into() }),
+                    Err(CommandError::NoPeer(name))
+                );
             }
             rig.join(right_tunnel, left_tunnel).unwrap();
         }
@@ -396,7 +398,11 @@ mod tests {
             assert_eq!(rig.join(left, right), wanted, "{left:?} {right:?}");
         }
         assert_eq!(rig.set_peer(one, PeerId(2)), Err(CommandError::HasPeer(name("one"))));
-        assert_eq!(rig.core.part(three), Ok(Some(PeerId(1))), "one outside is to be told");
+        assert_eq!(
+            rig.handle(input::Part { tunnel: three.into() }),
+            Ok(Some(PeerId(1))),
+            "one outside is to be told"
+        );
         assert!(rig.core.tunnel(three).unwrap().peer().is_some(), "and leaves by itself");
         assert_eq!(rig.take(gone), Some(numbered(1)), "untouched");
     }

@@ -20,7 +20,7 @@ pub struct Keeper(pub u64);
 impl Core {
     /// Drops datagrams that a keeper was given, and returns how many. What is not there, or another's, is passed over, so that
     /// it can be said twice.
-    pub fn drop_kept(&mut self, by: Keeper, numbers: &[u64]) -> usize {
+    pub(super) fn drop_kept(&mut self, by: Keeper, numbers: &[u64]) -> usize {
         let mut dropped = 0;
         let mut ended = Vec::new();
         for tunnel in self.tunnels.values_mut() {
@@ -44,7 +44,7 @@ impl Core {
     }
 
     /// A keeper has ended: what it has not dropped can be taken again.
-    pub fn release_kept(&mut self, by: Keeper) {
+    pub(super) fn release_kept(&mut self, by: Keeper) {
         let mut released = Vec::new();
         for tunnel in self.tunnels.values_mut() {
             if tunnel.written.release(by) {
@@ -62,7 +62,6 @@ impl Core {
                 }
             }
         }
-        self.settle_waits();
     }
 
     /// Gives somebody the oldest datagram that nobody keeps.
@@ -76,7 +75,7 @@ mod tests {
     use alloc::vec;
 
     use super::*;
-    use crate::{Address, Answer, Condition, FileId, PeerId, rig::Rig};
+    use crate::{Address, Answer, Condition, FileId, PeerId, input, rig::Rig};
 
     const TUN_NO_PI: u16 = 0x1001;
     const LEFT: Keeper = Keeper(1);
@@ -103,7 +102,7 @@ mod tests {
     }
 
     fn release(rig: &mut Rig, by: Keeper) {
-        rig.act(|core| core.release_kept(by));
+        rig.handle(input::ReleaseKept { keeper: by });
     }
 
     #[test]
@@ -117,9 +116,13 @@ mod tests {
         rig.wait(2, Condition::Written(Address::Id(tunnel)), 100).unwrap();
         rig.pass_until(50);
         assert_eq!((rig.answer(1), rig.answer(2)), (None, None), "kept ones are nobody else's");
-        assert_eq!(rig.core.drop_kept(LEFT, &[2]), 0, "nor theirs to drop");
-        assert_eq!(rig.core.drop_kept(LEFT, &[1, 99]), 1);
-        assert_eq!(rig.core.drop_kept(LEFT, &[1]), 0, "said twice");
+        assert_eq!(
+            rig.handle(input::DropKept { keeper: LEFT, numbers: vec![2] }),
+            0,
+            "nor theirs to drop"
+        );
+        assert_eq!(rig.handle(input::DropKept { keeper: LEFT, numbers: vec![1, 99] }), 1);
+        assert_eq!(rig.handle(input::DropKept { keeper: LEFT, numbers: vec![1] }), 0, "said twice");
         rig.pass_until(100);
         assert_eq!(rig.answer(1), Some(Answer::TimedOut(0)));
         release(&mut rig, LEFT);
@@ -152,13 +155,17 @@ mod tests {
         let (file, tunnel) = written(&mut rig, &[1, 2]);
         assert_eq!(keep(&mut rig, tunnel, 2, LEFT), [(1, 1), (2, 2)]);
         rig.close(file);
-        assert_eq!(rig.core.drop_kept(LEFT, &[1]), 1);
+        assert_eq!(rig.handle(input::DropKept { keeper: LEFT, numbers: vec![1] }), 1);
         assert!(rig.core.tunnel(tunnel).is_some());
         rig.set_peer(tunnel, PeerId(7)).unwrap();
-        assert_eq!(rig.act(|core| core.drop_kept(LEFT, &[2])), 1);
+        assert_eq!(rig.handle(input::DropKept { keeper: LEFT, numbers: vec![2] }), 1);
         assert!(rig.core.tunnel(tunnel).is_none());
         assert_eq!(rig.notified, 1, "its peer hears of the end");
-        assert_eq!(rig.core.drop_kept(LEFT, &[1, 2]), 0, "of a tunnel that is gone");
+        assert_eq!(
+            rig.handle(input::DropKept { keeper: LEFT, numbers: vec![1, 2] }),
+            0,
+            "of a tunnel that is gone"
+        );
     }
 
     #[test]

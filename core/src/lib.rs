@@ -2,11 +2,10 @@
 //!
 //! # Theory of operation
 //!
-//! [`Core`] is driven from outside. What clients do comes in through [`Core::handle_request`] and
-//! [`Core::handle_cancel`], the passing of time through [`Core::handle_timeout`], and what the harness does through the
-//! commands: [`inject`](Core::inject), [`take`](Core::take), [`wait`](Core::wait), [`set_link`](Core::set_link) and so
-//! on. Each may leave work, which [`Core::take_outputs`] hands out: requests to answer, pollers to wake, waits that are
-//! over. Whoever drives the core fetches that after every call and performs it; the `Hub` of the crate `memtun` does.
+//! [`Core`] is driven from outside, by one function: [`Core::handle`] takes an [input](mod@input) and the time. An input is what
+//! a client asks, what a harness wants, news of a network device, or that time has passed. It may leave work, which
+//! [`Core::take_outputs`] hands out: requests to answer, pollers to wake, waits that are over. Whoever drives the core fetches that
+//! after every input and performs it; the `Hub` of the crate `memtun` does. The same inputs give the same outputs.
 //!
 //! A read without a datagram is *parked*: its request simply stays unanswered until a datagram comes, the request is
 //! cancelled, or the daemon ends. So no thread waits, however many readers do.
@@ -35,6 +34,7 @@ mod filter;
 mod flow;
 mod harness;
 mod headers;
+pub mod input;
 pub mod ioctl;
 mod join;
 mod keep;
@@ -42,6 +42,8 @@ mod keep;
 mod model;
 mod netdev;
 pub mod offload;
+#[cfg(test)]
+mod replay;
 mod request;
 #[cfg(test)]
 mod rig;
@@ -72,6 +74,7 @@ pub use self::{
     event::{DropReason, Event},
     file::{File, Queue},
     harness::{CommandError, Injection, Wrap},
+    input::{Enter, Input},
     join::Peer,
     keep::Keeper,
     netdev::{
@@ -90,7 +93,6 @@ pub use self::{
 use self::{
     budget::Users,
     file::{FILE_MEMORY, FileCharges, Kept, ParkedRead},
-    wait::Wait,
 };
 use crate::{abi::tun, errno::Errno};
 
@@ -187,7 +189,8 @@ pub struct Core {
     tunnels: BTreeMap<TunnelId, Tunnel>,
     /// Tunnels that are not gone.
     names: BTreeMap<(Scope, tun::Name), TunnelId>,
-    waits: Vec<Wait>,
+    waits: wait::Waits,
+    now: Instant,
     users: Users,
     /// How many files of a user are open from a namespace, and what holds the user's place for it.
     namespaces: BTreeMap<(u32, Scope), (usize, Charge)>,
@@ -216,7 +219,8 @@ impl Core {
             files: BTreeMap::new(),
             tunnels: BTreeMap::new(),
             names: BTreeMap::new(),
-            waits: Vec::new(),
+            waits: wait::Waits::default(),
+            now: Instant::ORIGIN,
             netdevs: netdev::Netdevs::default(),
             admission: Admission::default(),
             outputs: Vec::new(),
@@ -246,11 +250,6 @@ impl Core {
     /// The users that have something in use, or had lately.
     pub fn users(&self) -> impl Iterator<Item = &Arc<User>> {
         self.users.iter()
-    }
-
-    /// A user, to charge what the edges hold for it.
-    pub fn user(&mut self, uid: u32) -> Arc<User> {
-        self.users.get(uid)
     }
 
     /// The open files, oldest first.
@@ -299,10 +298,25 @@ impl Core {
         }
     }
 
-    // B. Things that happened.
+    // B. What goes in is in `input`. Work to hand out.
 
-    /// A client asks something. The answer is among the outputs, unless the request was parked.
-    pub fn handle_request(&mut self, request: Request) {
+    /// Moves the work that is to be done into `into`, which must be empty; its storage is used in turn.
+    pub fn take_outputs(&mut self, into: &mut Vec<Output>) {
+        debug_assert!(into.is_empty(), "earlier outputs have been performed");
+        core::mem::swap(&mut self.outputs, into);
+    }
+
+    /// When [`Timeout`](input::Timeout) is due.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.waits.first_deadline()
+    }
+}
+
+/// What clients ask.
+impl Core {
+    /// Answers a request, unless it is parked or the kernel is to be asked first.
+    fn request(&mut self, request: Request) {
         match self.look_before(&request) {
             Some(look) => {
                 if let Op::Poll { file, arm } = request.op
@@ -313,34 +327,31 @@ impl Core {
                 }
                 self.outputs.push(Output::Refresh(look, Box::new(request)));
             }
-            None => self.handle_fresh_request(request),
+            None => self.perform(request),
         }
     }
 
-    /// The same, of a client whose tunnel's link has been looked at ([`Output::Refresh`]).
-    pub fn handle_fresh_request(&mut self, request: Request) {
+    /// The same, of a client whose tunnel's link has been looked at.
+    fn perform(&mut self, request: Request) {
         let id = request.id;
         let outcome = match request.op {
             Op::Read(file, call) => self.read(id, file, call),
             Op::Write(file, call) => self.write(id, file, call),
             Op::Poll { file, arm } => Some(self.poll(file, arm)),
             Op::Ioctl(file, call) => self.ioctl(id, file, call),
-            Op::Open { flags, opener } => Some(self.open(id.origin, flags, opener)),
+            Op::Open { flags, opener } => Some(self.open(id, flags, opener)),
             Op::Close(file) => self.close_with_netdev(id, file),
         };
         if let Some(outcome) = outcome {
             self.outputs.push(Output::Complete(id, outcome));
         }
-        self.settle_waits();
     }
 
-    /// The caller of a request got a signal: a parked read ends with `EINTR`. False if the request is not known here:
-    /// it has been answered, or is still to come.
-    pub fn handle_cancel(&mut self, id: RequestId) -> bool {
+    fn cancel(&mut self, id: RequestId) -> bool {
         if self.is_waiting_for_netdev(id) {
             return true;
         }
-        for file in self.files.values_mut().filter(|file| file.origin == id.origin) {
+        for file in self.files.values_mut().filter(|file| file.opened_by.origin == id.origin) {
             if let Some(at) = file.parked.iter().position(|read| read.id == id) {
                 file.parked.remove(at);
                 self.outputs.push(Output::Complete(id, Err(Errno::EINTR)));
@@ -350,38 +361,16 @@ impl Core {
         false
     }
 
-    /// A file whose opener died before it learnt of it: closed without anybody asking.
-    pub fn forget(&mut self, file: FileId) {
-        // Nobody waits for the answer.
-        let _closed = self.close(file);
-        self.settle_waits();
+    /// Its client is dead: no close of what it opened will come.
+    fn take_back(&mut self, request: RequestId) {
+        let opened = self.files.values().find(|file| file.opened_by == request);
+        if let Some(file) = opened.map(|file| file.id) {
+            // Nobody waits for the answer.
+            let _closed = self.close(file);
+        }
     }
 
-    // C. Commands of the harness are in `harness` and `wait`.
-
-    /// Whether events are wanted.
-    pub fn set_observed(&mut self, observed: bool) {
-        self.observed = observed;
-    }
-
-    // D. Work to hand out.
-
-    /// Moves the work that is to be done into `into`, which must be empty; its storage is used in turn.
-    pub fn take_outputs(&mut self, into: &mut Vec<Output>) {
-        debug_assert!(into.is_empty(), "earlier outputs have been performed");
-        core::mem::swap(&mut self.outputs, into);
-    }
-
-    /// When [`handle_timeout`](Self::handle_timeout) is due.
-    #[must_use]
-    pub fn poll_timeout(&self) -> Option<Instant> {
-        self.waits.iter().filter_map(|wait| wait.deadline).min()
-    }
-}
-
-/// What clients ask.
-impl Core {
-    fn open(&mut self, origin: Origin, flags: u32, opener: Opener) -> Outcome {
+    fn open(&mut self, by: RequestId, flags: u32, opener: Opener) -> Outcome {
         let charges = match self.charge_file(&opener) {
             Ok(charges) => charges,
             Err(errno) => {
@@ -392,7 +381,7 @@ impl Core {
         self.last_file += 1;
         let id = FileId(self.last_file);
         self.event(|| Event::Opened { file: id, pid: opener.pid, command: opener.command.clone() });
-        self.files.insert(id, File::new(id, origin, flags, opener, charges));
+        self.files.insert(id, File::new(id, by, flags, opener, charges));
         Ok(Reply::Opened(id))
     }
 
@@ -568,7 +557,8 @@ impl Core {
     /// Tells the pollers of a file, whether or not it was ready before: an edge-triggered one counts every event. Several
     /// at once are one.
     fn wake(&mut self, file: FileId) {
-        let woken = self.files.get(&file).and_then(|file| Some((file.origin, file.waker?)));
+        let woken =
+            self.files.get(&file).and_then(|file| Some((file.opened_by.origin, file.waker?)));
         let Some((origin, handle)) = woken else { return };
         let is_told = matches!(
             self.outputs.last(),

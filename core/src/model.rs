@@ -203,7 +203,10 @@ impl Model {
             Step::Part { name } => {
                 if let Some(tunnel) = &mut self.tunnels[name] {
                     let joined = tunnel.joined.take();
-                    assert_eq!(rig.core.part(tunnel.id).is_ok(), joined.is_some());
+                    assert_eq!(
+                        rig.handle(input::Part { tunnel: tunnel.id.into() }).is_ok(),
+                        joined.is_some()
+                    );
                     self.leave_alone(joined);
                 }
             }

@@ -110,13 +110,13 @@ impl Netdevs {
 
 impl Core {
     /// Which interface tunnels get from now on.
-    pub fn set_interface_policy(&mut self, policy: Interface) {
+    pub(super) fn set_interface_policy(&mut self, policy: Interface) {
         self.netdevs.policy = policy;
         self.netdevs.in_use |= policy != Interface::None;
     }
 
     /// Gives a tunnel another interface. The device itself is the caller's matter; [`NetdevNews::Changed`] tells how it is.
-    pub fn set_interface(&mut self, of: TunnelId, interface: Interface) {
+    pub(super) fn set_interface(&mut self, of: TunnelId, interface: Interface) {
         if let Some(tunnel) = self.tunnels.get_mut(&of) {
             tunnel.interface = interface;
             tunnel.last_writer = None;
@@ -126,11 +126,10 @@ impl Core {
                 self.outputs.extend(tunnel.queues.iter().map(|file| Output::Receive(of, *file)));
             }
         }
-        self.settle_waits();
     }
 
     /// The owner of network devices has news.
-    pub fn handle_netdev(&mut self, news: NetdevNews) {
+    pub(super) fn handle_netdev(&mut self, news: NetdevNews) {
         match news {
             NetdevNews::Made(tunnel, made) => self.netdev_made(tunnel, made),
             NetdevNews::Done(asker, done) => self.netdev_done(asker, done),
@@ -145,7 +144,6 @@ impl Core {
             NetdevNews::Added(tunnel, to) => self.netdev_added(tunnel, to),
             NetdevNews::Forwarded(forward, taken) => self.forwarded(*forward, taken),
         }
-        self.settle_waits();
     }
 
     fn netdev_readable(&mut self, of: TunnelId, queue: FileId) {
@@ -165,7 +163,12 @@ impl Core {
     }
 
     /// What it has sent, which is not in the device's queue any more. Whether more is wanted.
-    pub fn handle_netdev_datagram(&mut self, of: TunnelId, queue: FileId, bytes: Bytes) -> bool {
+    pub(super) fn handle_netdev_datagram(
+        &mut self,
+        of: TunnelId,
+        queue: FileId,
+        bytes: Bytes,
+    ) -> bool {
         let Some(tunnel) = self.tunnels.get_mut(&of) else { return true };
         let (name, mode) = (tunnel.name, tunnel.mode);
         // It is never cut short, but for a race with a change of the flags.
@@ -182,7 +185,6 @@ impl Core {
             }
             Interface::Bridge => {
                 let delivery = self.send_to_file(of, queue, datagram);
-                self.settle_waits();
                 // What did not arrive is counted where that is noticed; the kernel is not told either.
                 match delivery {
                     Ok(Delivery::Queued(_)) => false,
@@ -246,8 +248,7 @@ impl Core {
             self.netdevs.deferred.push(Request { id, op: Op::Ioctl(file, call) });
             return None;
         }
-        let request = IfReq::from_bytes(&call.input);
-        match request.filter(|_| call.command == tun::ioctl::TUNSETIFF) {
+        match ioctl::tunsetiff(&call) {
             Some(request) => self.set_iff(id, file, &call, request),
             None => match self.setting_of(id, file, &call) {
                 Some(request) => {
@@ -271,7 +272,7 @@ impl Core {
                 || tunnel.is_some_and(|tunnel| ioctl::netdev_setting(call, tunnel).is_some());
         }
         let scope = file.opener.scope;
-        let Some(request) = IfReq::from_bytes(&call.input) else { return false };
+        let Some(request) = ioctl::tunsetiff(call) else { return false };
         let tunnel = self.names.get(&(scope, request.name()));
         tunnel.is_some_and(|tunnel| self.netdevs.adding.contains_key(tunnel))
             || self.netdevs.parked.values().any(|parked| parked.scope() == Some(scope))
@@ -404,7 +405,11 @@ impl Core {
     /// # Errors
     ///
     /// [`CommandError::UnknownTunnel`]; [`CommandError::HasPeer`] if it is to be bridged.
-    pub fn begin_switch(&mut self, of: TunnelId, to: Interface) -> Result<Switch, CommandError> {
+    pub(super) fn begin_switch(
+        &mut self,
+        of: TunnelId,
+        to: Interface,
+    ) -> Result<Switch, CommandError> {
         let is_busy = self.netdevs.adding.contains_key(&of);
         let tunnel = self.living_mut(of)?;
         if to == Interface::Bridge && tunnel.peer.is_some() {
@@ -456,7 +461,7 @@ impl Core {
     /// Performs the deferred requests. A request that still has to wait is deferred again.
     fn resume_deferred(&mut self) {
         for request in core::mem::take(&mut self.netdevs.deferred) {
-            self.handle_fresh_request(request);
+            self.perform(request);
         }
     }
 

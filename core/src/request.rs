@@ -1,7 +1,7 @@
 //! What goes into the core and what comes out of it.
 //!
 //! A front end turns each system call of a client into one [`Request`]; the core answers each, at once or later,
-//! with one [`Outcome`]. Nothing else passes between them, so a log of requests replays a session.
+//! with one [`Outcome`]. Nothing else passes between them.
 
 use alloc::{boxed::Box, string::String, vec::Vec};
 
@@ -308,11 +308,9 @@ pub enum Output {
     Netdev(NetdevRequest),
     /// Hand the kernel a datagram.
     Forward(Box<Forward>),
-    /// Look how a tunnel's network device is; then the request comes again, to
-    /// [`Core::handle_fresh_request`](super::Core::handle_fresh_request).
+    /// Look how a tunnel's network device is; then the request comes again, by [`Looked`](super::input::Looked).
     Refresh(Look, Box<Request>),
-    /// Take what the kernel has sent by the queue of a file, by
-    /// [`Core::handle_netdev_datagram`](super::Core::handle_netdev_datagram).
+    /// Take what the kernel has sent by the queue of a file; [`NetdevDatagram`](super::input::NetdevDatagram) brings it.
     Receive(TunnelId, FileId),
     /// A file of that namespace was closed, or could not be opened.
     Left(Scope),

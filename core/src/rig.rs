@@ -4,6 +4,7 @@ use alloc::{
     borrow::ToOwned,
     boxed::Box,
     collections::BTreeMap,
+    format,
     string::{String, ToString},
     vec::Vec,
 };
@@ -11,12 +12,20 @@ use core::time::Duration;
 
 use bytes::Bytes;
 
-use super::*;
+use super::{input::*, *};
 use crate::abi::tun::{IfFlags, IfReq, Name, ioctl};
 
-/// A core, and everything it has put out so far.
+/// Of every core in a test.
+const SEED: u64 = 1;
+
+/// A core, and everything it has put out so far. When it is dropped another core is given the same inputs, and must put
+/// out the same.
 pub(super) struct Rig {
     pub(super) core: Core,
+    limits: Limits,
+    pub(super) now: Instant,
+    /// Each input with its time, and the outputs that came of it.
+    log: Vec<(Instant, Input, Vec<Output>)>,
     last_request: u64,
     outcomes: BTreeMap<u64, Outcome>,
     pub(super) wakes: usize,
@@ -36,7 +45,10 @@ impl Rig {
 
     pub(super) fn with_limits(limits: Limits) -> Self {
         Self {
-            core: Core::new(limits, 1),
+            core: Core::new(limits, SEED),
+            limits,
+            now: Instant::ORIGIN,
+            log: Vec::new(),
             last_request: 0,
             outcomes: BTreeMap::new(),
             wakes: 0,
@@ -55,13 +67,27 @@ impl Rig {
     }
 
     pub(super) fn pass_until(&mut self, ms: u64) {
-        self.core.handle_timeout(self.at(ms));
-        self.drain();
+        self.now = self.at(ms);
+        self.handle(Timeout {});
     }
 
-    fn drain(&mut self) {
+    /// Gives the core an input, and keeps what comes of it.
+    pub(super) fn handle<I: Enter + Clone>(&mut self, input: I) -> I::Answer {
+        let logged = input.clone().into();
+        let answer = self.core.handle(self.now, input);
         let mut outputs = Vec::new();
         self.core.take_outputs(&mut outputs);
+        self.log.push((self.now, logged, outputs.clone()));
+        self.keep(outputs);
+        answer
+    }
+
+    /// Each input so far, and the outputs that came of it.
+    pub(super) fn log(&self) -> impl Iterator<Item = (&Input, &[Output])> {
+        self.log.iter().map(|(_, input, outputs)| (input, &**outputs))
+    }
+
+    fn keep(&mut self, outputs: Vec<Output>) {
         for output in outputs {
             match output {
                 Output::Complete(id, outcome) => {
@@ -80,8 +106,7 @@ impl Rig {
                 Output::Forward(forward) => self.forwards.push(*forward),
                 Output::Refresh(look, request) => {
                     self.looks.push(look);
-                    self.core.handle_fresh_request(*request);
-                    self.drain();
+                    self.handle(Looked { request: *request });
                 }
                 Output::Receive(tunnel, file) => self.receives.push((tunnel, file)),
                 Output::Left(_) => {}
@@ -93,8 +118,7 @@ impl Rig {
     /// Sends a request and returns its number; [`outcome`](Self::outcome) has the answer, if there is one.
     pub(super) fn ask(&mut self, op: Op) -> u64 {
         self.last_request += 1;
-        self.core.handle_request(Request { id: id(self.last_request), op });
-        self.drain();
+        self.handle(Request { id: id(self.last_request), op });
         self.last_request
     }
 
@@ -113,9 +137,7 @@ impl Rig {
     }
 
     pub(super) fn cancel(&mut self, request: u64) -> bool {
-        let known = self.core.handle_cancel(id(request));
-        self.drain();
-        known
+        self.handle(Cancel { request: id(request) })
     }
 
     pub(super) fn open(&mut self) -> FileId {
@@ -303,25 +325,17 @@ impl Rig {
         datagram: Datagram,
         wrap: Wrap,
     ) -> Result<Delivery, CommandError> {
-        let injected = self.core.inject(to, datagram, wrap);
-        self.drain();
-        injected
+        self.handle(Inject { tunnel: to.into(), datagram, wrap })
     }
 
     /// Does something to the core that has no method of its own here.
-    pub(super) fn act<R>(&mut self, act: impl FnOnce(&mut Core) -> R) -> R {
-        let result = act(&mut self.core);
-        self.drain();
-        result
-    }
-
     pub(super) fn take(&mut self, tunnel: TunnelId) -> Option<Vec<u8>> {
-        self.core.take(tunnel).map(|datagram| datagram.payload.to_vec())
+        self.handle(Take { tunnel }).map(|datagram| datagram.payload.to_vec())
     }
 
     pub(super) fn set_link(&mut self, tunnel: TunnelId, up: bool) {
-        self.core.set_link(tunnel, up).expect("the tunnel is there");
-        self.drain();
+        self.configure(tunnel, &Settings { up: Some(up), ..Settings::default() })
+            .expect("the tunnel is there");
     }
 
     pub(super) fn configure(
@@ -329,14 +343,11 @@ impl Rig {
         tunnel: TunnelId,
         settings: &Settings,
     ) -> Result<(), CommandError> {
-        let configured = self.core.configure(tunnel, settings);
-        self.drain();
-        configured
+        self.handle(Configure { tunnel: tunnel.into(), settings: settings.clone() })
     }
 
     pub(super) fn delete(&mut self, tunnel: TunnelId) {
-        self.core.delete(tunnel).expect("the tunnel is there");
-        self.drain();
+        self.handle(Delete { tunnel: tunnel.into() }).expect("the tunnel is there");
     }
 
     pub(super) fn wait(
@@ -345,10 +356,8 @@ impl Rig {
         condition: Condition,
         deadline_ms: u64,
     ) -> Result<(), CommandError> {
-        let deadline = self.at(deadline_ms);
-        let waiting = self.core.wait(WaitId(id), condition, Some(deadline));
-        self.drain();
-        waiting
+        let timeout = self.at(deadline_ms) - self.now;
+        self.handle(Wait { id: WaitId(id), condition, timeout })
     }
 
     pub(super) fn answer(&mut self, wait: u64) -> Option<Answer> {
@@ -360,29 +369,24 @@ impl Rig {
         to: TunnelId,
         bytes: &[u8],
     ) -> Result<Delivery, CommandError> {
-        let injected = self.core.inject_from_peer(to, Bytes::copy_from_slice(bytes).into());
-        self.drain();
-        injected
+        let datagram = Bytes::copy_from_slice(bytes).into();
+        self.handle(InjectFromPeer { tunnel: to, datagram })
     }
 
     /// The owner of network devices says something.
-    pub(super) fn tell_of_netdev(&mut self, answer: NetdevNews) {
-        self.core.handle_netdev(answer);
-        self.drain();
+    pub(super) fn tell_of_netdev(&mut self, news: NetdevNews) {
+        self.handle(Netdev { news });
     }
 
     /// Tells that something was sent by a link, and returns for which files it is taken.
     pub(super) fn readable(&mut self, tunnel: TunnelId, queue: FileId) -> Vec<FileId> {
-        self.core.handle_netdev(NetdevNews::Readable(tunnel, queue));
-        self.drain();
+        self.handle(Netdev { news: NetdevNews::Readable(tunnel, queue) });
         core::mem::take(&mut self.receives).into_iter().map(|(_, file)| file).collect()
     }
 
     /// Takes what was sent by a link; whether more is wanted.
     pub(super) fn send_by_netdev(&mut self, tunnel: TunnelId, queue: FileId, bytes: &[u8]) -> bool {
-        let wanted = self.core.handle_netdev_datagram(tunnel, queue, Bytes::copy_from_slice(bytes));
-        self.drain();
-        wanted
+        self.handle(NetdevDatagram { tunnel, queue, bytes: Bytes::copy_from_slice(bytes) })
     }
 
     pub(super) fn set_iff_later(&mut self, file: FileId, name: &str, flags: u16) -> u64 {
@@ -435,15 +439,28 @@ impl Rig {
     }
 
     pub(super) fn join(&mut self, left: TunnelId, right: TunnelId) -> Result<(), CommandError> {
-        let joined = self.core.join(left, right);
-        self.drain();
-        joined
+        self.handle(Join { left: left.into(), right: right.into() }).map(drop)
     }
 
     pub(super) fn set_peer(&mut self, tunnel: TunnelId, peer: PeerId) -> Result<(), CommandError> {
-        let set = self.core.set_peer(tunnel, peer);
-        self.drain();
-        set
+        self.handle(SetPeer { tunnel, peer })
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        let mut replayed = Core::new(self.limits, SEED);
+        for (at, (now, input, expected)) in self.log.drain(..).enumerate() {
+            let shown = format!("{input:?}");
+            replayed.handle(now, input);
+            let mut outputs = Vec::new();
+            replayed.take_outputs(&mut outputs);
+            let (outputs, expected) = (format!("{outputs:?}"), format!("{expected:?}"));
+            assert_eq!(outputs, expected, "input {at}, {shown}, replayed");
+        }
     }
 }
 

@@ -66,7 +66,11 @@ impl Core {
     /// # Errors
     ///
     /// [`CommandError::UnknownTunnel`], [`CommandError::BadSetting`].
-    pub fn configure(&mut self, of: TunnelId, settings: &Settings) -> Result<(), CommandError> {
+    pub(super) fn configure(
+        &mut self,
+        of: TunnelId,
+        settings: &Settings,
+    ) -> Result<(), CommandError> {
         let tunnel = self.living_mut(of)?;
         check(tunnel, settings)?;
         let (scope, before) = (tunnel.scope, tunnel.name);
@@ -94,8 +98,6 @@ impl Core {
         }
         self.tell_netdev_settings(of, settings, name);
         self.change_link(of, settings.up, settings.carrier);
-        // A wait may be for the name.
-        self.settle_waits();
         Ok(())
     }
 
@@ -107,15 +109,6 @@ impl Core {
                 file.queue.resize(length);
             }
         }
-    }
-
-    /// Brings a tunnel up or down.
-    ///
-    /// # Errors
-    ///
-    /// [`CommandError::UnknownTunnel`].
-    pub fn set_link(&mut self, of: TunnelId, up: bool) -> Result<(), CommandError> {
-        self.configure(of, &Settings { up: Some(up), ..Settings::default() })
     }
 
     /// Changes what stands between the client and the harness.

@@ -416,7 +416,7 @@ fn written_datagrams_are_taken_in_order() {
     let (file, tunnel) = rig.attached("t", TUN);
     assert_eq!(rig.write(file, &[0, 0, 8, 0, 0x45, 1]), Ok(6), "headers count");
     assert_eq!(rig.write(file, &[0, 0, 0x12, 0x34]), Ok(4), "a bare PI header");
-    let first = rig.core.take(tunnel).unwrap();
+    let first = rig.handle(input::Take { tunnel }).unwrap();
     assert_eq!((&first.payload[..], first.protocol), (&[0x45, 1][..], Some(0x800)));
     assert_eq!(rig.take(tunnel), Some(vec![]));
     assert_eq!(rig.take(tunnel), None);
@@ -647,7 +647,7 @@ fn a_cancelled_wait_takes_nothing() {
     let mut rig = Rig::new();
     let (file, tunnel) = rig.attached("t", TUN_NO_PI);
     rig.wait(1, Condition::Take(tunnel, 1), 100).unwrap();
-    rig.core.cancel_wait(WaitId(1));
+    rig.handle(input::CancelWait { id: WaitId(1) });
     rig.write(file, IP).unwrap();
     assert_eq!(rig.answer(1), None);
     assert_eq!(rig.take(tunnel), Some(IP.to_vec()));
@@ -690,7 +690,7 @@ fn a_peer_is_told_of_what_was_written_and_what_is() {
         "in order"
     );
     rig.write(file, &[0x45, 3]).unwrap();
-    rig.core.clear_peer(PeerId(1));
+    rig.handle(input::ClearPeer { peer: PeerId(1) });
     rig.pass_until(99);
     assert!(matches!(rig.answer(1), Some(Answer::Taken(_))), "the harness's again");
 }
@@ -723,7 +723,7 @@ fn what_a_peer_sends_in_vain_is_counted() {
     for _ in 0..501 {
         let _full = rig.inject_from_peer(tunnel, IP);
     }
-    rig.core.count_peer_drop(tunnel, 9);
+    rig.handle(input::CountPeerDrop { tunnel, length: 9 });
     let counters = rig.core.tunnel(tunnel).unwrap().counters();
     assert_eq!((counters.to_client.datagrams, counters.to_client_dropped.datagrams), (500, 3));
     assert_eq!(counters.from_client_dropped.datagrams, 1);
@@ -749,7 +749,7 @@ fn events_are_built_only_while_somebody_observes() {
     let mut rig = Rig::new();
     let (file, tunnel) = rig.attached("t", TUN_NO_PI);
     assert!(rig.events.is_empty());
-    rig.core.set_observed(true);
+    rig.handle(input::Observe { on: true });
     rig.inject(tunnel, IP).unwrap();
     rig.write(file, IP).unwrap();
     rig.set_link(tunnel, false);

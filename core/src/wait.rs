@@ -3,7 +3,7 @@
 //! A wait holds no thread. After each change the core looks at the waits, in the order in which they were made. So of several
 //! takers that want the same number of datagrams, the first is served first.
 
-use alloc::vec::Vec;
+use alloc::{collections::BTreeSet, vec::Vec};
 
 use super::{
     Address, CommandError, Core, Datagram, Delivery, Injection, Instant, Keeper, Output, Tunnel,
@@ -53,20 +53,56 @@ pub enum Answer {
 }
 
 #[derive(Debug)]
-pub(super) struct Wait {
-    pub(super) id: WaitId,
-    pub(super) condition: Condition,
-    pub(super) deadline: Option<Instant>,
+struct Wait {
+    id: WaitId,
+    condition: Condition,
+    deadline: Option<Instant>,
+}
+
+/// All waits.
+#[derive(Debug, Default)]
+pub(super) struct Waits {
+    /// In the order in which they were asked for.
+    asked: Vec<Wait>,
+    /// Of those that end by time; the earliest is found at once.
+    deadlines: BTreeSet<(Instant, WaitId)>,
+}
+
+impl Waits {
+    /// When the first of them ends by time.
+    pub(super) fn first_deadline(&self) -> Option<Instant> {
+        self.deadlines.first().map(|(at, _)| *at)
+    }
+
+    fn insert(&mut self, at: usize, wait: Wait) {
+        self.deadlines.extend(wait.deadline.map(|deadline| (deadline, wait.id)));
+        self.asked.insert(at, wait);
+    }
+
+    fn remove(&mut self, at: usize) -> Wait {
+        let wait = self.asked.remove(at);
+        if let Some(deadline) = wait.deadline {
+            self.deadlines.remove(&(deadline, wait.id));
+        }
+        wait
+    }
+
+    fn remove_by_id(&mut self, id: WaitId) -> Option<Wait> {
+        let at = self.asked.iter().position(|wait| wait.id == id)?;
+        Some(self.remove(at))
+    }
+
+    /// Removes the one whose deadline came first, if it has come.
+    fn remove_due(&mut self, now: Instant) -> Option<Wait> {
+        let (_, id) = *self.deadlines.first().filter(|(at, _)| *at <= now)?;
+        self.remove_by_id(id)
+    }
 }
 
 impl Core {
-    /// It is so late: waits whose deadline has come end.
-    pub fn handle_timeout(&mut self, now: Instant) {
-        let (due, waits) = core::mem::take(&mut self.waits)
-            .into_iter()
-            .partition(|wait| wait.deadline.is_some_and(|at| at <= now));
-        self.waits = waits;
-        for Wait { id, condition, .. } in due {
+    /// Waits whose deadline has come end.
+    pub(super) fn end_due_waits(&mut self) {
+        while let Some(Wait { id, condition, .. }) = self.waits.remove_due(self.now) {
             let available = match condition {
                 Condition::Take(tunnel, _) | Condition::Keep(tunnel, ..) => {
                     self.tunnels.get(&tunnel).map_or(0, |tunnel| tunnel.written.available())
@@ -92,7 +128,7 @@ impl Core {
     ///
     /// [`CommandError::BadCount`], [`CommandError::TooManyWaits`], [`CommandError::UnknownTunnel`] for a tunnel to take
     /// from, and [`CommandError::AmbiguousTunnel`].
-    pub fn wait(
+    pub(super) fn wait(
         &mut self,
         id: WaitId,
         condition: Condition,
@@ -117,23 +153,23 @@ impl Core {
                 addresses.iter().try_for_each(|address| self.refuse_ambiguous(address))?;
             }
         }
-        if self.waits.len() >= self.limits.waits.all {
+        if self.waits.asked.len() >= self.limits.waits.all {
             return Err(CommandError::TooManyWaits(self.limits.waits.all));
         }
-        self.waits.push(Wait { id, condition, deadline });
-        self.settle_waits();
+        self.waits.insert(self.waits.asked.len(), Wait { id, condition, deadline });
         Ok(())
     }
 
     /// Nobody waits any more.
-    pub fn cancel_wait(&mut self, id: WaitId) {
-        self.waits.retain(|wait| wait.id != id);
+    pub(super) fn cancel_wait(&mut self, id: WaitId) {
+        // It may have been answered meanwhile.
+        let _given_up = self.waits.remove_by_id(id);
     }
 
     /// Answers the waits whose condition holds. Costs nothing while nobody waits.
     pub(super) fn settle_waits(&mut self) {
         let mut at = 0;
-        while let Some(wait) = self.waits.get(at) {
+        while let Some(wait) = self.waits.asked.get(at) {
             match self.check(&wait.condition) {
                 None => at += 1,
                 Some(met) => {

@@ -37,7 +37,7 @@ impl Method for Attach {
     type Result = Attached;
 
     fn perform(self, session: &Arc<Session>, reply: Reply<Attached>) {
-        let tunnel = match session.hub().with(|core| core.find(&self.tunnel)) {
+        let tunnel = match session.hub().view(|core| core.find(&self.tunnel)) {
             Ok(tunnel) => tunnel,
             Err(error) => return reply.send(Err(error.into())),
         };

@@ -8,7 +8,7 @@ use super::Method;
 use crate::{
     client::{Client, ClientError},
     control::session::{Reply, Session},
-    core::Address,
+    core::{Address, input},
 };
 
 /// Parameters on the wire.
@@ -28,10 +28,7 @@ impl Method for Delete {
     type Result = Deleted;
 
     fn perform(self, session: &Arc<Session>, reply: Reply<Deleted>) {
-        let result = session.hub().with(|core| {
-            let tunnel = core.find(&self.tunnel)?;
-            core.delete(tunnel)
-        });
+        let result = session.hub().handle(input::Delete { tunnel: self.tunnel });
         reply.send(result.map(|()| Deleted {}).map_err(Into::into));
     }
 }

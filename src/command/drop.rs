@@ -5,7 +5,10 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::Method;
-use crate::control::session::{Reply, Session};
+use crate::{
+    control::session::{Reply, Session},
+    core::input,
+};
 
 /// Parameters on the wire.
 #[derive(Debug, Serialize, Deserialize)]
@@ -29,7 +32,7 @@ impl Method for DropKept {
 
     fn perform(self, session: &Arc<Session>, reply: Reply<Dropped>) {
         let keeper = session.keeper();
-        let dropped = session.hub().with(|core| core.drop_kept(keeper, &self.numbers));
+        let dropped = session.hub().handle(input::DropKept { keeper, numbers: self.numbers });
         reply.send(Ok(Dropped { dropped }));
     }
 }

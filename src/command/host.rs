@@ -49,7 +49,7 @@ impl Method for Host {
         let Self { tunnel, addresses, forwards, timeout_ms } = self;
         let config = Config { addresses, forwards };
         when_they_exist(session, vec![tunnel.clone()], timeout_ms, reply, move |hub| {
-            let id = hub.with(|core| core.find(&tunnel))?;
+            let id = hub.view(|core| core.find(&tunnel))?;
             match host::start(hub, id, &config) {
                 Ok(hwaddr) => {
                     Ok(Hosted { id: id.0, hwaddr: hwaddr.map(|address| address.to_string()) })

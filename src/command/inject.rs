@@ -28,7 +28,7 @@ use crate::{
     },
     core::{
         Address, Answer, Condition, Datagram, Delivery, MAX_DATAGRAM, MacAddress, Mode, Resource,
-        Wrap, offload::OffloadError,
+        Wrap, input, offload::OffloadError,
     },
     packet::{
         self, Captured, Echo,
@@ -91,13 +91,10 @@ impl Method for Inject {
         let datagram = Datagram { payload: datagram, vnet, ..Datagram::default() };
         let wrap = if frame { Wrap::Frame } else { Wrap::Ethernet { source, destination } };
         if timeout_ms == 0 {
-            let injected = session.hub().with(|core| {
-                let tunnel = core.find(&tunnel)?;
-                core.inject(tunnel, datagram, wrap)
-            });
+            let injected = session.hub().handle(input::Inject { tunnel, datagram, wrap });
             return reply.send(injected.map(Into::into).map_err(Into::into));
         }
-        let injection = session.hub().with(|core| {
+        let injection = session.hub().view(|core| {
             let tunnel = core.find(&tunnel)?;
             core.injection(tunnel, datagram, wrap)
         });

@@ -56,7 +56,7 @@ impl Method for Interface {
 
     fn perform(self, session: &Arc<Session>, reply: Reply<Done>) {
         let hub = session.hub();
-        let tunnel = match hub.with(|core| core.find(&self.tunnel)) {
+        let tunnel = match hub.view(|core| core.find(&self.tunnel)) {
             Ok(tunnel) => tunnel,
             Err(error) => return reply.send(Err(error.into())),
         };

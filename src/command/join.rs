@@ -8,7 +8,7 @@ use super::{Method, usage_error, when_they_exist};
 use crate::{
     client::{Client, ClientError},
     control::session::{Reply, Session},
-    core::{Address, CommandError},
+    core::{Address, input},
 };
 
 /// Parameters on the wire.
@@ -41,12 +41,8 @@ impl Method for Join {
         let Self { tunnel, peer, timeout_ms } = self;
         let both = vec![tunnel.clone(), peer.clone()];
         when_they_exist(session, both, timeout_ms, reply, move |hub| {
-            let joined: Result<Joined, CommandError> = hub.with(|core| {
-                let (id, other) = (core.find(&tunnel)?, core.find(&peer)?);
-                core.join(id, other)?;
-                Ok(Joined { id: id.0, peer: other.0 })
-            });
-            joined.map_err(Into::into)
+            let joined = hub.handle(input::Join { left: tunnel.clone(), right: peer.clone() });
+            Ok(joined.map(|(id, other)| Joined { id: id.0, peer: other.0 })?)
         });
     }
 }

@@ -61,7 +61,7 @@ impl Method for Limits {
     type Result = LimitsView;
 
     fn perform(self, session: &Arc<Session>, reply: Reply<LimitsView>) {
-        let view = session.hub().with(|core| LimitsView::from(&*core));
+        let view = session.hub().view(|core| LimitsView::from(core));
         reply.send(Ok(view));
     }
 }

@@ -157,9 +157,9 @@ impl Method for List {
     type Result = Listing;
 
     fn perform(self, session: &Arc<Session>, reply: Reply<Listing>) {
-        let (mut listing, peers) = session.hub().with(|core| {
+        let (mut listing, peers) = session.hub().view(|core| {
             let peers: Vec<Option<Peer>> = core.tunnels().map(Tunnel::peer).collect();
-            (Listing::from(&*core), peers)
+            (Listing::from(core), peers)
         });
         for (tunnel, peer) in listing.tunnels.iter_mut().zip(peers) {
             tunnel.peer = peer.and_then(|peer| PeerView::new(session.hub(), peer));

@@ -121,7 +121,7 @@ pub(crate) fn when_they_exist<R: Serialize + Send + 'static>(
         | Answer::Gone => act(&hub),
         Answer::TimedOut(_) => {
             let is_missing = |tunnel: &&Address| {
-                hub.with(|core| {
+                hub.view(|core| {
                     core.find(tunnel)
                         .ok()
                         .and_then(|id| core.tunnel(id))

@@ -24,8 +24,7 @@ impl Method for Part {
     type Result = Done;
 
     fn perform(self, session: &Arc<Session>, reply: Reply<Done>) {
-        let found = session.hub().with(|core| core.find(&self.tunnel));
-        let parted = found.and_then(|tunnel| session.hub().part(tunnel));
+        let parted = session.hub().part(self.tunnel);
         reply.send(parted.map(|()| Done {}).map_err(Into::into));
     }
 }

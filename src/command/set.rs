@@ -10,7 +10,7 @@ use crate::{
     abi::tun::Name,
     client::{Client, ClientError},
     control::session::{Reply, Session},
-    core::{Address, MacAddress, Settings, parse_name},
+    core::{Address, MacAddress, Settings, input, parse_name},
 };
 
 /// Parameters on the wire: all that is asked for is changed or, if a part of it is refused, nothing.
@@ -92,10 +92,7 @@ impl Method for Set {
             carrier: self.carrier.map(|carrier| carrier == Carrier::On),
             tx_queue_length: self.txqueuelen,
         };
-        let result = session.hub().with(|core| {
-            let tunnel = core.find(&self.tunnel)?;
-            core.configure(tunnel, &settings)
-        });
+        let result = session.hub().handle(input::Configure { tunnel: self.tunnel, settings });
         reply.send(result.map(|()| Done {}).map_err(Into::into));
     }
 }

@@ -99,7 +99,7 @@ impl Method for Take {
             let message = format!("count is {count}; ask for 1 to {MAX_COUNT} datagrams at a time");
             return reply.send(Err(Failure::new("bad-count", message)));
         }
-        let found = session.hub().with(|core| {
+        let found = session.hub().view(|core| {
             core.find(&address)
                 .map(|id| (id, core.tunnel(id).map_or(Mode::Tun, |tunnel| tunnel.mode())))
         });
@@ -132,7 +132,7 @@ impl Method for Take {
                 datagrams.into_iter().map(|(number, datagram)| (Some(number), datagram)).collect(),
             )),
             Answer::TimedOut(available) => {
-                let peer = hub.with(|core| core.tunnel(id).and_then(Tunnel::peer));
+                let peer = hub.view(|core| core.tunnel(id).and_then(Tunnel::peer));
                 let what = match peer.and_then(|peer| PeerView::new(&hub, peer)) {
                     None => wrote(&address, available, count),
                     Some(peer) => format!(

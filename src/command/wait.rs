@@ -83,7 +83,7 @@ impl Method for Wait {
             move |answer| match answer {
                 Answer::Met(id) => {
                     let name = id.and_then(|id| {
-                        hub.with(|core| core.tunnel(id).map(|tunnel| *tunnel.name()))
+                        hub.view(|core| core.tunnel(id).map(|tunnel| *tunnel.name()))
                     });
                     Ok(Met { id: id.map(|id| id.0), name: name.map(|name| name.to_string()) })
                 }

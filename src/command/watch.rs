@@ -202,7 +202,7 @@ impl Method for Watch {
     fn perform(self, session: &Arc<Session>, reply: Reply<Watching>) {
         let tunnel = match self
             .tunnel
-            .map(|address| session.hub().with(|core| core.find(&address)))
+            .map(|address| session.hub().view(|core| core.find(&address)))
             .transpose()
         {
             Ok(tunnel) => tunnel,
@@ -261,7 +261,7 @@ mod tests {
     use crate::{
         abi::tun::Name,
         control::wire::Line,
-        core::{Core, Limits},
+        core::{Core, Instant, Limits, input},
     };
 
     fn happened(payload: &Bytes) -> Happened {
@@ -272,7 +272,8 @@ mod tests {
 
     fn watcher(call: &Value) -> (Watcher, BufReader<UnixStream>) {
         let (reader, writer) = UnixStream::pair().unwrap();
-        let user = Core::new(Limits::default(), 1).user(1);
+        let user =
+            Core::new(Limits::default(), 1).handle(Instant::ORIGIN, input::FindUser { uid: 1 });
         let outbox = Outbox::new(writer.into(), 1 << 16, user);
         (Watcher::new(call, None, outbox), BufReader::new(reader))
     }

@@ -281,11 +281,11 @@ mod tests {
     use std::{io::Read, os::unix::net::UnixStream, thread};
 
     use super::*;
-    use crate::core::{Bound, Core, Limits};
+    use crate::core::{Bound, Core, Instant, Limits, input};
 
     fn user(memory: usize) -> Arc<User> {
         let limits = Limits { memory: Bound::unshared(memory), ..Limits::default() };
-        Core::new(limits, 1).user(1)
+        Core::new(limits, 1).handle(Instant::ORIGIN, input::FindUser { uid: 1 })
     }
 
     #[test]

@@ -27,7 +27,7 @@ use super::{
     wire::{Failure, Greeting, Line, MAX_LINE, PROTOCOL},
 };
 use crate::{
-    core::{Bound, Charge, Exhausted, Resource, User},
+    core::{Bound, Charge, Exhausted, Resource, User, input},
     hub::Hub,
     planted,
 };
@@ -229,7 +229,7 @@ impl Drop for Slot {
 fn accept(stream: UnixStream, hub: &Arc<Hub>, connections: &Arc<Connections>) {
     // Of a socket that is not connected any more there is nobody to serve.
     let Ok(peer) = getsockopt(&stream, PeerCredentials) else { return };
-    let user = hub.with(|core| core.user(peer.uid()));
+    let user = hub.handle(input::FindUser { uid: peer.uid() });
     let slot = match connections.open(&user) {
         Ok(slot) => slot,
         Err(failure) => return refuse(stream, failure),

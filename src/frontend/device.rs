@@ -8,7 +8,7 @@ use crate::{
     abi::tun::{O_NONBLOCK, ioctl::TUNSETIFF},
     core::{
         self, Credentials, FileId, IoctlCall, Op, Origin, Outcome, ReadCall, Reply, Request,
-        RequestId, WakeHandle, WriteCall,
+        RequestId, WakeHandle, WriteCall, input,
     },
     errno::Errno,
     hub::{FileKind, FrontEnd, Hub},
@@ -73,7 +73,7 @@ impl DeviceFrontEnd {
 
     fn submit_as(&self, form: Form, id: cuse_rs::RequestId, op: Op) {
         let unique = form.mark(id);
-        self.hub.submit(Request { id: RequestId { origin: self.origin, unique }, op });
+        self.hub.handle(Request { id: RequestId { origin: self.origin, unique }, op });
     }
 
     /// What the caller may do, where that is asked: by TUNSETIFF, once its argument is there.
@@ -82,7 +82,7 @@ impl DeviceFrontEnd {
             return None;
         }
         let file = FileId(ioctl.file.0);
-        let scope = self.hub.with(|core| core.asks_who_attaches(file))?;
+        let scope = self.hub.view(|core| core.asks_who_attaches(file))?;
         let network = self.hub.networks().find(scope);
         Some(Box::new(opener::credentials(caller.tid, caller.uid, caller.gid, network.as_deref())))
     }
@@ -200,7 +200,8 @@ impl Device for DeviceFrontEnd {
     fn interrupt(&self, target: cuse_rs::RequestId) -> bool {
         // Two forms of a call can wait: an ioctl for a netdev that is being made, and a carried read of zero bytes, as other reads do.
         [Form::Plain, Form::Ioctl].into_iter().any(|form| {
-            self.hub.cancel(RequestId { origin: self.origin, unique: form.mark(target) })
+            let unique = form.mark(target);
+            self.hub.handle(input::Cancel { request: RequestId { origin: self.origin, unique } })
         })
     }
 }
@@ -215,7 +216,8 @@ impl FrontEnd for DeviceFrontEnd {
             Ok(Reply::Opened(file)) => {
                 if !channel.reply_open(id).opened(FileHandle(file.0)) {
                     // The opener is gone, so no close will come: the file would stay for ever.
-                    self.hub.with(|core| core.forget(file));
+                    let request = RequestId { origin: self.origin, unique };
+                    self.hub.handle(input::Undelivered { request });
                 }
             }
             Ok(Reply::Read { head, body }) => {

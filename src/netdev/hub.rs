@@ -12,6 +12,7 @@ use super::{Kind, Listener, MakeError, Netdevs, News, Then, TunNode};
 use crate::{
     core::{
         CommandError, FileId, Forward, Interface, Look, NetdevRequest, Request, Switch, TunnelId,
+        input,
     },
     errno::Errno,
     hub::{Hub, NetdevOwner},
@@ -36,7 +37,7 @@ pub fn start(hub: &Arc<Hub>, options: Options) -> Arc<dyn NetdevOwner> {
     let owner: Arc<dyn NetdevOwner> =
         Arc::new(Beside { hub: Arc::downgrade(hub), listener, node, netdevs: OnceLock::new() });
     hub.set_netdev_owner(Arc::clone(&owner));
-    hub.with(|core| core.set_interface_policy(policy));
+    hub.handle(input::SetInterfacePolicy { policy });
     owner
 }
 
@@ -118,7 +119,7 @@ impl NetdevOwner for Beside {
 
     fn switch(&self, tunnel: TunnelId, to: Interface, then: Then) {
         let Some(hub) = self.hub.upgrade() else { return };
-        let switch = match hub.with(|core| core.begin_switch(tunnel, to)) {
+        let switch = match hub.handle(input::SwitchInterface { tunnel, to }) {
             Err(CommandError::UnknownTunnel(_)) => {
                 return then(Err("the tunnel is gone".to_owned()));
             }
@@ -139,7 +140,7 @@ impl NetdevOwner for Beside {
                     let why = "the device is a substitute, which passes no datagrams";
                     return then(Err(why.to_owned()));
                 }
-                hub.with(|core| core.set_interface(tunnel, to));
+                hub.handle(input::SetInterface { tunnel, interface: to });
                 then(Ok(()));
             }
             Switch::Add(plan) => {
@@ -148,7 +149,7 @@ impl NetdevOwner for Beside {
                 let then = move |added: Result<(), String>| {
                     let is_there = || {
                         let hub = hub.upgrade()?;
-                        hub.with(|core| core.tunnel(tunnel).filter(|it| !it.is_gone()).map(|_| ()))
+                        hub.view(|core| core.tunnel(tunnel).filter(|it| !it.is_gone()).map(|_| ()))
                     };
                     then(added.and_then(|()| is_there().ok_or("the tunnel is gone".to_owned())));
                 };
@@ -179,18 +180,18 @@ struct ToCore {
 impl Listener for ToCore {
     fn tell(&self, news: News) {
         if let Some(hub) = self.hub.upgrade() {
-            hub.with(|core| core.handle_netdev(news));
+            hub.handle(input::Netdev { news });
         }
     }
 
     fn take(&self, tunnel: TunnelId, file: FileId, datagram: Bytes) -> bool {
         let Some(hub) = self.hub.upgrade() else { return false };
-        hub.with(|core| core.handle_netdev_datagram(tunnel, file, datagram))
+        hub.handle(input::NetdevDatagram { tunnel, queue: file, bytes: datagram })
     }
 
     fn go_on(&self, request: Request) {
         if let Some(hub) = self.hub.upgrade() {
-            hub.with(|core| core.handle_fresh_request(request));
+            hub.handle(input::Looked { request });
         }
     }
 

@@ -26,7 +26,7 @@
 //! device that has a queue being closed.
 //!
 //! Datagrams from the kernel stay in the driver's queue, with its length and its order, until a client wants them. The thread that has
-//! the client's call reads them, and writes what the client writes. It looks up the queue in [`Table`], which belongs to the owner.
+//! the client's call reads them, and writes what the client writes. It looks up the queue in `Table`, which belongs to the owner.
 //!
 //! The kernel queues news before the call that caused it returns. So a call whose outcome depends on a device first looks for news that
 //! the core does not know ([`Netdevs::look`]). If there is any, the owner takes the call over, and the call goes on after the news.
@@ -39,7 +39,7 @@
 //!
 //! They are taken in this order. Only the second one is held while the core is told something.
 //!
-//! 1. the lock of [`Table`], for a look-up or a change;
+//! 1. the lock of `Table`, for a look-up or a change;
 //! 2. the turn of a queue: held while datagrams are read and given to the core, which keeps their order. The core's own lock comes
 //!    after it, and a thread that has the core's lock never takes a turn;
 //! 3. the file descriptor of a queue: shared for one `read` or `writev`, which never block, and exclusive to close it;

@@ -41,7 +41,7 @@ pub use self::config::{Cidr, Config, ConfigError, Forward};
 use self::stack::{Stack, Wire};
 use crate::{
     core::{
-        CommandError, Datagram, MacAddress, Mode, PeerId, TunnelId,
+        CommandError, Datagram, MacAddress, Mode, PeerId, TunnelId, input,
         offload::{self, Finished},
     },
     hub::{Description, Hub, Peer},
@@ -84,7 +84,7 @@ pub fn start(
     config: &Config,
 ) -> Result<Option<MacAddress>, HostError> {
     config.check()?;
-    let (mode, mtu) = hub.with(|core| match core.tunnel(tunnel) {
+    let (mode, mtu) = hub.view(|core| match core.tunnel(tunnel) {
         None => Err(CommandError::UnknownTunnel(tunnel.into())),
         Some(tunnel) if tunnel.is_gone() => Err(CommandError::Gone(*tunnel.name())),
         Some(tunnel) => Ok((tunnel.mode(), tunnel.mtu())),
@@ -152,7 +152,7 @@ impl HostPeer {
             self.is_woken.store(false, Ordering::Release);
             planted::panic_at("host");
             let is_due_again = stack.perform(start.elapsed(), &mut line);
-            let is_gone = || self.hub.with(|core| core.tunnel(self.tunnel).is_none());
+            let is_gone = || self.hub.view(|core| core.tunnel(self.tunnel).is_none());
             if *self.lock() || (!is_due_again && is_gone()) {
                 return;
             }
@@ -184,7 +184,7 @@ impl HostPeer {
     fn take(&self) -> Option<Datagram> {
         // Held while taking, so that nothing is taken once it is closed.
         let is_closed = self.lock();
-        if *is_closed { None } else { self.hub.with(|core| core.take(self.tunnel)) }
+        if *is_closed { None } else { self.hub.handle(input::Take { tunnel: self.tunnel }) }
     }
 
     fn lock(&self) -> MutexGuard<'_, bool> {
@@ -210,7 +210,7 @@ impl Wire for Line<'_> {
             let length = datagram.payload.len();
             self.segments = offload::finish(datagram, *mode).ok();
             if self.segments.is_none() {
-                hub.with(|core| core.count_peer_drop(*tunnel, length));
+                hub.handle(input::CountPeerDrop { tunnel: *tunnel, length });
             }
         }
     }
@@ -218,6 +218,7 @@ impl Wire for Line<'_> {
     fn send(&mut self, datagram: Bytes) {
         let HostPeer { hub, tunnel, .. } = self.peer;
         // What cannot be delivered is counted, as on a wire.
-        let _delivery = hub.with(|core| core.inject_from_peer(*tunnel, datagram.into()));
+        let _delivery =
+            hub.handle(input::InjectFromPeer { tunnel: *tunnel, datagram: datagram.into() });
     }
 }

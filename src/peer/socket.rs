@@ -45,7 +45,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::{
     abi::virtio_net::VnetHeader,
     core::{
-        Address, Charge, CommandError, Datagram, Mode, Resource, Tunnel, TunnelId, User,
+        Address, Charge, CommandError, Datagram, Mode, Resource, Tunnel, TunnelId, User, input,
         offload::{self, Finished},
     },
     hub::{Description, Hub, Peer},
@@ -135,7 +135,7 @@ pub fn attach(
         user.charge(resource, amount).map_err(too_many)
     };
     let charges = [charge(Resource::Descriptors, 1)?, charge(Resource::Memory, MEMORY)?];
-    let mode = hub.with(|core| core.tunnel(tunnel).map(Tunnel::mode));
+    let mode = hub.view(|core| core.tunnel(tunnel).map(Tunnel::mode));
     let mode = mode.ok_or(CommandError::UnknownTunnel(Address::Id(tunnel)))?;
     let (ours, theirs) =
         socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
@@ -226,7 +226,7 @@ impl SocketPeer {
                     Err(_) => return self.keep_stuck(message, false),
                 }
             }
-            if self.hub.with(|core| core.tunnel(self.tunnel).is_none()) {
+            if self.hub.view(|core| core.tunnel(self.tunnel).is_none()) {
                 self.close();
                 return;
             }
@@ -241,7 +241,7 @@ impl SocketPeer {
         let mut state = self.lock();
         if state.closed {
             drop(state);
-            self.hub.with(|core| core.put_back(self.tunnel, message.datagram, self.user()));
+            self.put_back(vec![message.datagram]);
             return;
         }
         state.stuck = Some(message);
@@ -264,7 +264,7 @@ impl SocketPeer {
         }
         state.segments = None;
         loop {
-            let datagram = self.hub.with(|core| core.take(self.tunnel))?;
+            let datagram = self.hub.handle(input::Take { tunnel: self.tunnel })?;
             if self.with_vnet {
                 let vnet = datagram.vnet.unwrap_or_default();
                 let bytes = [vnet.as_bytes(), &datagram.payload].concat().into();
@@ -304,7 +304,7 @@ impl SocketPeer {
 
     fn count_drop(&self, datagram: &Bytes) {
         let length = datagram.len();
-        self.hub.with(|core| core.count_peer_drop(self.tunnel, length));
+        self.hub.handle(input::CountPeerDrop { tunnel: self.tunnel, length });
     }
 
     /// The body of the peer's own thread, until the socket is closed.
@@ -348,7 +348,7 @@ impl SocketPeer {
             };
             planted::panic_at("attach-in");
             let datagram = self.datagram(&buffer[..length]);
-            match self.hub.with(|core| core.inject_from_peer(self.tunnel, datagram)) {
+            match self.hub.handle(input::InjectFromPeer { tunnel: self.tunnel, datagram }) {
                 Err(CommandError::UnknownTunnel(_)) => return,
                 Err(error) => {
                     debug!(tunnel = self.tunnel.0, %error, "a datagram from an attached socket was dropped");
@@ -376,16 +376,16 @@ impl SocketPeer {
         let stuck = state.stuck.take().map(|message| message.datagram);
         let segments = state.segments.take();
         drop(state);
-        let unsent: Vec<Datagram> =
-            stuck.into_iter().chain(segments.into_iter().flatten()).collect();
-        self.hub.with(|core| {
-            for datagram in unsent.into_iter().rev() {
-                core.put_back(self.tunnel, datagram, self.user());
-            }
-        });
+        self.put_back(stuck.into_iter().chain(segments.into_iter().flatten()).collect());
         self.changed.notify_all();
         // It fails only where the harness has closed its end.
         let _closed = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
+    }
+
+    /// Gives the tunnel back what could not be sent, oldest first.
+    fn put_back(&self, datagrams: Vec<Datagram>) {
+        let (tunnel, uid) = (self.tunnel, self.user().uid());
+        self.hub.handle(input::PutBack { tunnel, datagrams, uid });
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

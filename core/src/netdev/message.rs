@@ -57,7 +57,7 @@ pub enum NetdevSetting {
     Offload(u64),
 }
 
-/// What the core wants of a network device; answered by [`Core::handle_netdev`](super::Core::handle_netdev).
+/// What the core wants of a network device; answered by [`Netdev`](crate::input::Netdev).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NetdevRequest {
     /// Make one, with a queue for a file; answered with [`NetdevNews::Made`].
@@ -147,7 +147,7 @@ pub enum Rights {
 pub struct Look {
     /// How the network device beside this tunnel is, by [`NetdevNews::Changed`] or [`NetdevNews::Gone`].
     pub tunnel: TunnelId,
-    /// What the kernel has sent, by [`Core::handle_netdev_datagram`](super::Core::handle_netdev_datagram).
+    /// What the kernel has sent, by [`NetdevDatagram`](crate::input::NetdevDatagram).
     pub sent: Sent,
 }
 

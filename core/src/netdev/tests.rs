@@ -19,7 +19,7 @@ const DATAGRAM: &[u8] = &[0x45, 1, 2, 3];
 
 fn rig(policy: Interface) -> Rig {
     let mut rig = Rig::new();
-    rig.core.set_interface_policy(policy);
+    rig.handle(input::SetInterfacePolicy { policy });
     rig
 }
 
@@ -318,7 +318,7 @@ fn link_that_is_moved_leaves_its_name_behind() {
 #[test]
 fn rights_of_the_caller_go_with_the_request() {
     let mut rig = rig(Interface::Shadow);
-    rig.core.set_admission(Admission::NetAdmin);
+    rig.handle(input::SetAdmission { admission: Admission::NetAdmin });
     let mut asked_by = |net_admin| {
         let file = rig.open();
         let caller = Credentials { net_admin, uid: 5, groups: vec![6], ..Credentials::default() };
@@ -334,7 +334,7 @@ fn rights_of_the_caller_go_with_the_request() {
     assert_eq!(asked_by(true).0, Rights::Admin);
     let (rights, caller) = asked_by(false);
     assert_eq!(rights, Rights::Of { caller: Box::new(caller), may_make: false });
-    rig.core.set_admission(Admission::Names(vec!["tun*".parse().unwrap()]));
+    rig.handle(input::SetAdmission { admission: Admission::Names(vec!["tun*".parse().unwrap()]) });
     let mut asked_for = |name: &str, got: &str, was_there| {
         let file = rig.open();
         let caller = Credentials { uid: 5, groups: vec![6], ..Credentials::default() };
@@ -401,7 +401,7 @@ fn tunnel_goes_with_its_link() {
 #[test]
 fn shadow_counts_what_the_kernel_sends() {
     let mut rig = rig(Interface::Shadow);
-    rig.core.set_observed(true);
+    rig.handle(input::Observe { on: true });
     let (file, tunnel) = attached(&mut rig, "tun0", TUN);
     rig.send_by_netdev(tunnel, file, DATAGRAM);
     assert_eq!(rig.read(file, 100), Err(Errno::EAGAIN));
@@ -457,7 +457,7 @@ fn bridge_takes_all_before_its_filter_changes() {
 fn bridge_that_becomes_a_shadow_takes_what_was_left() {
     let mut rig = rig(Interface::Bridge);
     let (file, tunnel) = attached(&mut rig, "tun0", TUN);
-    rig.core.set_interface(tunnel, Interface::Shadow);
+    rig.handle(input::SetInterface { tunnel, interface: Interface::Shadow });
     assert_eq!(rig.readable(tunnel, file), [file, file]);
     assert!(rig.send_by_netdev(tunnel, file, DATAGRAM), "all is counted");
 }
@@ -515,12 +515,12 @@ fn harness_brings_the_link_up() {
 fn name_of_a_tunnel_without_a_link_is_not_given_twice() {
     let mut rig = rig(Interface::Shadow);
     let (file, tunnel) = attached(&mut rig, "tun0", TUN);
-    rig.core.set_interface(tunnel, Interface::None);
+    rig.handle(input::SetInterface { tunnel, interface: Interface::None });
     rig.close(file);
     let file = rig.open();
-    rig.core.set_interface_policy(Interface::None);
+    rig.handle(input::SetInterfacePolicy { policy: Interface::None });
     rig.set_iff(file, "tun0", TUN).unwrap();
-    rig.core.set_interface_policy(Interface::Shadow);
+    rig.handle(input::SetInterfacePolicy { policy: Interface::Shadow });
     let other = rig.open();
     let asked = rig.set_iff_later(other, "tun%d", TUN);
     let tunnel = wanted(&mut rig);
@@ -540,7 +540,7 @@ fn deletion_is_more_than_the_end_of_use() {
 /// A tunnel without a device, in a core that makes none, and the plan for one.
 fn planned(rig: &mut Rig, flags: u16) -> (FileId, TunnelId, Box<NetdevPlan>) {
     let (file, tunnel) = rig.attached("tun0", flags);
-    match rig.core.begin_switch(tunnel, Interface::Shadow) {
+    match rig.handle(input::SwitchInterface { tunnel, to: Interface::Shadow }) {
         Ok(Switch::Add(plan)) => (file, tunnel, plan),
         other => panic!("{other:?}"),
     }
@@ -552,16 +552,28 @@ fn tunnel_gets_a_device_as_it_is() {
     let (file, tunnel, plan) = planned(&mut rig, TUN);
     assert_eq!(plan.files, [file]);
     assert_eq!(plan.settings, [NetdevSetting::Mtu(1500), NetdevSetting::Up(true)]);
-    assert_eq!(rig.core.begin_switch(tunnel, Interface::None), Ok(Switch::Busy));
+    assert_eq!(
+        rig.handle(input::SwitchInterface { tunnel, to: Interface::None }),
+        Ok(Switch::Busy)
+    );
     // What the harness changes meanwhile is changed on the device.
     rig.set_link(tunnel, false);
     rig.tell_of_netdev(NetdevNews::Added(tunnel, Some(Interface::Shadow)));
     let setting = NetdevSetting::Up(false);
     assert_eq!(rig.netdev_requests, [NetdevRequest::Set { tunnel, setting, asker: None }]);
     assert_eq!(rig.core.tunnel(tunnel).unwrap().interface(), Interface::Shadow);
-    assert_eq!(rig.core.begin_switch(tunnel, Interface::Shadow), Ok(Switch::Done));
-    assert_eq!(rig.core.begin_switch(tunnel, Interface::Bridge), Ok(Switch::Turn));
-    assert_eq!(rig.core.begin_switch(tunnel, Interface::None), Ok(Switch::Remove));
+    assert_eq!(
+        rig.handle(input::SwitchInterface { tunnel, to: Interface::Shadow }),
+        Ok(Switch::Done)
+    );
+    assert_eq!(
+        rig.handle(input::SwitchInterface { tunnel, to: Interface::Bridge }),
+        Ok(Switch::Turn)
+    );
+    assert_eq!(
+        rig.handle(input::SwitchInterface { tunnel, to: Interface::None }),
+        Ok(Switch::Remove)
+    );
     assert_eq!(rig.core.tunnel(tunnel).unwrap().interface(), Interface::None);
 }
 
@@ -582,7 +594,9 @@ fn queue_of_a_file_that_has_gone_meanwhile_is_closed() {
         let second = rig.open();
         rig.set_iff(second, "tun0", TUN | 0x100).unwrap();
         let tunnel = rig.core.find(&Address::Name(Name::new(b"tun0"))).unwrap();
-        let Ok(Switch::Add(plan)) = rig.core.begin_switch(tunnel, Interface::Shadow) else {
+        let Ok(Switch::Add(plan)) =
+            rig.handle(input::SwitchInterface { tunnel, to: Interface::Shadow })
+        else {
             panic!("it has none")
         };
         (first, tunnel, plan)
@@ -621,7 +635,8 @@ fn queue_that_nobody_has_is_closed() {
     let file = rig.open();
     let asked = rig.set_iff_later(file, "tun0", TUN | 0x100);
     let asker = rig.request_id(asked);
-    rig.core.forget(file);
+    let request = rig.core.file(file).unwrap().opened_by;
+    rig.handle(input::Undelivered { request });
     rig.netdev_requests.clear();
     rig.tell_of_netdev(NetdevNews::Done(asker, Ok(())));
     assert_eq!(rig.outcome(asked), Some(Err(Errno::EBADF)));

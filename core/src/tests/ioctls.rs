@@ -100,7 +100,7 @@ fn send_buffer_belongs_to_the_attached_queues() {
 fn carrier_needs_an_attached_queue() {
     let mut rig = Rig::new();
     let (file, tunnel) = rig.attached("t", TUN_NO_PI | MULTI_QUEUE);
-    rig.core.set_observed(true);
+    rig.handle(input::Observe { on: true });
     for (value, carrier) in [(0, false), (0, false), (-7, true)] {
         assert_eq!(rig.ioctl(file, TUNSETCARRIER, 0, &int(value)), STORED_NOTHING);
         assert_eq!(rig.core.tunnel(tunnel).unwrap().has_carrier(), carrier);

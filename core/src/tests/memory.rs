@@ -38,7 +38,7 @@ fn used(rig: &Rig) -> usize {
 #[test]
 fn what_there_is_no_memory_for_is_dropped_and_counted_as_such() {
     let mut rig = rig(1 << 20, CLIENT + 3 * THOUSAND);
-    rig.core.set_observed(true);
+    rig.handle(input::Observe { on: true });
     let (file, tunnel) = attached_by(&mut rig, 7, "t");
     rig.write(file, &thousand()).unwrap();
     rig.inject(tunnel, &thousand()).unwrap();

@@ -10,7 +10,7 @@ fn caller(net_admin: bool, uid: u32, groups: &[u32]) -> Credentials {
 
 fn strict() -> Rig {
     let mut rig = Rig::new();
-    rig.core.set_admission(Admission::NetAdmin);
+    rig.handle(input::SetAdmission { admission: Admission::NetAdmin });
     rig
 }
 
@@ -93,14 +93,16 @@ fn everybody_may_do_all_unless_it_is_asked() {
     rig.close(file);
     let file = rig.open();
     assert_eq!(rig.set_iff_by(file, "t", 0x30 | TAP, Some(&nobody)), Ok("t".to_owned()));
-    rig.core.set_admission(Admission::NetAdmin);
+    rig.handle(input::SetAdmission { admission: Admission::NetAdmin });
     assert_eq!(rig.core.asks_who_attaches(file), Some(Scope(1)));
 }
 
 #[test]
 fn names_are_kept_from_those_without_net_admin() {
     let mut rig = Rig::new();
-    rig.core.set_admission(Admission::Names(vec!["tun*".parse().unwrap(), "x1".parse().unwrap()]));
+    rig.handle(input::SetAdmission {
+        admission: Admission::Names(vec!["tun*".parse().unwrap(), "x1".parse().unwrap()]),
+    });
     let (nobody, admin) = (caller(false, 7, &[7]), caller(true, 7, &[7]));
     let mut attach = |name: &str, caller: &Credentials| {
         let file = rig.open();

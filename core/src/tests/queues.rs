@@ -219,7 +219,7 @@ fn a_deleted_tunnel_leaves_its_files_unattached() {
     let (first, tunnel) = rig.attached("d", MQ);
     let (second, _) = rig.attached("d", MQ);
     rig.set_queue(second, DETACH).unwrap();
-    rig.core.set_observed(true);
+    rig.handle(input::Observe { on: true });
     rig.wait(1, Condition::Detached(Address::Id(tunnel)), 100).unwrap();
     rig.write(first, IP).unwrap();
     for file in [first, second] {
@@ -238,7 +238,7 @@ fn a_deleted_tunnel_leaves_its_files_unattached() {
         assert_eq!(flags_of(&mut rig, file), Err(Errno::EBADFD));
     }
     assert_eq!(rig.take(tunnel), Some(IP.to_vec()), "what was written can be taken");
-    assert!(rig.core.delete(tunnel).is_err());
+    assert!(rig.handle(input::Delete { tunnel: tunnel.into() }).is_err());
     assert_eq!(rig.set_iff(first, "d", TAP_NO_PI), Ok("d".to_owned()), "the same file again");
     assert_eq!(rig.set_iff(second, "e", MQ), Ok("e".to_owned()));
     assert_eq!(flags_of(&mut rig, second), Ok(0x1101), "attached");
@@ -253,7 +253,10 @@ fn a_persistent_tunnel_can_be_deleted_without_files() {
     rig.close(file);
     rig.delete(tunnel);
     assert!(rig.core.tunnel(tunnel).is_none());
-    assert!(matches!(rig.core.delete(tunnel), Err(CommandError::UnknownTunnel(_))));
+    assert!(matches!(
+        rig.handle(input::Delete { tunnel: tunnel.into() }),
+        Err(CommandError::UnknownTunnel(_))
+    ));
 }
 
 #[test]
@@ -287,7 +290,7 @@ fn what_is_given_up_of_a_deleted_tunnel_is_told() {
         tunnels: Bound::unshared(2),
         ..Limits::default()
     });
-    rig.core.set_observed(true);
+    rig.handle(input::Observe { on: true });
     for _ in 0..2 {
         let (file, tunnel) = rig.attached("t", TUN_NO_PI);
         rig.write(file, IP).unwrap();

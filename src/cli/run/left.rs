@@ -145,7 +145,7 @@ fn sleep(
 
 /// Who has the device open, by process, with its command. Where that cannot be seen, who opened it.
 fn holders(daemon: &Daemon, at: &Path) -> BTreeMap<u32, String> {
-    let openers: BTreeMap<u32, String> = daemon.hub().with(|core| {
+    let openers: BTreeMap<u32, String> = daemon.hub().view(|core| {
         let opener = |file: &crate::core::File| (file.opener().pid, file.opener().command.clone());
         core.files().map(opener).collect()
     });
