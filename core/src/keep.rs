@@ -1,11 +1,10 @@
-//! Taking in two steps: a harness is given datagrams that stay, and drops them when it has them.
+//! Taking in two steps: a harness gets datagrams that stay in the tunnel, and drops them when it has stored them.
 //!
 //! # Theory of operation
 //!
-//! What a harness has taken may be lost with it: on a full disk, in a closed pipe, by a signal. So a datagram can be taken
-//! and kept. It stays in the tunnel's queue, reserved for whoever took it, under a number that no other datagram ever has. Nobody
-//! else is given it meanwhile. Its keeper drops it by that number; if the keeper ends first, the datagram is given back, and is
-//! again the oldest that it was.
+//! A harness can lose what it has taken: on a full disk, in a closed pipe, by a signal. So it can take a datagram and keep it. The
+//! datagram stays in the tunnel's queue, reserved for its keeper, under a number that no other datagram ever has. No other taker gets
+//! it meanwhile. The keeper drops it by that number. If the keeper ends first, the datagram goes back to its place as the oldest.
 //!
 //! A reserved datagram counts towards the limits of its queue, and keeps a deleted tunnel.
 

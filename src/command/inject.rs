@@ -136,13 +136,13 @@ impl From<Delivery> for Injected {
     }
 }
 
-/// Puts datagrams on their way to the client: from an option, a file or standard input.
+/// Injects datagrams, which the client reads. They come from an option, a file or standard input.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Without --hex, --file, --pcap, --ping or --udp, standard input to its end is one datagram.\n\
+    after_help = "Without --hex, --file, --pcap, --ping or --udp, all of standard input is one datagram.\n\
     A tap gets an Ethernet header before each IP datagram, unless --frame is given.\n\
-    Packets of a capture that the tunnel cannot carry are left out; at the end their number is printed.\n\
-    --vnet, --gso and --csum leave work to the client, which gets it done unless it accepts that (TUNSETOFFLOAD)."
+    memtun leaves out packets of a capture that the tunnel cannot carry, and prints their number at the end.\n\
+    --vnet, --gso and --csum leave work undone. memtun does it, unless the client accepts it (TUNSETOFFLOAD)."
 )]
 pub struct Args {
     /// NAME, NAME@SCOPE or #ID, as 'memtun list' shows them.
@@ -155,7 +155,7 @@ pub struct Args {
     /// Destination of --ping (ADDR) or --udp (ADDR:PORT).
     #[arg(long, value_name = "ADDR[:PORT]")]
     to: Option<Endpoint>,
-    /// Identifier of --ping; default: a random number, so that answers of two pings can be told apart.
+    /// Identifier of --ping [default: a random number, so that the answers of two pings differ].
     #[arg(long, value_name = "N", requires = "ping", allow_negative_numbers = true)]
     id: Option<u16>,
     /// Sequence number of --ping.
@@ -170,19 +170,19 @@ pub struct Args {
     /// Payload of --udp.
     #[arg(long, value_name = "TEXT", requires = "udp")]
     data: Option<String>,
-    /// The bytes are a whole Ethernet frame for a tap, and go untouched.
+    /// Inject the bytes unchanged: they are a whole Ethernet frame for a tap.
     #[arg(long, conflicts_with_all = ["source_mac", "destination_mac", "pcap", "ping", "udp"])]
     frame: bool,
-    /// Source address of a tap's Ethernet header; default: the tunnel's own.
+    /// Source address of a tap's Ethernet header [default: the tunnel's own].
     #[arg(long, value_name = "MAC")]
     source_mac: Option<MacAddress>,
-    /// Destination address of a tap's Ethernet header; default: broadcast.
+    /// Destination address of a tap's Ethernet header [default: broadcast].
     #[arg(long, value_name = "MAC")]
     destination_mac: Option<MacAddress>,
-    /// How long each datagram may wait for room in the client's queue, such as 500ms or 2s; default: 10s with --pcap, else 0.
+    /// How long each datagram waits for room in the client's queue, such as 500ms or 2s [default: 10s with --pcap, otherwise 0s].
     #[arg(long, value_name = "DURATION", conflicts_with = "no_wait", value_parser = super::duration, allow_hyphen_values = true)]
     timeout: Option<humantime::Duration>,
-    /// A full queue is an error at once, as with --timeout 0s.
+    /// Fail at once when the client's queue is full, as with --timeout 0s.
     #[arg(long)]
     no_wait: bool,
     #[command(flatten)]
@@ -195,20 +195,20 @@ pub struct Args {
 #[derive(Debug, clap::Args)]
 #[group(multiple = false)]
 struct Source {
-    /// One datagram, as hex digits; white space and colons between bytes are fine.
+    /// Inject one datagram, written as hex digits. White space and colons between bytes are fine.
     #[arg(long, value_name = "HEX")]
     hex: Option<Hex>,
-    /// One datagram, the bytes of a file.
+    /// Inject the bytes of a file as one datagram.
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// All packets of a capture (pcap or pcapng; - is standard input), without their timing. A tap gets Ethernet frames
-    /// whole; else what is before the IP datagram is taken off.
+    /// Inject all packets of a capture (pcap or pcapng; - is standard input), without their timing. A tap gets Ethernet frames
+    /// whole. A tun gets the IP datagrams, without what stands before them.
     #[arg(long, value_name = "FILE")]
     pcap: Option<PathBuf>,
-    /// An ICMP or ICMPv6 echo request.
+    /// Inject an ICMP or ICMPv6 echo request.
     #[arg(long, requires = "from", requires = "to")]
     ping: bool,
-    /// A UDP datagram.
+    /// Inject a UDP datagram.
     #[arg(long, requires = "from", requires = "to")]
     udp: bool,
 }
@@ -536,7 +536,7 @@ pub enum InjectError {
     },
     /// Its packets are neither frames nor IP.
     #[error(
-        "reading capture {path}: its link type is {link_type}, which memtun does not know; Ethernet, raw IP, Linux cooked, loopback and PPP can be injected"
+        "reading capture {path}: memtun does not know its link type {link_type}; it knows Ethernet, raw IP, Linux cooked, loopback and PPP"
     )]
     LinkType {
         /// The file.

@@ -164,25 +164,24 @@ fn segments(datagram: Datagram, mode: Mode) -> Vec<Datagram> {
 /// Prints datagrams that the client wrote, oldest first, and removes them.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Each datagram is printed when it comes, and removed when it has been written out.\n\
-    One that cannot be written out stays, and so do those after it. If fewer come than were asked\n\
-    for, those that were printed are removed."
+    after_help = "The command prints each datagram when it arrives, and removes it after it has been written out. A datagram that \
+    cannot be written out stays in the tunnel, and so do those after it. If too few arrive, the printed ones are removed."
 )]
 pub struct Args {
     /// NAME, NAME@SCOPE or #ID, as 'memtun list' shows them.
     tunnel: Address,
-    /// How long to wait for all of them, such as 500ms or 2s; 0 takes only what is there.
+    /// How long to wait for all of them, such as 500ms or 2s. With 0s the command takes only what is there.
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = super::duration, allow_hyphen_values = true)]
     timeout: humantime::Duration,
-    /// How many datagrams.
+    /// How many datagrams to take.
     #[arg(short = 'n', long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..), allow_negative_numbers = true)]
     count: u64,
-    /// Do what vnet headers ask for: fill in checksums, and cut GSO datagrams into segments.
+    /// Do what the vnet headers ask for: fill in checksums, and cut GSO datagrams into segments.
     #[arg(long)]
     segment: bool,
     #[command(flatten)]
     format: Format,
-    /// With --hex or --raw, put the vnet header, 10 bytes, before the bytes; zeros where there is none.
+    /// With --hex or --raw, put the vnet header of 10 bytes before the datagram. It is zero if there is none.
     #[arg(long, requires = "Format", conflicts_with = "json")]
     vnet: bool,
 }
@@ -190,13 +189,13 @@ pub struct Args {
 #[derive(Debug, clap::Args)]
 #[group(multiple = false)]
 struct Format {
-    /// Print the bytes in hex, a datagram a line.
+    /// Print the bytes in hex, one datagram on each line.
     #[arg(long)]
     hex: bool,
-    /// Print a JSON object a line.
+    /// Print one JSON object on each line.
     #[arg(long)]
     json: bool,
-    /// Print the bytes as they are, with nothing between datagrams.
+    /// Print the bytes unchanged, with nothing between datagrams.
     #[arg(long)]
     raw: bool,
 }

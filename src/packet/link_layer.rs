@@ -1,4 +1,4 @@
-//! What stands before the IP datagram in a captured packet, by link type.
+//! The headers that stand before the IP datagram in a captured packet, by link type.
 //!
 //! The link types, and the layout of each header, are those at <https://www.tcpdump.org/linktypes.html>.
 
