@@ -33,6 +33,7 @@ mod netdev;
 mod offload;
 mod panics;
 mod peers;
+mod prose;
 mod receipt;
 mod restart;
 mod run;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         ("conformance", conformance::TESTS),
         ("layering", layering::TESTS),
         ("differences", differences::TESTS),
+        ("prose", prose::TESTS),
         ("terminal", terminal::TESTS),
         ("support", support::program::TESTS),
     ]
