@@ -1,10 +1,8 @@
 //! The two ways of a datagram: into a client's queue or blocked read, and from a client to whoever is at the far side.
 
-use alloc::sync::Arc;
-
 use super::{
-    Address, CommandError, Core, Datagram, DropReason, Event, FileId, Interface, Output, Peer,
-    TunnelId, file::Refused, filter::filtered, offload,
+    Address, CommandError, Core, Datagram, DropReason, Event, FileId, Interface, Limits, Output,
+    Peer, TunnelId, file::Refused, filter::filtered, offload,
 };
 use crate::abi::tun;
 
@@ -134,11 +132,18 @@ impl Core {
         }
     }
 
+    /// Keeps a copy of what the kernel has; the oldest make room for it.
+    fn copy_written(&mut self, file_id: FileId, datagram: Datagram) {
+        let Limits { copied_datagrams: datagrams, copied_bytes: bytes, .. } = self.limits;
+        let Some(file) = self.files.get(&file_id) else { return };
+        if let Some(tunnel) = file.tunnel.and_then(|tunnel| self.tunnels.get_mut(&tunnel)) {
+            tunnel.written.push_over(datagram, &file.user, datagrams, bytes);
+        }
+    }
+
     pub(super) fn send_to_harness(&mut self, file: FileId, datagram: Datagram) {
         let length = datagram.payload.len();
         let payload = self.observed.then(|| datagram.payload.clone());
-        let limits = self.limits;
-        let Some(user) = self.files.get(&file).map(|file| Arc::clone(&file.user)) else { return };
         let Some(tunnel) = self.tunnel_of_mut(file) else { return };
         let (id, name, mode) = (tunnel.id, tunnel.name, tunnel.mode);
         tunnel.counters.from_client.add(length);
@@ -151,8 +156,7 @@ impl Core {
         }
         if tunnel.interface == Interface::Bridge {
             // The kernel has it. The harness may look at the latest.
-            let (datagrams, bytes) = (limits.copied_datagrams, limits.copied_bytes);
-            tunnel.written.push_over(datagram, &user, datagrams, bytes);
+            self.copy_written(file, datagram);
         } else {
             let kept = self.keep_written(file, datagram);
             let Some(tunnel) = self.tunnel_of_mut(file) else { return };

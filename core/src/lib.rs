@@ -280,20 +280,20 @@ impl Core {
     ///
     /// [`CommandError::UnknownTunnel`], or [`CommandError::AmbiguousTunnel`] if several scopes have the name.
     pub fn find(&self, address: &Address) -> Result<TunnelId, CommandError> {
+        let unknown = || CommandError::UnknownTunnel(address.clone());
+        if let Address::Id(id) = address {
+            return self.tunnels.contains_key(id).then_some(*id).ok_or_else(unknown);
+        }
         let named = |tunnel: &&Tunnel| tunnel.is_at(address);
-        let living: Vec<&Tunnel> =
-            self.tunnels.values().filter(|tunnel| !tunnel.gone).filter(named).collect();
-        match living[..] {
-            [tunnel] => Ok(tunnel.id),
-            [] => self
-                .tunnels
-                .values()
-                .rfind(named)
-                .map(|tunnel| tunnel.id)
-                .ok_or_else(|| CommandError::UnknownTunnel(address.clone())),
-            [first, ..] => Err(CommandError::AmbiguousTunnel {
+        let living = || self.tunnels.values().filter(|tunnel| !tunnel.gone).filter(named);
+        match (living().next(), living().nth(1)) {
+            (Some(tunnel), None) => Ok(tunnel.id),
+            (None, _) => {
+                self.tunnels.values().rfind(named).map(|tunnel| tunnel.id).ok_or_else(unknown)
+            }
+            (Some(first), Some(_)) => Err(CommandError::AmbiguousTunnel {
                 name: first.name,
-                scopes: living.iter().map(|tunnel| tunnel.scope.0).collect(),
+                scopes: living().map(|tunnel| tunnel.scope.0).collect(),
             }),
         }
     }
