@@ -142,7 +142,7 @@ impl From<Delivery> for Injected {
     after_help = "Without --hex, --file, --pcap, --ping or --udp, all of standard input is one datagram.\n\
     A tap gets an Ethernet header before each IP datagram, unless --frame is given.\n\
     memtun leaves out packets of a capture that the tunnel cannot carry, and prints their number at the end.\n\
-    --vnet, --gso and --csum leave work undone. memtun does it, unless the client accepts it (TUNSETOFFLOAD)."
+    --vnet, --gso and --csum leave work to the client. If the client has not accepted it (TUNSETOFFLOAD), memtun does it."
 )]
 pub struct Args {
     /// NAME, NAME@SCOPE or #ID, as 'memtun list' shows them.

@@ -157,7 +157,9 @@ impl NetdevOwner for Beside {
                     Some(netdevs) => netdevs.add(*plan, network, Box::new(then)),
                     None => {
                         self.listener.tell(News::Added(tunnel, None));
-                        then(Err("there are no threads for it".to_owned()));
+                        then(
+                            Err("the threads for network devices could not be started".to_owned()),
+                        );
                     }
                 }
             }
