@@ -1,12 +1,17 @@
 //! Captures as a source of datagrams.
 
+use std::process::Command;
+
+use memtun::command::list::List;
+
 use crate::{
     DeviceTest,
     support::{
-        Background,
-        daemon::{Backend, Daemon},
+        daemon::{Backend, Daemon, MEMTUN},
         datagram,
         device::{NO_PI, TAP, TUN, TunFile},
+        program::Program,
+        within_deadline,
     },
 };
 
@@ -117,13 +122,22 @@ fn inject_waits_for_room(backend: Backend) {
             assert_eq!(file.read(), Ok(datagram(number)));
         }
     }
-    let reader = Background::start({
+    // It has come to the packet that must wait when the queue is full.
+    let injector =
+        Program::start(Command::new(MEMTUN).args(inject).env("MEMTUN_CONTROL", &daemon.control));
+    within_deadline("the queue to be full", {
+        let mut client = daemon.client();
+        move || {
+            while client.call(&List {}).unwrap().tunnels[0].files[0].read_buffer.datagrams < 500 {}
+        }
+    });
+    within_deadline("all of it to be read", {
         let file = file.try_clone();
         move || (0..1_500).for_each(|number| assert_eq!(file.read(), Ok(datagram(number))))
     });
-    let said = daemon.memtun(&inject).succeeded();
+    let said = injector.line();
     assert!(said.starts_with("1500 datagrams injected, "), "{said}");
-    reader.join("the reader");
+    assert!(injector.wait().success());
     let dropped = daemon.list().tunnels[0].counters.to_client_dropped.datagrams;
     assert_eq!(dropped, 2, "only those that did not wait, or not longer");
 }
