@@ -1,0 +1,30 @@
+//! What all methods have.
+
+use std::time::Duration;
+
+use serde::{Serialize, de::DeserializeOwned};
+
+/// A method of the protocol. The type is its parameters.
+pub trait Method: Serialize + DeserializeOwned {
+    /// Its name in a call.
+    const NAME: &'static str;
+    /// What the daemon answers.
+    type Result: Serialize + DeserializeOwned + Send + 'static;
+}
+
+/// How long `take` and `wait` wait unless they are told, in milliseconds.
+pub const DEFAULT_TIMEOUT_MS: u64 = 10_000;
+
+pub(crate) fn default_timeout_ms() -> u64 {
+    DEFAULT_TIMEOUT_MS
+}
+
+/// Whole milliseconds, as many as there can be.
+pub(crate) fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
+pub(crate) fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
