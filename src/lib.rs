@@ -10,10 +10,10 @@
 //! ```text
 //!   client  --read, write, ioctl, poll-->  kernel  --/dev/cuse-->  frontend --.
 //!                                                                              hub --> core
-//!   harness --inject, take, wait, list-->  control socket ------>  command  --'
+//!   harness --inject, take, wait, list-->  control socket ------>  control  --'
 //! ```
 //!
-//! A datagram to the client: [`command::inject`] parses a call and gives the core an [input](core::input::Inject) by
+//! A datagram to the client: the verb `inject` gives the core an [input](core::input::Inject) by
 //! [`Hub::handle`](hub::Hub::handle). If a read is parked, the core completes it: it puts the headers on and cuts the result to the
 //! read's limit. Otherwise the datagram joins the file's queue, and the core wakes pollers. After the lock is released the front
 //! end makes the one system call that answers the client.
@@ -23,15 +23,19 @@
 //!
 //! # Layers
 //!
-//! Arrows point down only; a test reads the sources and fails on any other.
+//! Arrows point down only. Cargo holds this between crates; between modules a test reads the sources and fails on a circle.
 //!
 //! | layer | modules | may |
 //! | --- | --- | --- |
 //! | operator | [`cli`], [`daemon`] | everything |
-//! | edges | [`frontend`], [`control`], [`command`], [`client`], [`peer`], [`netdev`] | block, do I/O |
+//! | edges | [`frontend`], [`control`], [`peer`], [`netdev`] | block, do I/O |
 //! | meeting point | [`hub`] | lock, read the clock |
 //! | state machine | the crate [`memtun_core`] | compute |
+//! | what is on the wire | the crate [`memtun_proto`] | compute |
 //! | plain data | [`abi`] | - |
+//!
+//! A verb is three small files of one name: its types in [`memtun_proto`], its effect in `control::verbs`, its words in [`cli`]. The
+//! harness's end of the control socket is the crate [`memtun_client`].
 //!
 //! [`packet`] builds datagrams, and [`render`] shows them to people. [`terminal`] makes harmless what they and the [`log`] print. The log
 //! writes to standard error, and [`panics`] decides what a panic costs; neither makes another thread wait. The kernel's protocol is the
@@ -39,8 +43,6 @@
 
 pub mod abi;
 pub mod cli;
-pub mod client;
-pub mod command;
 pub mod control;
 pub mod daemon;
 pub mod frontend;
@@ -57,5 +59,6 @@ mod planted;
 pub mod render;
 mod sys;
 pub mod terminal;
+mod vnet;
 
 pub use memtun_core::{self as core, errno};

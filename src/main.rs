@@ -5,7 +5,10 @@ use std::{
     process::ExitCode,
 };
 
-use memtun::{cli::Cli, client::ClientError, log};
+use memtun::{
+    cli::{Cli, VerbError},
+    log,
+};
 
 fn main() -> ExitCode {
     let (cli, filter) = Cli::parse_or_exit();
@@ -13,7 +16,7 @@ fn main() -> ExitCode {
     let mut out = io::stdout().lock();
     let executed = cli.execute(&mut out);
     let status = match executed
-        .and_then(|status| Ok(out.flush().map(|()| status).map_err(ClientError::Output)?))
+        .and_then(|status| Ok(out.flush().map(|()| status).map_err(VerbError::Output)?))
     {
         Ok(status) => status,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,

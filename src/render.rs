@@ -8,13 +8,13 @@ use std::{
 
 use anstyle::Style;
 use etherparse::{ArpPacketSlice, LaxNetSlice, LaxSlicedPacket, LinkSlice, TransportSlice};
+use memtun_proto::{
+    event::{Passed, WatchEvent, What},
+    limits::LimitsView,
+    list::{CountersView, FileView, Listing, TunnelView},
+};
 
 use crate::{
-    command::{
-        limits::LimitsView,
-        list::{CountersView, FileView, Listing, TunnelView},
-        watch::{Passed, WatchEvent, What},
-    },
     core::{MacAddress, Mode},
     terminal::{Styles, escaped},
 };
@@ -211,6 +211,7 @@ pub fn event(event: &WatchEvent) -> String {
             let carrier = if *carrier { "" } else { ", no carrier" };
             format!("{name} is {}{carrier}", if *up { "up" } else { "down" })
         }
+        What::Unknown => "something that this version does not know".to_owned(),
     };
     let missed = if event.missed > 0 {
         format!(" ({} events missed before)", event.missed)

@@ -2,13 +2,11 @@
 
 use std::{process::Command, thread};
 
-use memtun::{
-    abi::tun::ioctl::{
-        TUNATTACHFILTER, TUNDETACHFILTER, TUNGETFILTER, TUNSETCARRIER, TUNSETIFINDEX, TUNSETQUEUE,
-        TUNSETSTEERINGEBPF, TUNSETTXFILTER,
-    },
-    command::{set::Set, wait::Until},
+use memtun::abi::tun::ioctl::{
+    TUNATTACHFILTER, TUNDETACHFILTER, TUNGETFILTER, TUNSETCARRIER, TUNSETIFINDEX, TUNSETQUEUE,
+    TUNSETSTEERINGEBPF, TUNSETTXFILTER,
 };
+use memtun_client::proto::{set::Set, wait::Until};
 use nix::{
     errno::Errno,
     poll::{PollFlags, PollTimeout},
@@ -135,7 +133,7 @@ fn settings_are_those_of_an_interface(backend: Backend) {
     let hint = daemon.memtun(&["set", "lan0", "up", "mtu", "65522"]).failed(1);
     assert!(hint.contains("give one from 68 to 65521"), "{hint}");
     assert_eq!(daemon.list().tunnels[0].link, "down", "nothing else was done either");
-    let set = Set { txqueuelen: Some(u32::MAX), ..Set::of("lan0".parse().unwrap()) };
+    let set = Set { txqueuelen: Some(u32::MAX), ..Set::new("lan0") };
     assert!(daemon.client().call(&set).is_err());
     daemon.memtun(&["set", "lan0", "up"]).succeeded();
     let hint = daemon.memtun_with_input(&["inject", "lan0", "--frame"], &frame(1)).failed(1);

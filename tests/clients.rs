@@ -13,9 +13,9 @@ mod tunnels;
 
 use std::{path::Path, process::Command, time::Duration};
 
-use memtun::{
-    client::Client,
-    command::{
+use memtun_client::{
+    Client,
+    proto::{
         list::{FileView, List, Listing, TunnelView},
         wait::Until,
     },

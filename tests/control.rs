@@ -13,11 +13,7 @@ use std::{
     process::Command,
 };
 
-use memtun::command::{
-    list::List,
-    wait::Until,
-    watch::{Watch, What},
-};
+use memtun_client::proto::{event::What, list::List, wait::Until, watch::Watch};
 use nix::{
     fcntl::OFlag,
     sys::{
@@ -254,7 +250,7 @@ fn attached_socket_carries_datagrams_both_ways(backend: Backend) {
     let file = TunFile::attached(&daemon.device, "tun0", TUN | NO_PI);
     file.write(&datagram(1)).unwrap();
     let mut client = daemon.client();
-    let socket = client.attach("tun0".parse().unwrap()).unwrap();
+    let socket = client.attach("tun0").unwrap();
     let receive = |socket: &OwnedFd| {
         let socket = socket.try_clone().unwrap();
         within_deadline("a message", move || {
@@ -274,13 +270,7 @@ fn attached_socket_carries_datagrams_both_ways(backend: Backend) {
         file.write(datagram).unwrap();
         assert_eq!(receive(&socket).as_ref(), Ok(datagram));
     }
-    assert!(
-        client
-            .attach("tun0".parse().unwrap())
-            .unwrap_err()
-            .to_string()
-            .contains("has a peer already")
-    );
+    assert!(client.attach("tun0").unwrap_err().to_string().contains("has a peer already"));
 
     // A burst beyond the client's queue: the oldest are kept, the rest is counted.
     for number in 0..600 {
@@ -325,7 +315,7 @@ fn attached_socket_takes_over_in_order_and_ends_with_its_tunnel(backend: Backend
         move || (0..3_000).for_each(|number| assert_eq!(file.write(&datagram(number)), Ok(28)))
     });
     daemon.wait_until("tun0", Until::Written);
-    let socket = client.attach("tun0".parse().unwrap()).unwrap();
+    let socket = client.attach("tun0").unwrap();
     let received = Background::start({
         let socket = socket.try_clone().unwrap();
         move || {
@@ -373,9 +363,11 @@ fn watch_shows_everything(backend: Backend) {
             What::FromClient(passed) => format!("from client {}", passed.datagram == datagram(2)),
             What::Detached { deleted, .. } => format!("detached {deleted}"),
             What::Closed { .. } => "closed".to_owned(),
-            What::Dropped { .. } | What::Deleted { .. } | What::Link { .. } | What::ToLink(_) => {
-                "unexpected".to_owned()
-            }
+            What::Dropped { .. }
+            | What::Deleted { .. }
+            | What::Link { .. }
+            | What::ToLink(_)
+            | What::Unknown => "unexpected".to_owned(),
         });
         if ends {
             break;
@@ -411,14 +403,14 @@ fn watch_shows_everything(backend: Backend) {
         let mut client = daemon.client();
         move || {
             let mut set = |link| {
-                let tunnel = "tap0".parse().unwrap();
-                let set = memtun::command::set::Set::of(tunnel);
+                let tunnel = "tap0";
+                let set = memtun_client::proto::set::Set::new(tunnel);
                 let link = Some(link);
-                client.call(&memtun::command::set::Set { link, ..set }).unwrap();
+                client.call(&memtun_client::proto::set::Set { link, ..set }).unwrap();
             };
             while lines.is_running() {
-                set(memtun::command::set::Link::Down);
-                set(memtun::command::set::Link::Up);
+                set(memtun_client::proto::set::Link::Down);
+                set(memtun_client::proto::set::Link::Up);
             }
         }
     });

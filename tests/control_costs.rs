@@ -3,7 +3,7 @@
 use std::{process::Command, time::Instant};
 
 use cuse_rs::fuse_file::FileOptions;
-use memtun::command::list::List;
+use memtun_client::proto::list::List;
 use nix::{fcntl::OFlag, sys::stat::Mode};
 use serde_json::json;
 

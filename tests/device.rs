@@ -2,9 +2,9 @@
 
 use std::{os::unix::process::ExitStatusExt, process::Command};
 
-use memtun::{
-    client::Client,
-    command::{
+use memtun_client::{
+    Client,
+    proto::{
         inject::{Inject, Injected},
         take::Take,
         wait::Until,
@@ -260,7 +260,7 @@ fn wait_until_armed(daemon: &Daemon) {
     let mut client = daemon.client();
     within_deadline("arming a poll", move || {
         loop {
-            let listing = client.call(&memtun::command::list::List {}).expect("list");
+            let listing = client.call(&memtun_client::proto::list::List {}).expect("list");
             if listing.tunnels[0].files[0].poll_armed {
                 return;
             }

@@ -2,15 +2,8 @@
 
 use std::{net::UdpSocket, sync::Barrier, thread, time::Duration};
 
-use memtun::{
-    abi::tun::{IfFlags, ioctl},
-    command::{
-        list::TunnelView,
-        take::Take,
-        wait::Until,
-        watch::{Watch, What},
-    },
-};
+use memtun::abi::tun::{IfFlags, ioctl};
+use memtun_client::proto::{event::What, list::TunnelView, take::Take, wait::Until, watch::Watch};
 use nix::{
     errno::Errno,
     net::if_::if_nametoindex,

@@ -2,9 +2,9 @@
 
 use std::{fs, path::Path, process::Command, thread};
 
-use memtun::{
-    client::Client,
-    command::{
+use memtun_client::{
+    Client,
+    proto::{
         join::Join,
         limits::{Limits, LimitsView, SharedView},
     },

@@ -7,7 +7,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use memtun::{client::Client, command::list::List};
+use memtun_client::{Client, proto::list::List};
 use nix::{
     poll::{PollFlags, PollTimeout},
     sys::signal::{Signal, kill},

@@ -16,6 +16,7 @@
 mod abi;
 mod bpf;
 mod captures;
+mod circles;
 mod cli;
 mod clients;
 mod conformance;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let mut trials: Vec<Trial> = [
         ("bpf", bpf::TESTS),
+        ("circles", circles::TESTS),
         ("cli", cli::TESTS),
         ("conformance", conformance::TESTS),
         ("layering", layering::TESTS),

@@ -150,7 +150,7 @@ fn attached_socket_carries_vnet_headers(backend: Backend) {
         })
     };
 
-    let plain = client.attach("tun0".parse().unwrap()).unwrap();
+    let plain = client.attach("tun0").unwrap();
     // The second cannot be cut, and is dropped.
     for written in [&whole, &[&whole[..10], &[0x45], &[0; 2_000]].concat(), &whole] {
         assert_eq!(file.write(written), Ok(written.len()));
@@ -164,11 +164,14 @@ fn attached_socket_carries_vnet_headers(backend: Backend) {
     within_deadline("the peer to leave", {
         let mut client = daemon.client();
         move || {
-            while client.call(&memtun::command::list::List {}).unwrap().tunnels[0].peer.is_some() {}
+            while client.call(&memtun_client::proto::list::List {}).unwrap().tunnels[0]
+                .peer
+                .is_some()
+            {}
         }
     });
 
-    let socket = client.attach_with_vnet("tun0".parse().unwrap()).unwrap();
+    let socket = client.attach_with_vnet("tun0").unwrap();
     file.write(&whole).unwrap();
     assert_eq!(receive(&socket), whole);
     let send = |message: &[u8]| send(socket.as_raw_fd(), message, MsgFlags::empty()).unwrap();

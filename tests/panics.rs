@@ -7,9 +7,9 @@ use std::{
 };
 
 use libtest_mimic::Trial;
-use memtun::{
-    client::{Client, ClientError},
-    command::{
+use memtun_client::{
+    Client, ClientError,
+    proto::{
         host::Host,
         list::List,
         part::Part,

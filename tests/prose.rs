@@ -261,12 +261,15 @@ fn help_has_short_sentences() {
 }
 
 fn messages_have_short_sentences() {
-    let sources = files(&["src", "core/src", "cuse-rs/src"], "rs");
+    let sources = files(&["src", "client/src", "core/src", "cuse-rs/src", "proto/src"], "rs");
     let blocks: Vec<Block> = sources
         .iter()
         .flat_map(|(name, text)| prose_of_source(name, text.parse().expect("a source is Rust")))
         .collect();
-    covers(&blocks, &["src/client.rs:", "core/src/harness.rs:", "cuse-rs/src/cuse/error.rs:"]);
+    covers(
+        &blocks,
+        &["client/src/error.rs:", "core/src/harness.rs:", "cuse-rs/src/cuse/error.rs:"],
+    );
     check(&blocks, MESSAGE_WORDS);
 }
 

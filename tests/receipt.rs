@@ -6,7 +6,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use memtun::command::wait::Until;
+use memtun_client::proto::wait::Until;
 use nix::sys::socket::{MsgFlags, recv, send};
 use serde_json::json;
 
@@ -170,7 +170,7 @@ fn receive_all(socket: &OwnedFd) -> Vec<Vec<u8>> {
 fn half_closed_attached_socket_gets_everything(backend: Backend) {
     let daemon = Daemon::start(backend);
     let file = TunFile::attached(&daemon.device, "tun0", TUN | NO_PI);
-    let socket = daemon.client().attach("tun0".parse().unwrap()).unwrap();
+    let socket = daemon.client().attach("tun0").unwrap();
     send(socket.as_raw_fd(), &datagram(1), MsgFlags::empty()).unwrap();
     nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Write).unwrap();
     assert_eq!(file.read(), Ok(datagram(1)));
@@ -190,7 +190,7 @@ fn closed_attached_socket_leaves_what_it_did_not_take(backend: Backend) {
         file.write(&numbered(number)).unwrap();
     }
     let mut client = daemon.client();
-    let socket = client.attach("tun0".parse().unwrap()).unwrap();
+    let socket = client.attach("tun0").unwrap();
     daemon.memtun(&["part", "tun0"]).succeeded();
     let received = receive_all(&socket);
     assert!(!received.is_empty() && received.len() < 1_000, "the socket is full");

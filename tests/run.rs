@@ -10,7 +10,7 @@ use std::{
     process::Command,
 };
 
-use memtun::client::Client;
+use memtun_client::Client;
 use nix::sys::signal::Signal;
 
 use crate::support::{

@@ -50,8 +50,6 @@ mod rig;
 mod settings;
 #[cfg(test)]
 mod tests;
-#[cfg(feature = "serde")]
-mod text;
 mod time;
 mod tunnel;
 mod wait;

@@ -1,14 +1,73 @@
-//! The options of `serve` and `run` for the kernel's network devices beside tunnels.
+//! `memtun interface`, and the options of `serve` and `run` for the kernel's network devices beside tunnels.
 
+use memtun_client::{
+    Client,
+    proto::interface::{self, Done, Interface},
+};
+
+use super::VerbError;
 use crate::{
-    command::interface::Kind,
+    core::{self, Address},
     netdev::{Options, TunNode},
 };
+
+/// Puts a network device of the kernel beside a tunnel, with the same name, or removes it.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// NAME, NAME@SCOPE or #ID, as 'memtun list' shows them.
+    tunnel: Address,
+    /// What stands beside the tunnel from now on.
+    interface: Kind,
+}
+
+impl Args {
+    /// Runs it.
+    ///
+    /// # Errors
+    ///
+    /// What the daemon says.
+    pub(super) fn run(self, client: &mut Client) -> Result<(), VerbError> {
+        let call = Interface::new(self.tunnel.to_string(), self.interface.into());
+        let Done {} = client.call(&call)?;
+        Ok(())
+    }
+}
+
+/// What stands beside a tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Kind {
+    /// No network device. Programs that configure an interface find none.
+    None,
+    /// A network device that a program can configure. memtun counts what the kernel sends into it, and the client gets none of it.
+    Shadow,
+    /// A network device that passes datagrams between client and kernel. You may also inject datagrams, and take copies.
+    Bridge,
+}
+
+impl From<Kind> for core::Interface {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::None => Self::None,
+            Kind::Shadow => Self::Shadow,
+            Kind::Bridge => Self::Bridge,
+        }
+    }
+}
+
+impl From<Kind> for interface::Kind {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::None => Self::None,
+            Kind::Shadow => Self::Shadow,
+            Kind::Bridge => Self::Bridge,
+        }
+    }
+}
 
 /// Network devices of the kernel beside tunnels.
 #[derive(Debug, clap::Args)]
 #[group(id = "links")]
-pub(super) struct Args {
+pub(super) struct Devices {
     /// Put a network device of the kernel beside each tunnel [default: none; shadow for 'run --net']. It has the tunnel's name, and is
     /// in the network namespace of the tunnel's client.
     #[arg(long, value_enum, value_name = "KIND")]
@@ -18,7 +77,7 @@ pub(super) struct Args {
     interface_optional: bool,
 }
 
-impl Args {
+impl Devices {
     /// What the daemon is to do. To be called before anything covers the kernel's tun device.
     pub(super) fn options(&self, default: Kind) -> Options {
         let policy = self.interface.unwrap_or(default).into();

@@ -1,11 +1,25 @@
 //! The command line: options, and which verb they go to.
 
+mod delete;
+mod error;
+mod host;
+mod inject;
 mod interface;
+mod join;
+mod limits;
+mod list;
+mod part;
 mod run;
 mod serve;
+mod set;
+mod take;
+mod vnet;
+mod wait;
+mod watch;
 
 use std::{
     ffi::OsStr,
+    fmt,
     io::{self, Write},
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
@@ -16,14 +30,11 @@ use clap::{
     ArgMatches, Command, CommandFactory, FromArgMatches, Parser, Subcommand,
     error::{ContextKind, ContextValue, ErrorKind},
 };
+use memtun_client::Client;
 use tracing::level_filters::LevelFilter;
 
+pub use self::error::VerbError;
 use crate::{
-    client::Client,
-    command::{
-        delete, host, inject, interface as interface_verb, join, limits, list, part, set, take,
-        usage_error, wait, watch,
-    },
     core::{self, Bound, NamePattern},
     log::{self, Filter},
     terminal::{self, Styles},
@@ -105,7 +116,7 @@ enum Verb {
     Wait(wait::Args),
     Watch(watch::Args),
     Set(set::Args),
-    Interface(interface_verb::Args),
+    Interface(interface::Args),
     Delete(delete::Args),
     Join(join::Args),
     Host(host::Args),
@@ -268,6 +279,22 @@ impl Cli {
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Values that are right each by itself and do not fit together.
+fn usage_error(message: impl fmt::Display) -> clap::Error {
+    clap::Error::raw(ErrorKind::ValueValidation, message)
+}
+
+/// A time on the command line. Only options that take a word with a hyphen get to see a negative one.
+fn duration(text: &str) -> Result<humantime::Duration, String> {
+    text.parse().map_err(|error| {
+        if text.starts_with('-') {
+            "a time cannot be negative; give one such as 500ms or 2s".to_owned()
+        } else {
+            format!("{error}; give a number and a unit, such as 500ms or 2s")
+        }
+    })
 }
 
 /// A usage error shows how the verb is used, whoever found it. clap leaves that out where a value is wrong.

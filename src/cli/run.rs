@@ -38,9 +38,8 @@ use nix::{
 };
 use tracing::{info, warn};
 
-use super::interface;
+use super::interface::{Devices, Kind as Links};
 use crate::{
-    command::interface::Kind as Links,
     control::server::{BindError, Server, SocketOptions},
     core::Event,
     daemon::{DEVICE_LOST, Daemon, DaemonError, Options},
@@ -87,7 +86,7 @@ pub(super) struct Args {
     #[arg(long)]
     net: bool,
     #[command(flatten)]
-    interface: interface::Args,
+    interface: Devices,
     #[command(flatten)]
     admission: super::Admission,
     #[command(flatten)]

@@ -20,9 +20,8 @@ use nix::{
 use sd_notify::NotifyState;
 use tracing::{info, warn};
 
-use super::interface;
+use super::interface::{Devices, Kind};
 use crate::{
-    command::interface::Kind,
     control::server::{Server, SocketOptions},
     core::Interface,
     daemon::{DEVICE_LOST, Daemon, DaemonError, Options, system},
@@ -67,7 +66,7 @@ pub(super) struct Args {
     #[command(flatten)]
     memory: super::Memory,
     #[command(flatten)]
-    interface: interface::Args,
+    interface: Devices,
 }
 
 type Owner = (Option<u32>, Option<u32>);

@@ -3,6 +3,6 @@
 mod outbox;
 pub mod server;
 pub mod session;
-pub mod wire;
+pub(crate) mod verbs;
 
 pub use outbox::{Outbox, Refused};

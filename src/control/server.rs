@@ -16,16 +16,18 @@ use std::{
     time::Duration,
 };
 
+use memtun_proto::{
+    Failure,
+    error::code,
+    line::{Greeting, Line, MAX_LINE, PROTOCOL},
+};
 use nix::{
     sys::socket::{getsockopt, sockopt::PeerCredentials},
     unistd::Gid,
 };
 use tracing::{debug, info, warn};
 
-use super::{
-    session::{Session, encode},
-    wire::{Failure, Greeting, Line, MAX_LINE, PROTOCOL},
-};
+use super::session::{Session, encode};
 use crate::{
     core::{Bound, Charge, Exhausted, Resource, User, input},
     hub::Hub,
@@ -196,7 +198,7 @@ impl Connections {
                 Exhausted::All => (all, "the limit".to_owned()),
             };
             let message = format!("{limit} connections are open, {whose}; close one first");
-            Failure::new("too-many-connections", message)
+            Failure::new(code::TOO_MANY_CONNECTIONS, message)
         })?;
         Ok(Slot { connections: Arc::clone(self), charge: Some(charge) })
     }
@@ -311,7 +313,7 @@ fn read_lines(mut reader: BufReader<UnixStream>, session: &Arc<Session>) -> io::
         if too_long {
             let message =
                 format!("a line has more than {MAX_LINE} bytes, the limit; it is skipped");
-            session.refuse(&serde_json::Value::Null, Failure::new("line-too-long", message));
+            session.refuse(&serde_json::Value::Null, Failure::new(code::LINE_TOO_LONG, message));
         } else if !line.trim_ascii().is_empty() {
             session.handle_line(&line);
         }

@@ -11,15 +11,16 @@ use std::{
 };
 
 use bytes::Bytes;
+use memtun_proto::{
+    Failure,
+    error::code,
+    line::{Call, Line},
+};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{
-    Outbox,
-    wire::{Call, Failure, Line},
-};
+use super::{Outbox, verbs};
 use crate::{
-    command,
     core::{Answer, CommandError, Condition, Keeper, Resource, User},
     hub::{Hub, Observer, Waiter},
     planted,
@@ -85,7 +86,7 @@ impl Session {
             Ok(call) => self.handle_call(call),
             Err(error) => self.refuse(
                 &Value::Null,
-                Failure::new("bad-line", format_args!("not a call: {error}")),
+                Failure::new(code::BAD_LINE, format_args!("not a call: {error}")),
             ),
         }
     }
@@ -95,12 +96,12 @@ impl Session {
             let message = format!(
                 "{MAX_OPEN_CALLS} calls are open on this connection, the limit; wait for answers"
             );
-            return self.refuse(&id, Failure::new("too-many-calls", message));
+            return self.refuse(&id, Failure::new(code::TOO_MANY_CALLS, message));
         }
         self.open_calls.fetch_add(1, Ordering::Relaxed);
         let reply = AnyReply { session: Arc::clone(self), id };
         planted::panic_at(&method);
-        command::dispatch(&method, params, self, reply);
+        verbs::dispatch(&method, params, self, reply);
     }
 
     pub(super) fn refuse(&self, id: &Value, error: Failure) {
@@ -131,7 +132,7 @@ impl Session {
     ) {
         let Ok(charge) = self.user.charge(Resource::Waits, 1) else {
             let limit = self.user.budget().bound(Resource::Waits).user;
-            return reply.send(Err(CommandError::TooManyWaits(limit).into()));
+            return reply.send(Err(failure(CommandError::TooManyWaits(limit))));
         };
         // The reply is shared with the refusal below: one of the two gets it.
         let reply = Arc::new(Mutex::new(Some(reply)));
@@ -150,7 +151,7 @@ impl Session {
         if let Err(error) = waiting
             && let Some(reply) = take_reply(&reply)
         {
-            reply.send(Err(error.into()));
+            reply.send(Err(failure(error)));
         }
     }
 
@@ -163,7 +164,7 @@ impl Session {
         let mut watches = self.lock();
         if watches.len() >= MAX_WATCHES {
             let message = format!("{MAX_WATCHES} watches are open on this connection, the limit");
-            return Err(Failure::new("too-many-watches", message));
+            return Err(Failure::new(code::TOO_MANY_WATCHES, message));
         }
         watches.push(Arc::clone(&observer));
         drop(watches);
@@ -196,6 +197,11 @@ impl Session {
     fn lock(&self) -> MutexGuard<'_, Vec<Arc<dyn Observer>>> {
         self.watches.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A refusal of the core, as it goes out.
+pub(super) fn failure(error: CommandError) -> Failure {
+    Failure::new(error.code(), error)
 }
 
 /// A line, as it goes out.

@@ -12,15 +12,14 @@ mod vpn;
 
 use std::{fs, net::SocketAddr, os::unix::fs::PermissionsExt, path::PathBuf, process::Command};
 
-use memtun::{
-    client::Client,
-    command::{
+use memtun::{core::Mode, packet};
+use memtun_client::{
+    Client,
+    proto::{
         inject::Inject,
         list::{List, TunnelView},
         wait::{Until, Wait},
     },
-    core::Mode,
-    packet,
 };
 use nix::{
     poll::{PollTimeout, poll},

@@ -2,10 +2,7 @@
 
 use std::{fs, process::Command};
 
-use memtun::command::{
-    wait::Until,
-    watch::{Watch, What},
-};
+use memtun_client::proto::{event::What, wait::Until, watch::Watch};
 use nix::sys::signal::Signal;
 
 use super::{BWRAP, Host, PATIENCE, PODMAN, WIREGUARD_GO, expect_gone};

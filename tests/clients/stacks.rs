@@ -3,14 +3,14 @@
 use std::io::{Write, pipe};
 
 use etherparse::{SlicedPacket, TransportSlice};
-use memtun::{
-    client::Client,
-    command::{
+use memtun::packet;
+use memtun_client::{
+    Client,
+    proto::{
+        Vnet,
         take::{Take, TakenDatagram},
-        vnet::Vnet,
         wait::Until,
     },
-    packet,
 };
 
 use super::{Host, PATIENCE, PYTHON, QEMU, expect_gone};

@@ -8,11 +8,8 @@ use std::{
     path::Path,
 };
 
-use memtun::{
-    command::{inject::Inject, list::List, wait::Until},
-    core::Mode,
-    packet,
-};
+use memtun::{core::Mode, packet};
+use memtun_client::proto::{inject::Inject, list::List, wait::Until};
 use nix::{sys::signal::Signal, unistd::geteuid};
 
 use super::{Host, OPENVPN, SSH, SSH_KEYGEN, SSHD, TINC, VTUN};

@@ -2,16 +2,16 @@
 
 use std::{iter, os::unix::fs::PermissionsExt, path::Path, process::Command};
 
-use memtun::{
-    client::{Client, ClientError},
-    command::{
+use memtun::core::Interface;
+use memtun_client::{
+    Client, ClientError,
+    proto::{
         delete::Delete,
         inject::Inject,
         list::{List, Listing, TunnelView},
         set::Set,
         take::Take,
     },
-    core::Interface,
 };
 use nix::poll::{PollTimeout, poll};
 use serde_json::json;

@@ -5,14 +5,8 @@ use std::{
     net::{Ipv4Addr, Shutdown, TcpListener, TcpStream},
 };
 
-use memtun::{
-    command::{
-        list::List,
-        watch::{Watch, What},
-    },
-    core::Mode,
-    packet, render,
-};
+use memtun::{core::Mode, packet, render};
+use memtun_client::proto::{event::What, list::List, watch::Watch};
 use nix::errno::Errno;
 use smoltcp::socket::tcp;
 
@@ -59,7 +53,7 @@ fn host_answers_pings(backend: Backend) {
     // It is waited for, and what was written before is answered too.
     let waiting = Background::start({
         let mut client = daemon.client();
-        let host = memtun::command::host::Host {
+        let host = memtun_client::proto::host::Host {
             tunnel: "tun1".parse().unwrap(),
             addresses: vec!["192.0.2.1/24".parse().unwrap()],
             forwards: Vec::new(),

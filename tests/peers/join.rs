@@ -1,10 +1,6 @@
 //! Two tunnels as each other's peer.
 
-use memtun::command::{
-    join::Join,
-    list::List,
-    watch::{Watch, What},
-};
+use memtun_client::proto::{event::What, join::Join, list::List, watch::Watch};
 use nix::errno::Errno;
 
 use crate::{
@@ -168,7 +164,7 @@ fn part_ends_every_kind(backend: Backend) {
     assert_eq!(right.read(), Err(Errno::EAGAIN));
 
     let mut client = daemon.client();
-    let socket = client.attach("tun0".parse().unwrap()).unwrap();
+    let socket = client.attach("tun0").unwrap();
     let receive = move || {
         let mut buffer = [0; 100];
         nix::sys::socket::recv(

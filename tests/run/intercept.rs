@@ -7,9 +7,9 @@ use std::{
     process::Command,
 };
 
-use memtun::{
-    client::Client,
-    command::list::{List, Listing},
+use memtun_client::{
+    Client,
+    proto::list::{List, Listing},
 };
 use nix::sys::signal::Signal;
 

@@ -8,16 +8,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use memtun::{
-    client::Client,
-    command::{delete::Delete, limits::Limits, list::List, take::Take},
-    core::{Address, TunnelId},
+use memtun_client::{
+    Client,
+    proto::{Address, delete::Delete, limits::Limits, list::List, take::Take},
 };
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use serde_json::json;
 use tempfile::TempDir;
 
 pub(crate) struct Daemon {
@@ -132,18 +130,17 @@ impl Daemon {
         let mut client = self.client()?;
         let listing = client.call(&List {}).map_err(|error| error.to_string())?;
         for tunnel in listing.tunnels {
-            let address = Address::Id(TunnelId(tunnel.id));
+            let address = Address::of_id(tunnel.id);
             if tunnel.link != "gone" {
                 // Only a persistent one is without files.
                 if tunnel.files.is_empty() {
-                    let _deleted = client.call(&Delete { tunnel: address });
+                    let _deleted = client.call(&Delete::new(address));
                 }
                 continue;
             }
             for _ in 0..tunnel.write_buffer.datagrams {
                 // It may have been given up for another.
-                let take = json!({"tunnel": address, "count": 1, "timeout_ms": 0});
-                let take: Take = serde_json::from_value(take).map_err(|error| error.to_string())?;
+                let take = Take::new(&address).timeout(Duration::ZERO);
                 if client.call(&take).is_err() {
                     break;
                 }

@@ -13,13 +13,13 @@ use std::{
     thread,
 };
 
-use memtun::{
-    client::Client,
-    command::{
+use memtun_client::{
+    Client,
+    proto::{
+        Address,
         list::{List, Listing},
         wait::{Until, Wait},
     },
-    core::Address,
 };
 use nix::{
     mount::{MntFlags, umount2},

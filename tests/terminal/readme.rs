@@ -3,9 +3,9 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
 
-use memtun::{
-    client::Client,
-    command::wait::{Until, Wait},
+use memtun_client::{
+    Client,
+    proto::wait::{Until, Wait},
 };
 
 use super::without_styles;

@@ -6,12 +6,11 @@ use std::{
     time::Duration,
 };
 
-use memtun::{
-    command::{
-        list::{List, TunnelView},
-        watch::{Watch, What},
-    },
-    packet,
+use memtun::packet;
+use memtun_client::proto::{
+    event::What,
+    list::{List, TunnelView},
+    watch::Watch,
 };
 
 use super::{ConfiguredTest, Run, Way};

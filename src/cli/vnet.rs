@@ -1,8 +1,8 @@
-//! The vnet header as the harness writes and reads it: an object on the wire, options and a few words on the command line.
+//! The vnet header on the command line: options of `inject`, and a few words that `take` prints.
 
-use std::{fmt, str::FromStr};
+use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use memtun_client::proto::Vnet;
 use zerocopy::FromBytes;
 
 use crate::{
@@ -13,63 +13,22 @@ use crate::{
     },
 };
 
-/// The fields of a vnet header, named as in `struct virtio_net_hdr`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-#[allow(missing_docs, reason = "the kernel's names, described at VnetHeader")]
-pub struct Vnet {
-    pub flags: u8,
-    pub gso_type: u8,
-    pub hdr_len: u16,
-    pub gso_size: u16,
-    pub csum_start: u16,
-    pub csum_offset: u16,
-}
-
-impl From<VnetHeader> for Vnet {
-    fn from(header: VnetHeader) -> Self {
-        Self {
-            flags: header.flags,
-            gso_type: header.gso_type,
-            hdr_len: header.hdr_len.get(),
-            gso_size: header.gso_size.get(),
-            csum_start: header.csum_start.get(),
-            csum_offset: header.csum_offset.get(),
-        }
+/// What a header asks for, in the words of the options; nothing for one that asks for nothing.
+pub(super) fn words(vnet: Vnet) -> String {
+    let mut words = Vec::new();
+    if vnet.gso_type != 0 {
+        let number = vnet.gso_type & !VnetHeader::GSO_ECN;
+        let gso = Gso::new(number).map_or_else(|| number.to_string(), |gso| word(gso).into());
+        let ecn = if vnet.gso_type == number { "" } else { ECN };
+        words.push(format!("gso {gso}{ecn}:{}", vnet.gso_size));
     }
-}
-
-impl From<Vnet> for VnetHeader {
-    fn from(vnet: Vnet) -> Self {
-        Self {
-            flags: vnet.flags,
-            gso_type: vnet.gso_type,
-            hdr_len: vnet.hdr_len.into(),
-            gso_size: vnet.gso_size.into(),
-            csum_start: vnet.csum_start.into(),
-            csum_offset: vnet.csum_offset.into(),
-        }
+    if vnet.flags & VnetHeader::NEEDS_CSUM != 0 {
+        words.push(format!("csum {}:{}", vnet.csum_start, vnet.csum_offset));
     }
-}
-
-impl fmt::Display for Vnet {
-    /// In the words of the options below; nothing for a header that asks for nothing.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut words = Vec::new();
-        if self.gso_type != 0 {
-            let number = self.gso_type & !VnetHeader::GSO_ECN;
-            let gso = Gso::new(number).map_or_else(|| number.to_string(), |gso| word(gso).into());
-            let ecn = if self.gso_type == number { "" } else { ECN };
-            words.push(format!("gso {gso}{ecn}:{}", self.gso_size));
-        }
-        if self.flags & VnetHeader::NEEDS_CSUM != 0 {
-            words.push(format!("csum {}:{}", self.csum_start, self.csum_offset));
-        }
-        if self.flags & VnetHeader::DATA_VALID != 0 {
-            words.push("csum valid".to_owned());
-        }
-        f.write_str(&words.join(", "))
+    if vnet.flags & VnetHeader::DATA_VALID != 0 {
+        words.push("csum valid".to_owned());
     }
+    words.join(", ")
 }
 
 /// Behind a kind of segments: the first alone has CWR.
@@ -86,7 +45,7 @@ fn word(gso: Gso) -> &'static str {
 
 /// What is left to be done to a datagram that is injected.
 #[derive(Clone, Copy, Debug, clap::Args)]
-pub struct Options {
+pub(super) struct Options {
     /// The vnet header, 10 bytes in hex.
     #[arg(long, value_name = "HEX", conflicts_with_all = ["gso", "csum"])]
     vnet: Option<Hex>,
@@ -106,7 +65,7 @@ impl Options {
     /// # Errors
     ///
     /// Says why `--gso` cannot be followed.
-    pub fn apply(&self, datagram: Datagram, mode: Mode) -> Result<Datagram, OffloadError> {
+    pub(super) fn apply(&self, datagram: Datagram, mode: Mode) -> Result<Datagram, OffloadError> {
         let vnet = match (self.vnet, self.gso, self.csum) {
             (Some(Hex(header)), ..) => header,
             (None, None, None) => return Ok(datagram),
@@ -188,6 +147,7 @@ impl FromStr for Checksum {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vnet::{header_of, of_header};
 
     #[test]
     fn what_is_shown_are_the_options_that_make_it() {
@@ -198,13 +158,10 @@ mod tests {
         ] {
             let options = Options { vnet: None, gso: gso.parse().ok(), csum: "20:16".parse().ok() };
             let datagram = options.apply(Datagram::default(), Mode::Tun).unwrap();
-            assert_eq!(Vnet::from(datagram.vnet.unwrap()).to_string(), shown);
+            assert_eq!(words(of_header(datagram.vnet.unwrap())), shown);
         }
-        assert_eq!(Vnet::default().to_string(), "");
-        assert_eq!(
-            Vnet { gso_type: 9, flags: 2, ..Vnet::default() }.to_string(),
-            "gso 9:0, csum valid"
-        );
+        assert_eq!(words(Vnet::default()), "");
+        assert_eq!(words(Vnet { gso_type: 9, flags: 2, ..Vnet::default() }), "gso 9:0, csum valid");
     }
 
     #[test]
@@ -218,8 +175,8 @@ mod tests {
             csum_start: 4,
             csum_offset: 5,
         };
-        assert_eq!(Vnet::from(header), vnet);
-        assert_eq!(VnetHeader::from(vnet), header);
+        assert_eq!(of_header(header), vnet);
+        assert_eq!(header_of(vnet), header);
         assert!("01".parse::<Hex>().is_err());
         for wrong in ["tcp4", "tcp4:", "tcp4:70000", "tcp5:1", "ecn:1"] {
             assert!(wrong.parse::<Segments>().is_err(), "{wrong}");

@@ -1,101 +1,13 @@
-//! `set`: changes a tunnel from outside, as `ip link set` does an interface.
+//! `memtun set`
 
-use std::{str::FromStr, sync::Arc};
-
-use clap::{Arg, ArgMatches, Command, FromArgMatches, ValueEnum};
-use serde::{Deserialize, Serialize};
-
-use super::{Method, usage_error};
-use crate::{
-    abi::tun::Name,
-    client::{Client, ClientError},
-    control::session::{Reply, Session},
-    core::{Address, MacAddress, Settings, input, parse_name},
+use clap::{Arg, ArgMatches, Command, FromArgMatches};
+use memtun_client::{
+    Client,
+    proto::set::{Carrier, Done, Link, Set},
 };
 
-/// Parameters on the wire: all that is asked for is changed or, if a part of it is refused, nothing.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Set {
-    /// The tunnel.
-    pub tunnel: Address,
-    /// Up or down.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub link: Option<Link>,
-    /// Maximum transmission unit in bytes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mtu: Option<u32>,
-    /// Ethernet address of a tap.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mac: Option<MacAddress>,
-    /// Name, or a template with `%d`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<Name>,
-    /// On or off.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub carrier: Option<Carrier>,
-    /// How many datagrams a queue holds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub txqueuelen: Option<u32>,
-}
-
-/// Whether clients can write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Link {
-    /// Writes succeed.
-    Up,
-    /// Writes get EIO, and poll gives no POLLOUT.
-    Down,
-}
-
-/// Whether anything reaches the client.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Carrier {
-    /// Datagrams can be injected.
-    On,
-    /// None can.
-    Off,
-}
-
-/// Nothing to say.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Done {}
-
-impl Set {
-    /// No change of a tunnel yet.
-    #[must_use]
-    pub fn of(tunnel: Address) -> Self {
-        Self {
-            tunnel,
-            link: None,
-            mtu: None,
-            mac: None,
-            name: None,
-            carrier: None,
-            txqueuelen: None,
-        }
-    }
-}
-
-impl Method for Set {
-    const NAME: &'static str = "set";
-    type Result = Done;
-
-    fn perform(self, session: &Arc<Session>, reply: Reply<Done>) {
-        let settings = Settings {
-            up: self.link.map(|link| link == Link::Up),
-            mtu: self.mtu,
-            hwaddr: self.mac,
-            name: self.name,
-            carrier: self.carrier.map(|carrier| carrier == Carrier::On),
-            tx_queue_length: self.txqueuelen,
-        };
-        let result = session.hub().handle(input::Configure { tunnel: self.tunnel, settings });
-        reply.send(result.map(|()| Done {}).map_err(Into::into));
-    }
-}
+use super::{VerbError, usage_error};
+use crate::core::{Address, MacAddress, parse_name};
 
 /// Changes a tunnel, as 'ip link set' changes an interface. It makes all the changes or none.
 #[derive(Debug, clap::Args)]
@@ -112,7 +24,7 @@ impl Method for Set {
           A name, or a template such as tun%d
   txqueuelen N
           How many datagrams a queue holds. If it holds more, the newest are lost")]
-pub struct Args {
+pub(super) struct Args {
     /// NAME, NAME@SCOPE or #ID, as 'memtun list' shows them.
     tunnel: Address,
     #[command(flatten)]
@@ -125,9 +37,10 @@ impl Args {
     /// # Errors
     ///
     /// What the daemon says.
-    pub fn run(self, client: &mut Client) -> Result<(), ClientError> {
+    pub(super) fn run(self, client: &mut Client) -> Result<(), VerbError> {
         let Changes(changes) = self.changes;
-        client.call(&Set { tunnel: self.tunnel, ..changes }).map(|Done {}| ())
+        let Done {} = client.call(&Set { tunnel: self.tunnel.to_string().into(), ..changes })?;
+        Ok(())
     }
 }
 
@@ -137,23 +50,26 @@ struct Changes(Set);
 
 impl Changes {
     fn parse<'a>(words: impl IntoIterator<Item = &'a str>) -> Result<Self, String> {
-        let mut set = Set::of(Address::Name(Name::default()));
+        let mut set = Set::new("");
         let mut words = words.into_iter();
         while let Some(word) = words.next() {
-            if let Ok(link) = Link::from_str(word, false) {
-                once("up or down", &mut set.link, link)?;
-                continue;
-            }
             let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
             match word {
+                "up" => once("up or down", &mut set.link, Link::Up)?,
+                "down" => once("up or down", &mut set.link, Link::Down)?,
                 "mtu" => once(word, &mut set.mtu, number(word, value()?)?)?,
                 "txqueuelen" => once(word, &mut set.txqueuelen, number(word, value()?)?)?,
-                "mac" => once(word, &mut set.mac, MacAddress::from_str(value()?)?)?,
-                "name" => once(word, &mut set.name, parse_name(value()?)?)?,
+                "mac" => {
+                    let address: MacAddress = value()?.parse()?;
+                    once(word, &mut set.mac, address.to_string().into())?;
+                }
+                "name" => once(word, &mut set.name, parse_name(value()?)?.to_string().into())?,
                 "carrier" => {
-                    let value = value()?;
-                    let carrier = Carrier::from_str(value, false)
-                        .map_err(|_| format!("carrier is on or off, not {value:?}"))?;
+                    let carrier = match value()? {
+                        "on" => Carrier::On,
+                        "off" => Carrier::Off,
+                        other => return Err(format!("carrier is on or off, not {other:?}")),
+                    };
                     once(word, &mut set.carrier, carrier)?;
                 }
                 _ => {
@@ -213,15 +129,15 @@ mod tests {
     #[test]
     fn words_may_be_combined() {
         let parse = |text: &str| Changes::parse(text.split(' ')).map(|Changes(set)| set);
-        let nothing = Set::of(Address::Name(Name::default()));
+        let nothing = Set::new("");
         assert_eq!(parse("up"), Ok(Set { link: Some(Link::Up), ..nothing.clone() }));
         assert_eq!(
             parse("mtu 1400 down name a\\x20b carrier off mac 2:0:0:0:0:1 txqueuelen 5"),
             Ok(Set {
                 link: Some(Link::Down),
                 mtu: Some(1400),
-                mac: Some(MacAddress([2, 0, 0, 0, 0, 1])),
-                name: Some(Name::new(b"a b")),
+                mac: Some("02:00:00:00:00:01".into()),
+                name: Some("a b".into()),
                 carrier: Some(Carrier::Off),
                 txqueuelen: Some(5),
                 ..nothing

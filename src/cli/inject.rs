@@ -1,4 +1,4 @@
-//! `inject`: puts datagrams on their way to the client.
+//! `memtun inject`
 
 use std::{
     collections::BTreeMap,
@@ -8,133 +8,33 @@ use std::{
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     str::FromStr,
-    sync::Arc,
     time::Duration,
 };
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
-
-use super::{
-    Method, timed_out, usage_error,
-    vnet::{self, Vnet},
+use memtun_client::{
+    Client, ClientError,
+    proto::{
+        Failure,
+        error::code,
+        inject::{Inject, Injected},
+    },
 };
+
+use super::{VerbError, usage_error, vnet::Options};
 use crate::{
-    abi::virtio_net::VnetHeader,
-    client::{Client, ClientError},
-    control::{
-        session::{Reply, Session},
-        wire::{Failure, hex_bytes},
-    },
-    core::{
-        Address, Answer, Condition, Datagram, Delivery, MAX_DATAGRAM, MacAddress, Mode, Resource,
-        Wrap, input, offload::OffloadError,
-    },
+    core::{Address, Datagram, MAX_DATAGRAM, MacAddress, Mode, offload::OffloadError},
     packet::{
         self, Captured, Echo,
         capture::{Capture, CaptureError},
     },
+    vnet::of_header,
 };
 
 /// The name of standard input.
 const STDIN: &str = "-";
 /// How long a packet of a capture waits for room in the client's queue.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Parameters on the wire.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Inject {
-    /// The tunnel.
-    pub tunnel: Address,
-    /// The bytes without PI and vnet header, in hex.
-    #[serde(with = "hex_bytes")]
-    pub datagram: Bytes,
-    /// The bytes are a whole Ethernet frame for a tap, and go untouched.
-    #[serde(default)]
-    pub frame: bool,
-    /// Source of the Ethernet header that a tap's IP datagram gets; default: the tunnel's own address.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub source: Option<MacAddress>,
-    /// Its destination; default: broadcast.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub destination: Option<MacAddress>,
-    /// What is left to be done to the datagram; done before the client gets it, unless the client accepts it so.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub vnet: Option<Vnet>,
-    /// How long to wait for room in the client's queue, in milliseconds; 0: not at all.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub timeout_ms: u64,
-}
-
-fn is_zero(number: &u64) -> bool {
-    *number == 0
-}
-
-/// What it gives.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Injected {
-    /// A blocked read got the datagram.
-    pub read: bool,
-    /// Else: how many datagrams wait in the client's queue, this one included.
-    pub queued: usize,
-}
-
-impl Method for Inject {
-    const NAME: &'static str = "inject";
-    type Result = Injected;
-    const KNOWS_CLOSES: bool = false;
-
-    fn perform(self, session: &Arc<Session>, reply: Reply<Injected>) {
-        let Self { tunnel, datagram, frame, source, destination, vnet, timeout_ms } = self;
-        let (vnet, length) = (vnet.map(VnetHeader::from), datagram.len());
-        let datagram = Datagram { payload: datagram, vnet, ..Datagram::default() };
-        let wrap = if frame { Wrap::Frame } else { Wrap::Ethernet { source, destination } };
-        if timeout_ms == 0 {
-            let injected = session.hub().handle(input::Inject { tunnel, datagram, wrap });
-            return reply.send(injected.map(Into::into).map_err(Into::into));
-        }
-        let injection = session.hub().view(|core| {
-            let tunnel = core.find(&tunnel)?;
-            core.injection(tunnel, datagram, wrap)
-        });
-        let condition = match injection {
-            Ok(injection) => Condition::Inject(injection),
-            Err(error) => return reply.send(Err(error.into())),
-        };
-        // While it waits it is in the memory of who asked.
-        let Ok(charge) = session.user().charge(Resource::Memory, length) else {
-            let message = format!(
-                "no memory is left for what uid {} injects; 'memtun limits' shows what is in use",
-                session.user().uid()
-            );
-            return reply.send(Err(Failure::new("no-memory", message)));
-        };
-        let timeout = Duration::from_millis(timeout_ms);
-        session.wait(condition, timeout, reply, move |answer| match answer {
-            Answer::Injected(injected) => {
-                drop(charge);
-                injected.map(Into::into).map_err(Into::into)
-            }
-            Answer::Met(_)
-            | Answer::Taken(_)
-            | Answer::Kept(_)
-            | Answer::TimedOut(_)
-            | Answer::Gone => {
-                Err(timed_out(format_args!("tunnel {tunnel} had no room"), timeout_ms))
-            }
-        });
-    }
-}
-
-impl From<Delivery> for Injected {
-    fn from(delivery: Delivery) -> Self {
-        match delivery {
-            Delivery::Read => Self { read: true, queued: 0 },
-            Delivery::Queued(queued) => Self { read: false, queued },
-        }
-    }
-}
 
 /// Injects datagrams, which the client reads. They come from an option, a file or standard input.
 #[derive(Debug, clap::Args)]
@@ -144,7 +44,7 @@ impl From<Delivery> for Injected {
     memtun leaves out packets of a capture that the tunnel cannot carry, and prints their number at the end.\n\
     --vnet, --gso and --csum leave work to the client. If the client has not accepted it (TUNSETOFFLOAD), memtun does it."
 )]
-pub struct Args {
+pub(super) struct Args {
     /// NAME, NAME@SCOPE or #ID, as 'memtun list' shows them.
     tunnel: Address,
     #[command(flatten)]
@@ -186,7 +86,7 @@ pub struct Args {
     #[arg(long)]
     no_wait: bool,
     #[command(flatten)]
-    vnet: vnet::Options,
+    vnet: Options,
     /// What `--ping` or `--udp` describes.
     #[arg(skip)]
     built: Option<Bytes>,
@@ -253,7 +153,7 @@ impl Args {
     /// # Errors
     ///
     /// A usage error: options that say nothing together, or do not fit.
-    pub fn check(&mut self) -> Result<(), clap::Error> {
+    pub(super) fn check(&mut self) -> Result<(), clap::Error> {
         self.built = self.build().map_err(usage_error)?;
         Ok(())
     }
@@ -293,17 +193,17 @@ impl Args {
     /// # Errors
     ///
     /// What is wrong with the source, or what the daemon says.
-    pub fn run(self, client: &mut Client, out: &mut dyn Write) -> Result<(), InjectError> {
+    pub(super) fn run(self, client: &mut Client, out: &mut dyn Write) -> Result<(), InjectError> {
         if let Some(path) = &self.source.pcap {
             let report = self.inject_capture(path, client)?;
-            writeln!(out, "{report}").map_err(ClientError::from)?;
+            writeln!(out, "{report}").map_err(VerbError::from)?;
             return Ok(());
         }
         let datagram = self.datagram()?;
         let Injected { read, queued } =
             self.inject(client, datagram, self.frame, Duration::ZERO)?;
         let fate = Fate { read, queued };
-        writeln!(out, "1 datagram injected, {fate}").map_err(ClientError::from)?;
+        writeln!(out, "1 datagram injected, {fate}").map_err(VerbError::from)?;
         Ok(())
     }
 
@@ -323,13 +223,11 @@ impl Args {
             None => default_timeout,
         };
         let call = Inject {
-            tunnel: self.tunnel.clone(),
-            datagram: payload,
             frame,
-            source: self.source_mac,
-            destination: self.destination_mac,
-            vnet: vnet.map(Vnet::from),
-            timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
+            source: self.source_mac.map(|address| address.to_string().into()),
+            destination: self.destination_mac.map(|address| address.to_string().into()),
+            vnet: vnet.map(of_header),
+            ..Inject::new(self.tunnel.to_string(), payload).timeout(timeout)
         };
         Ok(client.call(&call)?)
     }
@@ -337,7 +235,7 @@ impl Args {
     /// Injects packets as they are read, so that a capture may be a pipe that goes on.
     fn inject_capture(&self, path: &Path, client: &mut Client) -> Result<Report, InjectError> {
         let failed = |source| InjectError::Capture { path: shown(path), source };
-        let for_tap = client.is_tap(&self.tunnel)?;
+        let for_tap = client.is_tap(&self.tunnel.to_string().into())?;
         let input: Box<dyn Read> = if path == Path::new(STDIN) {
             Box::new(std::io::stdin().lock())
         } else {
@@ -380,10 +278,10 @@ impl Args {
                 }
                 Err(InjectError::Client(ClientError::Refused(failure))) => {
                     match failure.code.as_str() {
-                        "empty-datagram" => report.empty += 1,
-                        "oversized-datagram" => report.oversized += 1,
-                        "not-ip" => report.not_ip += 1,
-                        "filtered" => report.filtered += 1,
+                        code::EMPTY_DATAGRAM => report.empty += 1,
+                        code::OVERSIZED_DATAGRAM => report.oversized += 1,
+                        code::NOT_IP => report.not_ip += 1,
+                        code::FILTERED => report.filtered += 1,
                         _ => {
                             let (packet, injected) = (report.packets, report.injected);
                             return Err(InjectError::Packet { packet, injected, failure });
@@ -507,7 +405,7 @@ impl fmt::Display for Report {
 
 /// Why nothing, or not everything, was injected.
 #[derive(Debug, thiserror::Error)]
-pub enum InjectError {
+pub(super) enum InjectError {
     /// `--file` cannot be read.
     #[error("reading {path}: {source}")]
     File {
@@ -573,21 +471,7 @@ pub enum InjectError {
     /// The daemon refused, or is not there.
     #[error(transparent)]
     Client(#[from] ClientError),
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ethernet_addresses_are_text_and_may_be_left_out() {
-        let line =
-            r#"{"tunnel":"tap0","datagram":"45","frame":false,"source":"02:00:00:00:00:01"}"#;
-        let inject: Inject = serde_json::from_str(line).unwrap();
-        assert_eq!(inject.source, Some(MacAddress([2, 0, 0, 0, 0, 1])));
-        assert_eq!(inject.destination, None);
-        assert_eq!(serde_json::to_string(&inject).unwrap(), line);
-        let error = serde_json::from_str::<Inject>(&line.replace(":01", "")).unwrap_err();
-        assert!(error.to_string().contains("02:00:00:00:00"), "{error}");
-    }
+    /// What was done could not be said.
+    #[error(transparent)]
+    Output(#[from] VerbError),
 }

@@ -1,0 +1,42 @@
+//! `attach`: a socket for the datagrams of one tunnel, the fast path for a harness in any language.
+
+use std::sync::Arc;
+
+use memtun_proto::{
+    Failure,
+    attach::{Attach, Attached},
+    error::code,
+};
+
+use super::{Verb, failure};
+use crate::{
+    control::session::{Reply, Session},
+    core::Address,
+    peer::socket,
+};
+
+impl Verb for Attach {
+    type Parsed = (Address, bool);
+
+    fn parse(self) -> Result<Self::Parsed, String> {
+        let Self { tunnel, vnet } = self;
+        Ok((tunnel.as_str().parse()?, vnet))
+    }
+
+    fn perform((tunnel, vnet): Self::Parsed, session: &Arc<Session>, reply: Reply<Attached>) {
+        let tunnel = match session.hub().view(|core| core.find(&tunnel)) {
+            Ok(tunnel) => tunnel,
+            Err(error) => return reply.send(Err(failure(error))),
+        };
+        match socket::attach(session.hub(), session.user(), tunnel, vnet) {
+            Ok(descriptor) => reply.send_with(Attached { id: tunnel.0 }, descriptor),
+            Err(socket::AttachError::Command(error)) => reply.send(Err(failure(error))),
+            Err(error @ socket::AttachError::TooMany { .. }) => {
+                reply.send(Err(Failure::new(code::TOO_MANY_SOCKETS, error)));
+            }
+            Err(error @ socket::AttachError::System(_)) => {
+                reply.send(Err(Failure::new(code::SYSTEM, error)))
+            }
+        }
+    }
+}
