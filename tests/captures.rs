@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use memtun::command::list::List;
+use memtun_client::proto::list::List;
 
 use crate::{
     DeviceTest,
