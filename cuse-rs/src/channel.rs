@@ -1,8 +1,7 @@
 //! The open channel: a file from which requests are read and to which replies are written.
 //!
 //! Owns the file descriptor, the read loop and the way of each reply. Leaves the meaning of a message to [`crate::codec`], and the
-//! answer to a [`Device`]. [`crate::cuse`] and [`crate::fuse_file`] make the channel, and the node of `fuse_file` has what a file has
-//! beyond a device.
+//! answer to a [`Device`]. [`crate::cuse`] and [`crate::fuse_file`] make the channel. `node` has what a file has beyond a device.
 //!
 //! # States and operations
 //!
@@ -18,6 +17,12 @@
 //! * Nothing on the way of a call takes a lock or allocates: requests are borrowed from the thread's buffer,
 //!   replies are one `writev`. (An ioctl of a file does both, and wakes a thread: see `crew`. A write of 32 KiB or more takes
 //!   another buffer, so that its data can be kept: see `intake`.)
+
+mod barrier;
+mod device;
+mod ioctl;
+mod node;
+mod reply;
 
 use std::io::IoSliceMut;
 use std::ops::ControlFlow;
@@ -35,12 +40,13 @@ use crate::abi::{self, OpenFlags};
 use crate::codec::{self, DecodeError, Message, Reply, Request};
 use crate::crew;
 use crate::desk::Desks;
-use crate::device::Device;
-use crate::fuse_file::Node;
 use crate::intake::Intake;
 use crate::pace::{Next, Pace};
-use crate::reply::{ReplyIoctl, ReplyOpen, ReplyPoll, ReplyRead, ReplyRelease, ReplyWrite};
 use crate::request::{PollHandle, RequestId};
+
+pub use self::device::Device;
+pub(crate) use self::node::Node;
+pub use self::reply::{ReplyIoctl, ReplyOpen, ReplyPoll, ReplyRead, ReplyRelease, ReplyWrite};
 
 /// Where requests come from and replies go: `/dev/cuse` or `/dev/fuse` after the handshake.
 ///

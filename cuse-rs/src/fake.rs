@@ -53,9 +53,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use self::check::Expected;
 use crate::abi::{self, INT_REQ_BIT, IoctlFlags, Opcode};
 use crate::channel::Channel;
+use crate::channel::Device;
 use crate::codec::Request;
 use crate::cuse::DeviceOptions;
-use crate::device::Device;
 use crate::request::{Caller, Ioctl, PollHandle, Read, RequestId, Write};
 
 pub use self::client::{ClientMemory, InitReply};

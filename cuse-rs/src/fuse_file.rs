@@ -1,7 +1,7 @@
 //! `/dev/fuse`: a device as a single regular file, for machines without CUSE. Follows `fs/fuse/inode.c`.
 //!
 //! Owns the mount, its handshake and its end. Leaves all that is between to [`Channel`], and the file itself
-//! to `node`.
+//! to the channel's node.
 //!
 //! The root of a FUSE mount may be a regular file, and a mount may cover a file. So one file, anywhere, is the whole
 //! file system; it can be bind-mounted further, over a device node too. A [`Device`](crate::Device) cannot tell it from
@@ -28,10 +28,7 @@
 //!   as of Debian). On others [`Mount::stop`] only detaches, and says so.
 //! * A server must not use its own file: it would wait for itself.
 
-mod barrier;
 mod error;
-mod ioctl;
-mod node;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSliceMut};
@@ -48,12 +45,11 @@ use nix::sys::statfs::fstatfs;
 use nix::unistd::{getegid, geteuid};
 
 use crate::abi::{self, InitFlags};
-use crate::channel::Channel;
+use crate::channel::{Channel, Node};
 use crate::codec::{self, Init, Message, Reply, Request};
 use crate::request::RequestId;
 
 pub use self::error::{HandshakeError, MountError, UnmountError};
-pub(crate) use self::node::Node;
 
 const FUSE: &str = "/dev/fuse";
 

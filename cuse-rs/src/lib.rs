@@ -31,13 +31,13 @@
 //! | --- | --- | --- |
 //! | [`abi`] | `linux/fuse.h`: layouts and numbers | no |
 //! | [`codec`] | bytes to typed requests, typed replies to bytes | no |
-//! | `request`, `device`, `reply` | what a device sees: requests, the trait [`Device`], one token per open call | by `channel` |
-//! | `channel` | [`Channel`]: the file, the read loop, one `writev` per reply | yes |
+//! | `request` | what a device is asked | no |
+//! | `channel` | [`Channel`]: the file, the read loop, one `writev` per reply; the trait [`Device`], and one token per open call; what a FUSE file has beyond a device: attributes, the memory of ioctls | yes |
 //! | `pace` | how long that loop looks for a message before it sleeps | no |
 //! | `crew` | threads that take the loop over from each other | threads |
 //! | `desk` | which requests are being handed to the device, for signals that come meanwhile | no |
 //! | [`cuse`] | the CUSE_INIT handshake, the device's name, node and end | yes |
-//! | [`fuse_file`] | the FUSE_INIT handshake, the mount and its end; attributes; the memory of ioctls | yes |
+//! | [`fuse_file`] | the FUSE_INIT handshake, the mount and its end | yes |
 //! | `fake` (feature `fake-kernel`) | a strict kernel on a socket pair, for tests | yes |
 //!
 //! Only [`cuse`] and [`fuse_file`] know which channel it is: everything above the handshake is the FUSE protocol as
@@ -82,13 +82,11 @@ pub mod codec;
 mod crew;
 pub mod cuse;
 mod desk;
-mod device;
 #[cfg(feature = "fake-kernel")]
 pub mod fake;
 pub mod fuse_file;
 mod intake;
 mod pace;
-mod reply;
 mod request;
 
 /// The error of a request: what the client finds in `errno`.
@@ -96,9 +94,11 @@ mod request;
 /// Every value fits the range -511..=-1 that the kernel takes from a server.
 pub use nix::errno::Errno;
 
-pub use crate::channel::{Channel, ServeError};
-pub use crate::device::Device;
-pub use crate::reply::{ReplyIoctl, ReplyOpen, ReplyPoll, ReplyRead, ReplyRelease, ReplyWrite};
+pub use crate::channel::{
+    Channel, Device, ReplyIoctl, ReplyOpen, ReplyPoll, ReplyRead, ReplyRelease, ReplyWrite,
+    ServeError,
+};
+
 pub use crate::request::{
     Caller, FileHandle, Ioctl, IoctlFlags, Open, Payload, Poll, PollHandle, Read, RequestId,
     UserRange, Write,

@@ -40,12 +40,12 @@ use nix::errno::Errno;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::unistd::Pid;
 
+use super::device::Device;
+use super::reply::ReplyIoctl;
 use crate::abi::{self, IoctlFlags};
 use crate::channel::{Channel, Report};
 use crate::codec::Reply;
 use crate::crew;
-use crate::device::Device;
-use crate::reply::ReplyIoctl;
 use crate::request::{Caller, Ioctl, RequestId, UserRange};
 
 /// The ioctls that have no answer yet.

@@ -9,11 +9,11 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 
 use super::barrier::Barrier;
+use super::device::Device;
 use super::ioctl::Calls;
 use crate::abi::{self, OpenFlags, SetattrFlags};
 use crate::channel::Channel;
 use crate::codec::{FileRequest, Reply, Setattr};
-use crate::device::Device;
 use crate::request::{Caller, Ioctl, RequestId, Write};
 
 /// `S_IFREG`.
@@ -43,7 +43,7 @@ impl Node {
         .union(OpenFlags::PARALLEL_DIRECT_WRITES);
 
     /// A regular file with these permission bits, owner and group.
-    pub(super) fn new(mode: u32, uid: u32, gid: u32) -> Self {
+    pub(crate) fn new(mode: u32, uid: u32, gid: u32) -> Self {
         let (seconds, nanoseconds) = now();
         let attr = abi::Attr {
             ino: abi::ROOT_ID,

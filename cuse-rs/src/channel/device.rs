@@ -5,7 +5,7 @@
 
 use nix::errno::Errno;
 
-use crate::reply::{ReplyIoctl, ReplyOpen, ReplyPoll, ReplyRead, ReplyRelease, ReplyWrite};
+use super::reply::{ReplyIoctl, ReplyOpen, ReplyPoll, ReplyRead, ReplyRelease, ReplyWrite};
 use crate::request::{Caller, FileHandle, Ioctl, Open, Poll, Read, RequestId, Write};
 
 /// `DEFAULT_POLLMASK` of `include/linux/poll.h`: POLLIN | POLLOUT | POLLRDNORM | POLLWRNORM.
