@@ -1,7 +1,7 @@
 //! The control protocol of memtun, as types: what a harness and the daemon send each other, one JSON object a line.
 //!
 //! `docs/control.md` describes the protocol for people, `docs/control.schema.json` for programs; the schema is made from
-//! these types. Each verb has a module of its name, with the parameters of its method and its result. [`line`] has what is
+//! these types. Each verb has a module of its name, with the parameters of its method and its result. [`mod@line`] has what is
 //! around them, [`event`] what `watch` sends, [`error`] the failures. There is no I/O here: the crate `memtun-client` talks
 //! to a daemon.
 //!
