@@ -48,7 +48,7 @@ use crate::{
 /// Why the daemon did not start, or ended early.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum DaemonError {
+pub(crate) enum DaemonError {
     /// The control socket.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -78,11 +78,11 @@ pub enum DaemonError {
 }
 
 /// What the process is told when a device's loop ends by itself, or a thread panics, so that its main thread stops waiting for signals.
-pub const DEVICE_LOST: Signal = Signal::SIGUSR1;
+pub(crate) const DEVICE_LOST: Signal = Signal::SIGUSR1;
 
 /// How a daemon serves its devices.
 #[derive(Debug)]
-pub struct Options {
+pub(crate) struct Options {
     /// Threads that read each device.
     pub threads: NonZero<u8>,
     /// A single one may look for the next call for a moment before it sleeps.
@@ -96,7 +96,7 @@ pub struct Options {
 }
 
 /// Threads that serve devices and a control socket.
-pub struct Daemon {
+pub(crate) struct Daemon {
     hub: Arc<Hub>,
     netdevs: Arc<dyn NetdevOwner>,
     server: Arc<Server>,
@@ -126,7 +126,7 @@ impl Daemon {
     /// # Errors
     ///
     /// [`DaemonError::System`] if there is no thread for it.
-    pub fn start(
+    pub(crate) fn start(
         devices: Vec<Registered>,
         server: Server,
         options: Options,
@@ -189,26 +189,26 @@ impl Daemon {
 
     /// The hub.
     #[must_use]
-    pub fn hub(&self) -> &Arc<Hub> {
+    pub(crate) fn hub(&self) -> &Arc<Hub> {
         &self.hub
     }
 
     /// A device that was taken away by the kernel, though nobody stopped it.
     #[must_use]
-    pub fn lost_device(&self) -> Option<&str> {
+    pub(crate) fn lost_device(&self) -> Option<&str> {
         self.lost.get().map(String::as_str)
     }
 
     /// Removes the socket and leaves the devices to the end of the process, which must come now. Clients get an error then,
     /// and what covers a path goes on to cover it.
-    pub fn abandon(self) {
+    pub(crate) fn abandon(self) {
         self.server.remove();
         self.netdevs.stop();
         std::mem::forget(self.served);
     }
 
     /// Takes the devices away, so that blocked clients get an error, and removes the socket.
-    pub fn stop(self) {
+    pub(crate) fn stop(self) {
         self.stopping.store(true, Ordering::Relaxed);
         planted::panic_at("stop");
         for Served { stop, threads, ended } in self.served {

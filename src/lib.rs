@@ -27,8 +27,8 @@
 //!
 //! | layer | modules | may |
 //! | --- | --- | --- |
-//! | operator | [`cli`], [`daemon`] | everything |
-//! | edges | [`frontend`], [`control`], [`peer`], [`netdev`] | block, do I/O |
+//! | operator | [`cli`], `daemon` | everything |
+//! | edges | [`frontend`], `control`, [`peer`], [`netdev`] | block, do I/O |
 //! | meeting point | [`hub`] | lock, read the clock |
 //! | state machine | the crate [`memtun_core`] | compute |
 //! | what is on the wire | the crate [`memtun_proto`] | compute |
@@ -37,28 +37,28 @@
 //! A verb is three small files of one name: its types in [`memtun_proto`], its effect in `control::verbs`, its words in [`cli`]. The
 //! harness's end of the control socket is the crate [`memtun_client`].
 //!
-//! [`packet`] builds datagrams, and [`render`] shows them to people. [`terminal`] makes harmless what they and the [`log`] print. The log
-//! writes to standard error, and [`panics`] decides what a panic costs; neither makes another thread wait. The kernel's protocol is the
+//! [`packet`] builds datagrams, and [`render`] shows them to people. `terminal` makes harmless what they and the [`log`] print. The log
+//! writes to standard error, and `panics` decides what a panic costs; neither makes another thread wait. The kernel's protocol is the
 //! crate [`cuse_rs`].
 
 pub mod abi;
 pub mod cli;
-pub mod control;
-pub mod daemon;
+mod control;
+mod daemon;
 pub mod frontend;
 pub mod hub;
 pub mod log;
 mod mounts;
-pub mod namespace;
+mod namespace;
 pub mod netdev;
 pub mod netns;
 pub mod packet;
-pub mod panics;
+mod panics;
 pub mod peer;
 mod planted;
 pub mod render;
 mod sys;
-pub mod terminal;
+mod terminal;
 mod vnet;
 
 pub use memtun_core::{self as core, errno};

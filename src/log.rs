@@ -1,7 +1,7 @@
 //! The log: which lines, and how they look.
 //!
 //! A line goes to standard error, with time and level. In the journal, which adds the time, it has a priority instead, as
-//! `sd-daemon(3)` describes. A client may have chosen what a field holds, so each field passes through [`terminal`]. The module
+//! `sd-daemon(3)` describes. A client may have chosen what a field holds, so each field passes through `terminal`. The module
 //! `writer` brings lines to standard error, and limits how many.
 
 mod writer;

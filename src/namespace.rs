@@ -31,7 +31,7 @@ use crate::{
 
 /// Which namespaces a program gets, beside the one for mounts.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Options {
+pub(crate) struct Options {
     /// Look like root inside, if a user namespace is needed.
     pub map_root: bool,
     /// A network namespace with a loopback interface that is up, and a `/sys` that shows it if the kernel allows that.
@@ -41,7 +41,7 @@ pub struct Options {
 /// Why a path cannot be covered.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum NamespaceError {
+pub(crate) enum NamespaceError {
     /// No user namespace, which takes the place of root.
     #[error("making a user namespace: {}{}; run as root, or use a device of 'memtun serve'", .0.desc(), user_hint())]
     User(Errno),
@@ -105,7 +105,7 @@ fn user_hint() -> &'static str {
 /// # Errors
 ///
 /// As [`NamespaceError`] says: which namespace, and what is in the way.
-pub fn enter(options: Options) -> Result<(), NamespaceError> {
+pub(crate) fn enter(options: Options) -> Result<(), NamespaceError> {
     let mounts = |errno| NamespaceError::Unshare { what: "mount", errno };
     match unshare(CloneFlags::CLONE_NEWNS) {
         Ok(()) => {}
@@ -155,7 +155,7 @@ fn write_map(path: &'static str, text: &str) -> Result<(), NamespaceError> {
 /// # Errors
 ///
 /// As [`NamespaceError`] says.
-pub fn provide(at: &Path) -> Result<(), NamespaceError> {
+pub(crate) fn provide(at: &Path) -> Result<(), NamespaceError> {
     if at.exists() {
         return Ok(());
     }
@@ -209,7 +209,7 @@ fn compose(folder: &Path) -> Result<(), NamespaceError> {
 /// # Errors
 ///
 /// [`NamespaceError::Mount`].
-pub fn cover(device: &Path, at: &Path) -> Result<(), NamespaceError> {
+pub(crate) fn cover(device: &Path, at: &Path) -> Result<(), NamespaceError> {
     mount_at(Some(device), at, None, MsFlags::MS_BIND)
 }
 
@@ -219,7 +219,7 @@ pub fn cover(device: &Path, at: &Path) -> Result<(), NamespaceError> {
 /// # Errors
 ///
 /// [`NamespaceError::Mount`]; [`NamespaceError::Compose`] if there can be no node.
-pub fn cover_with_node(device: dev_t, at: &Path) -> Result<(), NamespaceError> {
+pub(crate) fn cover_with_node(device: dev_t, at: &Path) -> Result<(), NamespaceError> {
     let failed = |error| NamespaceError::Compose { path: at.to_owned(), error };
     let folder = at.parent().ok_or_else(|| NamespaceError::NoFolder(at.to_owned()))?;
     // What is at the path, also while a tmpfs for the node covers its folder.

@@ -41,7 +41,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why the daemon has to end.
 #[derive(Clone, Debug)]
-pub struct Panicked {
+pub(crate) struct Panicked {
     /// The thread's name.
     pub thread: String,
     /// What it said, and where.
@@ -57,7 +57,7 @@ thread_local! {
 }
 
 /// From now on a panic is the end of the daemon, unless it is contained. The signal wakes the main thread.
-pub fn end_the_daemon(wake_main: Signal) {
+pub(crate) fn end_the_daemon(wake_main: Signal) {
     // It is always the same.
     let _known = WAKE_MAIN.set(wake_main);
     panic::set_hook(Box::new(hook));
@@ -65,7 +65,7 @@ pub fn end_the_daemon(wake_main: Signal) {
 
 /// The panic for which the daemon has to end, if there was one.
 #[must_use]
-pub fn ending() -> Option<&'static Panicked> {
+pub(crate) fn ending() -> Option<&'static Panicked> {
     PANICKED.get()
 }
 

@@ -41,7 +41,7 @@ fn is_unsafe(character: char) -> bool {
 
 /// Text on one line that a terminal only shows: `\x1b` stands for the byte, `\u{202e}` for the character.
 #[must_use]
-pub fn escaped(text: &str) -> Cow<'_, str> {
+pub(crate) fn escaped(text: &str) -> Cow<'_, str> {
     replaced(text, |character, out| {
         // A String takes all that is written.
         let _written = match u32::from(character) {
@@ -53,7 +53,7 @@ pub fn escaped(text: &str) -> Cow<'_, str> {
 
 /// JSON that a terminal only shows; it says the same. Its line ends stay.
 #[must_use]
-pub fn escaped_json(json: &str) -> Cow<'_, str> {
+pub(crate) fn escaped_json(json: &str) -> Cow<'_, str> {
     replaced(json, |character, out| match character {
         // Outside strings; inside, serde_json has escaped it.
         '\n' => out.push('\n'),
@@ -82,7 +82,7 @@ fn replaced(text: &str, replace: impl Fn(char, &mut String)) -> Cow<'_, str> {
 
 /// Bytes as text: what is no UTF-8 is written `\xNN`.
 #[must_use]
-pub fn text_of(bytes: &[u8]) -> String {
+pub(crate) fn text_of(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
         text.push_str(chunk.valid());

@@ -47,11 +47,11 @@ impl Item {
 
 /// What will be sent, and counts already.
 #[derive(Debug)]
-pub struct Announced(Item);
+pub(crate) struct Announced(Item);
 
 /// The sending half of a stream or packet socket.
 #[derive(Debug)]
-pub struct Outbox {
+pub(crate) struct Outbox {
     socket: OwnedFd,
     state: Mutex<State>,
     changed: Condvar,
@@ -80,7 +80,7 @@ struct State {
 
 /// Something was not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
+pub(crate) enum Refused {
     /// The queue is full, or there is no memory.
     Full,
     /// The other end is gone.
@@ -90,7 +90,7 @@ pub enum Refused {
 impl Outbox {
     /// An outbox for a socket, in the memory of a user; [`run`](Self::run) must be running.
     #[must_use]
-    pub fn new(socket: OwnedFd, limit: usize, user: Arc<User>) -> Arc<Self> {
+    pub(crate) fn new(socket: OwnedFd, limit: usize, user: Arc<User>) -> Arc<Self> {
         Arc::new(Self { socket, state: Mutex::default(), changed: Condvar::new(), limit, user })
     }
 
@@ -99,7 +99,7 @@ impl Outbox {
     /// # Errors
     ///
     /// [`Refused`].
-    pub fn try_send(&self, pieces: [Bytes; 2]) -> Result<(), Refused> {
+    pub(crate) fn try_send(&self, pieces: [Bytes; 2]) -> Result<(), Refused> {
         let state = self.lock();
         if state.bytes > self.limit {
             return Err(Refused::Full);
@@ -112,7 +112,7 @@ impl Outbox {
 
     /// [`try_send`](Self::try_send) would refuse.
     #[must_use]
-    pub fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.lock().bytes > self.limit
     }
 
@@ -121,7 +121,7 @@ impl Outbox {
     /// # Errors
     ///
     /// As [`send`](Self::send).
-    pub fn announce(
+    pub(crate) fn announce(
         &self,
         bytes: Bytes,
         descriptor: Option<OwnedFd>,
@@ -136,7 +136,7 @@ impl Outbox {
     /// # Errors
     ///
     /// [`Refused::Closed`].
-    pub fn send_announced(&self, Announced(item): Announced) -> Result<(), Refused> {
+    pub(crate) fn send_announced(&self, Announced(item): Announced) -> Result<(), Refused> {
         let mut state = self.lock();
         state.bytes -= item.len();
         self.changed.notify_all();
@@ -149,13 +149,13 @@ impl Outbox {
     /// # Errors
     ///
     /// [`Refused::Closed`].
-    pub fn send(&self, bytes: Bytes, descriptor: Option<OwnedFd>) -> Result<(), Refused> {
+    pub(crate) fn send(&self, bytes: Bytes, descriptor: Option<OwnedFd>) -> Result<(), Refused> {
         let item = self.answer(bytes, descriptor)?;
         self.send_locked(self.lock(), item)
     }
 
     /// Waits until less than the limit is queued: for whoever can be made to slow down.
-    pub fn wait_for_room(&self) {
+    pub(crate) fn wait_for_room(&self) {
         let mut state = self.lock();
         while state.bytes > self.limit && !state.closed {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -163,7 +163,7 @@ impl Outbox {
     }
 
     /// Sends what is queued, until the outbox is finished or its reader gone; the body of its thread.
-    pub fn run(&self) {
+    pub(crate) fn run(&self) {
         let mut state = self.lock();
         loop {
             if state.closed {
@@ -196,13 +196,13 @@ impl Outbox {
 
     /// Ends [`run`](Self::run) when all that is queued has been sent, and refuses what comes. A reader that neither reads nor
     /// closes its end holds it up.
-    pub fn finish(&self) {
+    pub(crate) fn finish(&self) {
         self.lock().finished = true;
         self.changed.notify_all();
     }
 
     /// Ends [`run`](Self::run) and refuses what comes; what is queued is lost.
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         self.lock().closed = true;
         // Ends a blocked send too. It fails only where the other end has closed already.
         let _already_closed = shutdown(self.socket.as_raw_fd(), Shutdown::Both);

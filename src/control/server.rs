@@ -36,7 +36,7 @@ use crate::{
 
 /// Where the socket is, and who may use it.
 #[derive(Clone, Debug)]
-pub struct SocketOptions {
+pub(crate) struct SocketOptions {
     /// Its path.
     pub path: PathBuf,
     /// Its permission bits.
@@ -48,7 +48,7 @@ pub struct SocketOptions {
 /// Why there is no control socket.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum BindError {
+pub(crate) enum BindError {
     /// A daemon listens there.
     #[error(
         "control socket {0} is in use by another daemon; stop that one, or give another path with --control"
@@ -86,7 +86,7 @@ pub enum BindError {
 }
 
 /// The bound socket.
-pub struct Server {
+pub(crate) struct Server {
     listener: UnixListener,
     /// `None` for a socket that was inherited, which is not ours to remove.
     path: Option<PathBuf>,
@@ -99,7 +99,7 @@ impl Server {
     /// # Errors
     ///
     /// As [`BindError`] says.
-    pub fn bind(options: &SocketOptions) -> Result<Self, BindError> {
+    pub(crate) fn bind(options: &SocketOptions) -> Result<Self, BindError> {
         let path = &options.path;
         let failed = |source| BindError::Bind { path: path.clone(), source };
         let group = options.group.map(Gid::from_raw);
@@ -127,12 +127,12 @@ impl Server {
 
     /// Takes a socket that the service manager bound.
     #[must_use]
-    pub fn inherited(listener: UnixListener) -> Self {
+    pub(crate) fn inherited(listener: UnixListener) -> Self {
         Self { listener, path: None, removed: AtomicBool::new(false) }
     }
 
     /// Accepts harnesses for as long as the daemon lives; the body of the control thread.
-    pub fn run(&self, hub: &Arc<Hub>) {
+    pub(crate) fn run(&self, hub: &Arc<Hub>) {
         let connections = Arc::new(Connections::default());
         for stream in self.listener.incoming() {
             match stream {
@@ -149,7 +149,7 @@ impl Server {
     }
 
     /// Removes the path. Dropping the server does it too, but its thread may hold it until the process ends.
-    pub fn remove(&self) {
+    pub(crate) fn remove(&self) {
         if let Some(path) = &self.path
             && !self.removed.swap(true, Ordering::Relaxed)
             && let Err(error) = fs::remove_file(path)

@@ -34,7 +34,7 @@ pub(crate) const MAX_OPEN_CALLS: usize = 256;
 pub(crate) const MAX_WATCHES: usize = 8;
 
 /// One connection; what a command acts through.
-pub struct Session {
+pub(crate) struct Session {
     hub: Arc<Hub>,
     user: Arc<User>,
     outbox: Arc<Outbox>,
@@ -63,19 +63,19 @@ impl Session {
 
     /// The hub.
     #[must_use]
-    pub fn hub(&self) -> &Arc<Hub> {
+    pub(crate) fn hub(&self) -> &Arc<Hub> {
         &self.hub
     }
 
     /// Who has connected.
     #[must_use]
-    pub fn user(&self) -> &Arc<User> {
+    pub(crate) fn user(&self) -> &Arc<User> {
         &self.user
     }
 
     /// Where lines go out.
     #[must_use]
-    pub fn outbox(&self) -> &Arc<Outbox> {
+    pub(crate) fn outbox(&self) -> &Arc<Outbox> {
         &self.outbox
     }
 
@@ -123,7 +123,7 @@ impl Session {
     }
 
     /// Waits for a condition; gives up when the connection ends.
-    pub fn wait<R: Serialize + Send + 'static>(
+    pub(crate) fn wait<R: Serialize + Send + 'static>(
         self: &Arc<Self>,
         condition: Condition,
         timeout: Duration,
@@ -160,7 +160,7 @@ impl Session {
     /// # Errors
     ///
     /// Too many of them.
-    pub fn watch(&self, observer: Arc<dyn Observer>) -> Result<(), Failure> {
+    pub(crate) fn watch(&self, observer: Arc<dyn Observer>) -> Result<(), Failure> {
         let mut watches = self.lock();
         if watches.len() >= MAX_WATCHES {
             let message = format!("{MAX_WATCHES} watches are open on this connection, the limit");
@@ -175,7 +175,7 @@ impl Session {
 
     /// As whom it keeps datagrams.
     #[must_use]
-    pub fn keeper(&self) -> Keeper {
+    pub(crate) fn keeper(&self) -> Keeper {
         self.waiter.keeper()
     }
 
@@ -220,7 +220,7 @@ pub(crate) fn encode<T: Serialize>(line: &T) -> Bytes {
 }
 
 /// The answer that a call is owed: sent once, from any thread.
-pub struct AnyReply {
+pub(crate) struct AnyReply {
     session: Arc<Session>,
     id: Value,
 }
@@ -235,18 +235,18 @@ impl Drop for AnyReply {
 impl AnyReply {
     /// The same, for a method whose result is known.
     #[must_use]
-    pub fn typed<R: Serialize>(self) -> Reply<R> {
+    pub(crate) fn typed<R: Serialize>(self) -> Reply<R> {
         Reply { any: self, result: PhantomData }
     }
 
     /// The call failed.
-    pub fn fail(self, error: Failure) {
+    pub(crate) fn fail(self, error: Failure) {
         self.typed::<()>().send(Err(error));
     }
 }
 
 /// The answer that a call of one method is owed.
-pub struct Reply<R> {
+pub(crate) struct Reply<R> {
     any: AnyReply,
     result: PhantomData<fn(R)>,
 }
@@ -254,17 +254,17 @@ pub struct Reply<R> {
 impl<R: Serialize> Reply<R> {
     /// The call's id.
     #[must_use]
-    pub fn id(&self) -> &Value {
+    pub(crate) fn id(&self) -> &Value {
         &self.any.id
     }
 
     /// Answers.
-    pub fn send(self, result: Result<R, Failure>) {
+    pub(crate) fn send(self, result: Result<R, Failure>) {
         self.finish(result, None);
     }
 
     /// Answers, and passes a descriptor with the answer.
-    pub fn send_with(self, result: R, descriptor: OwnedFd) {
+    pub(crate) fn send_with(self, result: R, descriptor: OwnedFd) {
         self.finish(Ok(result), Some(descriptor));
     }
 
