@@ -1,9 +1,11 @@
 /* The floor: the least a server can do for a call. One thread, one read of the channel and one writev a message.
  *
- * usage: bare (--fuse FILE | --cuse NAME) [--inject SOCKET] [--spin MICROSECONDS]
+ * usage: bare (--fuse FILE | --cuse NAME) [--inject SOCKET] [--spin MICROSECONDS] [--keep BYTES]
  *
  * Serves a single regular file mounted over FILE, or the character device /dev/NAME. With --spin it looks for the
- * next request without sleeping for so long after each one, as a yardstick for servers that do that.
+ * next request without sleeping for so long after each one, as a yardstick for servers that do that. With --keep it keeps
+ * a copy of the last BYTES that were written, in memory that it has touched before: the floor of a server that keeps
+ * what clients write.
  * Follows include/uapi/linux/fuse.h, protocol 7.31 (of Linux 5.10: no later feature is used but open flags, which
  * older kernels ignore).
  */
@@ -84,8 +86,24 @@ static void reply_open(const struct fuse_in_header *in) {
     reply(in->unique, file ? 0 : ENOMEM, &out, file ? sizeof out : 0, NULL, 0);
 }
 
+/* What was written last, a ring. */
+static struct {
+    char *bytes;
+    size_t room, at;
+} kept;
+
+static void keep(const char *data, size_t length) {
+    if (length > kept.room)
+        return;
+    if (length > kept.room - kept.at)
+        kept.at = 0;
+    memcpy(kept.bytes + kept.at, data, length);
+    kept.at += length;
+}
+
 static void reply_write(const struct fuse_in_header *in, const struct fuse_write_in *write) {
     struct file *file = (struct file *)(uintptr_t)write->fh;
+    keep((const char *)(write + 1), write->size);
     file->length = write->size;
     if (file->parks)
         forward((const char *)(write + 1), write->size);
@@ -194,6 +212,7 @@ int main(int argc, char **argv) {
                                             {"cuse", required_argument, NULL, 'c'},
                                             {"inject", required_argument, NULL, 'i'},
                                             {"spin", required_argument, NULL, 's'},
+                                            {"keep", required_argument, NULL, 'k'},
                                             {0}};
     const char *inject = NULL;
     uint64_t spin_ns = 0;
@@ -203,11 +222,19 @@ int main(int argc, char **argv) {
         case 'c': device_name = optarg; break;
         case 'i': inject = optarg; break;
         case 's': spin_ns = strtoull(optarg, NULL, 10) * 1000; break;
+        case 'k': kept.room = strtoull(optarg, NULL, 10); break;
         default: return 2;
         }
     }
+    if (kept.room) {
+        kept.bytes = malloc(kept.room);
+        if (!kept.bytes)
+            err(1, "keeping %zu bytes", kept.room);
+        memset(kept.bytes, 1, kept.room);
+    }
     if (!mount_point == !device_name || optind != argc)
-        errx(2, "usage: %s (--fuse FILE | --cuse NAME) [--inject SOCKET] [--spin MICROSECONDS]", argv[0]);
+        errx(2, "usage: %s (--fuse FILE | --cuse NAME) [--inject SOCKET] [--spin MICROSECONDS] [--keep BYTES]",
+             argv[0]);
     signal(SIGTERM, stop);
     signal(SIGINT, stop);
     parking_start(inject, answer_read);

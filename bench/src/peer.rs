@@ -28,6 +28,9 @@ pub const MEMTUN: &str = "memtun";
 /// The variant of memtun that pins client and server by itself.
 pub const CPU: &str = "cpu";
 
+/// How many bytes the bare loop keeps where it keeps what is written: as many as memtun does of a tunnel.
+const KEPT: usize = 16 << 20;
+
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What is behind the device.
@@ -99,6 +102,8 @@ pub fn all(set: Set, programs: &Path, memtun: &Path, variants: &[(String, String
     ];
     if set == Set::Fuse {
         peers.insert(1, peer("bare-spin", "bare, spins", Sort::Plain, own("bare"), "--spin 200"));
+        let keep = format!("--keep {KEPT}");
+        peers.insert(2, peer("bare-keep", "bare, keeps", Sort::Plain, own("bare"), &keep));
         peers.push(peer("fuser", "fuser", Sort::Simple, own("fuser-peer"), ""));
     }
     peers.push(peer(MEMTUN, "memtun", Sort::Memtun, memtun.to_owned(), ""));

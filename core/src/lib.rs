@@ -165,7 +165,7 @@ impl Default for Limits {
             connections: Bound { all: 160, user: 128 },
             queue_bytes: 80 << 20,
             written_datagrams: 4_096,
-            written_bytes: 64 << 20,
+            written_bytes: 16 << 20,
             copied_datagrams: 1_024,
             copied_bytes: 4 << 20,
             datagram: MAX_DATAGRAM,
