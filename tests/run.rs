@@ -250,7 +250,7 @@ fn closed_socket_says_whose_it_is(user: User) {
         return;
     }
     let error = run(&mut list(), b"").failed(1);
-    let advice = "Permission denied (os error 13); it belongs to user root, with mode 0640; use sudo, or give 'memtun serve' --control-group or --control-mode";
+    let advice = "Permission denied (os error 13); it belongs to user root, with mode 0640; use sudo, or start 'memtun serve' with --control-group or --control-mode";
     assert!(error.ends_with(advice), "{error}");
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
     let error = run(&mut list(), b"").failed(1);

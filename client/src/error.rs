@@ -109,7 +109,7 @@ fn advice(path: &Path, error: &io::Error) -> String {
             let owner = user_name(socket.uid()).unwrap_or_else(|| socket.uid().to_string());
             let mode = socket.mode() & 0o7777;
             format!(
-                "it belongs to user {owner}, with mode {mode:04o}; use sudo, or give 'memtun serve' --control-group or --control-mode"
+                "it belongs to user {owner}, with mode {mode:04o}; use sudo, or start 'memtun serve' with --control-group or --control-mode"
             )
         }
         Err(_) => "you may not look into one of its folders; use sudo, or another path".to_owned(),

@@ -75,7 +75,7 @@ where
     let result = Mutex::new(None);
     thread::scope(|scope| work(&crew, scope, &member, &result, Role::Founder));
     let result = result.into_inner().unwrap_or_else(PoisonError::into_inner);
-    result.expect("a crew ends with a result, or by a panic that the scope passes on")
+    result.expect("the threads of a channel end with a result, unless one of them panics")
 }
 
 /// Who may leave.

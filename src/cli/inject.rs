@@ -42,7 +42,7 @@ const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
     after_help = "Without --hex, --file, --pcap, --ping or --udp, all of standard input is one datagram.\n\
     A tap gets an Ethernet header before each IP datagram, unless --frame is given.\n\
     memtun leaves out packets of a capture that the tunnel cannot carry, and prints their number at the end.\n\
-    --vnet, --gso and --csum leave work to the client. If the client has not accepted it (TUNSETOFFLOAD), memtun does it."
+    --vnet, --gso and --csum leave segmentation and checksums to the client. If the client has not accepted that (TUNSETOFFLOAD), memtun does it."
 )]
 pub(super) struct Args {
     /// NAME, NAME@SCOPE or #ID, as 'memtun list' shows them.

@@ -160,7 +160,7 @@ impl Admission {
 /// How much memory there may be; options of all that serve a device.
 #[derive(Clone, Copy, Debug, clap::Args)]
 struct Memory {
-    /// How much memory tunnels, datagrams and waiting answers may take, in bytes or with K, M or G. Beyond it memtun drops
+    /// How much memory tunnels, datagrams and waiting events may take, in bytes or with K, M or G. Beyond it memtun drops
     /// datagrams, and TUNSETIFF gets ENOMEM.
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = size)]
     memory: usize,

@@ -79,7 +79,7 @@ pub(super) struct Args {
     /// How the program's calls reach memtun.
     #[arg(long, value_enum, default_value_t = Kind::Auto)]
     front_end: Kind,
-    /// Let the program see itself as root. This matters only for ordinary users, whose program runs in a user namespace.
+    /// Let the program see itself as root. This matters only for ordinary users: memtun runs their program in a user namespace.
     #[arg(long)]
     map_root: bool,
     /// Give the program a network namespace of its own. It has only a loopback interface, which is up.

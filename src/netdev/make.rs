@@ -119,7 +119,7 @@ pub enum MakeError {
         errno: Errno,
     },
     /// Datagrams are to pass, and no substitute can do that.
-    #[error("making interface {name}: {driver}, and nothing else passes datagrams")]
+    #[error("making interface {name}: a bridge needs the kernel's tun driver: {driver}")]
     NoTraffic {
         /// The name that was wanted.
         name: Name,

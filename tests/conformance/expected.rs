@@ -108,7 +108,8 @@ pub const EXPECTED: &[Expected] = {
         row(All, "3-bad-memory-in-headers", "write ? edge:*", "-1 EFAULT", "-1 EINVAL", PARTLY_MAPPED),
         row(All, "1.1-unattached", "ioctl a TUNGETFEATURES edge:3:*", "-1 EFAULT", "-1 EFAULT 7371", PARTLY_MAPPED),
 
-        // DIFFERS: a read that fails with EINVAL because the vnet header does not fit stores nothing: an error has no payload.
+        // DIFFERS: a read that fails with EINVAL because the vnet header does not fit into the reader's buffer leaves the buffer
+        // as it was: an error reply carries no data.
         // The kernel's tun has stored the PI header by then.
         row(All, "random", "join t", "-1 EINVAL beyond *", "-1 EINVAL", "a read that fails with EINVAL because"),
         row(All, "*", "read* ? *", "-1 EINVAL beyond *", "-1 EINVAL", "a read that fails with EINVAL because"),

@@ -221,7 +221,7 @@ fn is_network(scope: Scope, argument: &Argument<'_>) -> Outcome {
 }
 
 /// DIFFERS: TUNSETSTEERINGEBPF and TUNSETFILTEREBPF take no program. A server sees the number of the caller's file descriptor,
-/// but not what the descriptor refers to. So memtun answers as if it referred to something else than a program.
+/// but not what the descriptor refers to. So memtun answers as if it referred to something other than a program.
 pub(super) fn set_ebpf(_: &mut Core, _: FileId, argument: Argument<'_>) -> Outcome {
     match argument.int()? {
         // Removes the program.

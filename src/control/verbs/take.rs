@@ -71,10 +71,16 @@ impl Verb for Take {
                 };
                 Err(timed_out(what, timeout_ms))
             }
-            Answer::Met(_) | Answer::Injected(_) | Answer::Gone => Err(Failure::new(
-                code::GONE,
-                format_args!("tunnel {address} is gone and has no more datagrams to take"),
-            )),
+            Answer::Met(_) | Answer::Injected(_) | Answer::Gone => {
+                let left = match count {
+                    1 => "no more datagrams".to_owned(),
+                    _ => format!("fewer than {count} datagrams"),
+                };
+                Err(Failure::new(
+                    code::GONE,
+                    format_args!("tunnel {address} is gone and has {left} to take"),
+                ))
+            }
         });
     }
 }
