@@ -230,7 +230,10 @@ impl Hub {
 
     /// Looks at the core. The closure runs under the lock: it must not make system calls, nor call the hub again.
     pub fn view<R>(&self, look: impl FnOnce(&Core) -> R) -> R {
-        look(&self.lock().core)
+        let state = self.lock();
+        let seen = look(&state.core);
+        planted::panic_at("lock");
+        seen
     }
 
     /// Somebody who may wait.

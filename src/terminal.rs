@@ -109,6 +109,7 @@ impl Styles {
     /// otherwise. clap decides by the same rule.
     pub fn of(stream: &impl RawStream) -> Self {
         match AutoStream::choice(stream) {
+            _ if is_dumb() => Self::default(),
             ColorChoice::Never => Self::default(),
             ColorChoice::Auto | ColorChoice::AlwaysAnsi | ColorChoice::Always => Self {
                 head: Style::new().bold(),
@@ -117,6 +118,12 @@ impl Styles {
             },
         }
     }
+}
+
+/// The terminal shows no colours. anstream and clap give it some all the same where `CI` is set.
+pub(crate) fn is_dumb() -> bool {
+    let is_forced = std::env::var_os("CLICOLOR_FORCE").is_some_and(|force| force != "0");
+    !is_forced && std::env::var_os("TERM").is_some_and(|term| term == "dumb")
 }
 
 #[cfg(test)]

@@ -201,6 +201,9 @@ impl Cli {
     #[must_use]
     pub fn parse_or_exit() -> (Self, Filter) {
         let mut command = Self::command();
+        if terminal::is_dumb() {
+            command = command.color(clap::ColorChoice::Never);
+        }
         let parsed = command.try_get_matches_from_mut(std::env::args_os());
         parsed.and_then(|matches| Self::checked(&matches)).unwrap_or_else(|error| {
             with_usage(error, command).exit();
