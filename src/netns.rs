@@ -151,14 +151,20 @@ struct Held {
 impl Networks {
     /// A thread is about to open a file, and is in this namespace.
     pub(crate) fn enter(&self, scope: Scope, tid: u32) {
-        if let Some(held) = self.lock().get_mut(&scope) {
+        if let Some(held) = self.lock().get_mut(&scope)
+            && held.network.is_some()
+        {
             held.files += 1;
             return;
         }
         // The thread waits for its open, so it has not moved since its scope was looked up.
         let network = Network::of_thread(tid).ok().filter(|network| network.inode() == scope.0);
-        let held = Held { network: network.map(Arc::new), files: 0 };
-        self.lock().entry(scope).or_insert(held).files += 1;
+        let network = network.map(Arc::new);
+        let mut all = self.lock();
+        let held = all.entry(scope).or_insert(Held { network: None, files: 0 });
+        // An earlier look may have failed for lack of descriptors.
+        held.network = held.network.take().or(network);
+        held.files += 1;
     }
 
     /// A file of the namespace was closed, or not opened after all.

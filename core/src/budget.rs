@@ -186,8 +186,8 @@ impl User {
     ///
     /// [`Exhausted`], and nothing is taken.
     pub fn charge_answer(self: &Arc<Self>, amount: usize) -> Result<Charge, Exhausted> {
-        let Bound { all, .. } = self.budget.bound(Resource::Memory);
-        let twice = Bound::unshared(all.saturating_mul(2));
+        let Bound { all, user } = self.budget.bound(Resource::Memory);
+        let twice = Bound { all: all.saturating_mul(2), user: user.saturating_mul(2) };
         let mut charge = Charge { user: Arc::clone(self), amount: 0, resource: Resource::Memory };
         charge.take(amount, twice)?;
         Ok(charge)
@@ -334,9 +334,13 @@ mod tests {
         let mut users = users(100, 60);
         let user = users.get(1);
         let _kept = user.charge(Resource::Memory, 60).unwrap();
-        let answer = user.charge_answer(140).unwrap();
-        assert_eq!(user.charge_answer(1).map(drop), Err(Exhausted::All));
-        drop(answer);
+        let answer = user.charge_answer(60).unwrap();
+        assert_eq!(user.charge_answer(1).map(drop), Err(Exhausted::Share));
+        // One user's answers leave the others their shares.
+        let other = users.get(2);
+        let others = [other.charge_answer(80).unwrap()];
+        assert_eq!(other.charge_answer(1).map(drop), Err(Exhausted::All));
+        drop((answer, others));
         assert_eq!(user.used(Resource::Memory), 60);
     }
 

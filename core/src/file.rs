@@ -387,6 +387,11 @@ impl Queue {
         Some((number, reserved.kept.datagram.clone()))
     }
 
+    /// There is a datagram with a number.
+    pub(super) fn has_reserved(&self) -> bool {
+        !self.reserved.is_empty()
+    }
+
     /// Removes a datagram that somebody has reserved; false if it is not there, or another's.
     pub(super) fn remove_reserved(&mut self, by: Keeper, number: u64) -> bool {
         if self.reserved.get(&number).is_none_or(|reserved| reserved.by != Some(by)) {

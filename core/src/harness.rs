@@ -6,6 +6,7 @@ use super::{
     Address, Core, Datagram, Delivery, DropReason, Event, Interface, MacAddress, Mode, Output,
     Peer, PeerId, Tunnel, TunnelId, User,
     datagram::{self, ETHERNET_HEADER},
+    file::cost,
     headers::low_u16,
     offload::{self, OffloadError},
     settings::SettingError,
@@ -187,6 +188,14 @@ pub struct Injection {
     rest: VecDeque<Datagram>,
     /// What became of those before: the first that was refused, else the last.
     injected: Option<Result<Delivery, CommandError>>,
+}
+
+impl Injection {
+    /// How much memory it takes while it waits.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        self.rest.iter().map(cost).sum()
+    }
 }
 
 /// Commands of the harness.

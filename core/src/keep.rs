@@ -22,7 +22,7 @@ impl Core {
     pub(super) fn drop_kept(&mut self, by: Keeper, numbers: &[u64]) -> usize {
         let mut dropped = 0;
         let mut ended = Vec::new();
-        for tunnel in self.tunnels.values_mut() {
+        for tunnel in self.tunnels.values_mut().filter(|tunnel| tunnel.written.has_reserved()) {
             let removed = numbers
                 .iter()
                 .filter(|number| tunnel.written.remove_reserved(by, **number))
@@ -33,7 +33,7 @@ impl Core {
             dropped += removed;
         }
         for tunnel in ended {
-            let peer = self.tunnels.remove(&tunnel).and_then(|tunnel| tunnel.peer);
+            let peer = self.remove_gone(tunnel).and_then(|tunnel| tunnel.peer);
             if let Some(Peer::Outside(peer)) = peer {
                 // It waits for the end.
                 self.outputs.push(Output::Notify(peer));

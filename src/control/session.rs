@@ -28,6 +28,8 @@ use crate::{
 
 /// Bytes that may wait for a harness that does not read; then its calls wait, and its events are dropped.
 pub(crate) const OUTBOX_LIMIT: usize = 4 << 20;
+/// Bytes of a call's id: it is kept while the call is open, and no budget counts it.
+const MAX_ID: usize = 1024;
 /// Calls of one connection that may be open.
 pub(crate) const MAX_OPEN_CALLS: usize = 256;
 /// What one connection may watch.
@@ -83,7 +85,16 @@ impl Session {
     pub(super) fn handle_line(self: &Arc<Self>, line: &[u8]) {
         self.outbox.wait_for_room();
         match serde_json::from_slice::<Call>(line) {
-            Ok(call) => self.handle_call(call),
+            Ok(call) if is_short(&call.id) => self.handle_call(call),
+            Ok(_) => self.refuse(
+                &Value::Null,
+                Failure::new(
+                    code::BAD_LINE,
+                    format_args!(
+                        "the id of a call is null, a number, or a string of at most {MAX_ID} bytes"
+                    ),
+                ),
+            ),
             Err(error) => self.refuse(
                 &Value::Null,
                 Failure::new(code::BAD_LINE, format_args!("not a call: {error}")),
@@ -275,5 +286,14 @@ impl<R: Serialize> Reply<R> {
             Err(error) => Line::Error { id, error },
         };
         self.any.session.send(&line, descriptor);
+    }
+}
+
+/// An id that may be kept: parsed, a structure takes many times the bytes of its text.
+fn is_short(id: &Value) -> bool {
+    match id {
+        Value::Null | Value::Number(_) => true,
+        Value::String(text) => text.len() <= MAX_ID,
+        Value::Bool(_) | Value::Array(_) | Value::Object(_) => false,
     }
 }

@@ -3,7 +3,11 @@
 //! Ids and capabilities belong to threads. The C library's `setresuid` sets those of all threads of a process; the system calls, which
 //! are used here, those of one. That thread has the client's effective ids and no capability, does the one thing, and ends.
 
-use std::{io, thread};
+use std::{
+    io,
+    sync::{Mutex, PoisonError},
+    thread,
+};
 
 use nix::{
     errno::Errno,
@@ -23,6 +27,9 @@ pub(crate) fn with_rights_of<T: Send>(
     groups: &[u32],
     act: impl FnOnce() -> Result<T, Errno> + Send,
 ) -> Result<T, Errno> {
+    // The flag is the whole process's: one at a time clears it and restores it.
+    static DUMPABLE: Mutex<()> = Mutex::new(());
+    let _turn = DUMPABLE.lock().unwrap_or_else(PoisonError::into_inner);
     let was_dumpable = prctl::get_dumpable();
     let result = thread::scope(|scope| {
         let thread = thread::Builder::new().name("rights".to_owned());

@@ -10,12 +10,19 @@ use crate::{
     core::input,
 };
 
+/// As many datagrams as a tunnel keeps for harnesses. Each is looked for while clients wait.
+const MAX_NUMBERS: usize = 4_096;
+
 impl Verb for DropKept {
     type Parsed = Vec<u64>;
     const KNOWS_CLOSES: bool = false;
 
     fn parse(self) -> Result<Self::Parsed, String> {
         let Self { numbers } = self;
+        if numbers.len() > MAX_NUMBERS {
+            let given = numbers.len();
+            return Err(format!("{given} numbers; give at most {MAX_NUMBERS} in one call"));
+        }
         Ok(numbers)
     }
 

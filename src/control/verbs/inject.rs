@@ -38,17 +38,16 @@ impl Verb for Inject {
             return reply.send(injected.map(fate).map_err(failure));
         }
         let input::Inject { tunnel, datagram, wrap } = inject;
-        let length = datagram.payload.len();
         let injection = session.hub().view(|core| {
             let tunnel = core.find(&tunnel)?;
             core.injection(tunnel, datagram, wrap)
         });
-        let condition = match injection {
-            Ok(injection) => Condition::Inject(injection),
+        let injection = match injection {
+            Ok(injection) => injection,
             Err(error) => return reply.send(Err(failure(error))),
         };
         // While it waits it is in the memory of who asked.
-        let Ok(charge) = session.user().charge(Resource::Memory, length) else {
+        let Ok(charge) = session.user().charge(Resource::Memory, injection.memory()) else {
             let message = format!(
                 "no memory is left for what uid {} injects; 'memtun limits' shows what is in use",
                 session.user().uid()
@@ -56,7 +55,7 @@ impl Verb for Inject {
             return reply.send(Err(Failure::new(code::NO_MEMORY, message)));
         };
         let timeout = Duration::from_millis(timeout_ms);
-        session.wait(condition, timeout, reply, move |answer| match answer {
+        session.wait(Condition::Inject(injection), timeout, reply, move |answer| match answer {
             Answer::Injected(injected) => {
                 drop(charge);
                 injected.map(fate).map_err(failure)
