@@ -76,9 +76,9 @@ pub fn start_thread() -> io::Result<()> {
     Ok(())
 }
 
-/// Waits until all is written, for a second at most.
+/// Waits until all is written: for a second in which nobody reads anything, and for ten in all.
 pub fn finish() {
-    QUEUE.finish(now() + PATIENCE);
+    QUEUE.finish(PATIENCE);
 }
 
 /// What the log is written to.
@@ -254,11 +254,16 @@ impl Queue {
         }
     }
 
-    fn finish(&self, deadline: Instant) {
+    fn finish(&self, patience: Duration) {
+        let end = now() + 10 * patience;
         let mut state = self.lock();
         state.tell_left_out(|_| true);
         self.changed.notify_all();
+        let (mut left, mut deadline) = (state.bytes, now() + patience);
         while !state.lines.is_empty() || state.is_writing {
+            if state.bytes < left {
+                (left, deadline) = (state.bytes, end.min(now() + patience));
+            }
             let rest = deadline.saturating_duration_since(now());
             if rest.is_zero() {
                 return;
