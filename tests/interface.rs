@@ -295,15 +295,19 @@ fn refused_interfaces_do_not_fill_the_log(backend: Backend) {
     for _ in 0..calls {
         assert_eq!(file.set_iff("lo", TUN | NO_PI), Err(Errno::EINVAL));
     }
-    let refusals = |log: &str| log.lines().filter(|line| line.contains("WARN")).count();
-    let before = refusals(&rig.daemon.log());
-    assert!((1..100).contains(&before), "{before} lines");
     rig.daemon.signal(Signal::SIGTERM);
     assert!(rig.daemon.wait().success());
     until(|| rig.daemon.log().contains("stopped"));
     let log = rig.daemon.log();
-    let told = format!("left out {} more messages within 10 s like: ", calls - before);
-    assert!(log.contains(&told), "{told}: {log}");
+    // One line for each 10 s, and a slow machine takes several times that.
+    let left_out = |line: &str| -> Option<usize> {
+        let (count, like) = line.split_once("left out ")?.1.split_once(" more messages ")?;
+        like.contains("making interface lo").then(|| count.parse().expect("a number"))
+    };
+    let told: usize = log.lines().filter_map(left_out).sum();
+    let is_refusal = |line: &&str| line.contains("WARN") && !line.contains("left out");
+    let shown = log.lines().filter(is_refusal).count();
+    assert!(shown < calls / 2 && shown + told == calls, "{shown} lines, {told} left out: {log}");
 }
 
 fn interface_of_each_namespace_is_its_own(backend: Backend) {
