@@ -267,10 +267,15 @@ fn of_news_of_netdevs(backend: Backend) {
     let network = Network::new();
     let daemon = Daemon::planted(backend, &["--interface", "shadow"], "news@netdev");
     let file = network.inside(|| TunFile::open(&daemon.device));
-    // Its interface is news already.
     let reader = Background::start(move || {
         file.set_iff("tun0", TUN | NO_PI)?;
         file.read()
+    });
+    // The device that is made may be news already.
+    until(|| {
+        let change = ["link", "set", "tun0", "up"];
+        let changed = network.inside(|| Command::new("ip").args(change).output());
+        changed.is_ok_and(|ip| ip.status.success()) || !daemon.control.exists()
     });
     ends(daemon, reader, "netdev");
 }
