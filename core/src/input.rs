@@ -2,6 +2,8 @@
 //!
 //! An input comes with its time, and nothing else decides what it does. So the log of a core's inputs and their times, given to another
 //! core with the same limits and seed, gives the same outputs and answers, bit for bit.
+//!
+//! What the edges charge to users (`budget`) is no input. So this holds as long as no budget runs out in one of the two cores alone.
 
 use alloc::{sync::Arc, vec::Vec};
 use core::time::Duration;
