@@ -121,19 +121,25 @@ fn resident(pid: Pid) -> usize {
 fn memory_is_returned_to_the_system(backend: Backend) {
     let daemon = Daemon::start(backend);
     let before = resident(daemon.pid());
-    let file = TunFile::attached(&daemon.device, "t", TUN | NO_PI);
+    let attached = |name| TunFile::attached(&daemon.device, name, TUN | NO_PI);
+    // A tunnel keeps 16 MiB of what its client wrote, so two of them hold 30 MB.
+    let writers = [attached("a"), attached("b")];
     let long = vec![0x45; 60_000];
-    for _ in 0..500 {
-        file.write(&long).unwrap();
+    for writer in &writers {
+        for _ in 0..250 {
+            writer.write(&long).unwrap();
+        }
     }
     let full = resident(daemon.pid());
     assert!(full > before + 25_000, "{before} KiB, then {full} KiB");
-    // Across they go into a queue, which goes with its file.
-    let other = TunFile::attached(&daemon.device, "u", TUN | NO_PI);
+    // Across they go into queues, which go with their files.
+    let readers = [attached("c"), attached("d")];
     let address = |name: &str| name.parse().unwrap();
-    let join = Join { tunnel: address("t"), peer: address("u"), timeout_ms: 0 };
-    daemon.client().call(&join).unwrap();
-    drop((file, other));
+    for (tunnel, peer) in [("a", "c"), ("b", "d")] {
+        let join = Join { tunnel: address(tunnel), peer: address(peer), timeout_ms: 0 };
+        daemon.client().call(&join).unwrap();
+    }
+    drop((writers, readers));
     let pid = daemon.pid();
     wait_until("the memory is the system's again", &daemon, move |client| {
         client.call(&Limits {}).unwrap();
