@@ -7,9 +7,9 @@ use memtun::{
         virtio_net::VnetHeader,
     },
     core::{
-        Datagram, Mode, Reply,
+        Datagram, Mode,
         bpf::Program,
-        datagram::{Framing, parse_write, read_reply},
+        datagram::{Framing, Part, parse_write, read_part},
         offload,
     },
     errno::Errno,
@@ -265,8 +265,8 @@ fn offloads_are_performed_as_by_the_kernel() {
             assert_eq!(sent, Ok(()), "{what}");
             let here: Vec<Vec<u8>> = performed
                 .map(|datagram| {
-                    let read = read_reply(&datagram, framing, 70_000).map(|(reply, _)| reply);
-                    let Ok(Reply::Read { head, body }) = read else { panic!("{read:?}") };
+                    let read = read_part(&datagram, framing, 70_000);
+                    let Ok(Part { head, body, .. }) = read else { panic!("{read:?}") };
                     without_hint([head.as_bytes(), &body].concat())
                 })
                 .collect();

@@ -268,7 +268,7 @@ fn messages_have_short_sentences() {
         .collect();
     covers(
         &blocks,
-        &["client/src/error.rs:", "core/src/harness.rs:", "cuse-rs/src/cuse/error.rs:"],
+        &["client/src/error.rs:", "core/src/machine/harness.rs:", "cuse-rs/src/cuse/error.rs:"],
     );
     check(&blocks, MESSAGE_WORDS);
 }

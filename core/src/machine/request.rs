@@ -11,7 +11,7 @@ use zerocopy::IntoBytes;
 use super::{Answer, Event, Forward, Look, NetdevRequest, TunnelId, WaitId};
 use crate::{
     abi::tun::{IfReq, SockFprog},
-    abi::virtio_net::VnetHeader,
+    datagram::Head,
     errno::Errno,
 };
 
@@ -253,41 +253,6 @@ impl IoctlOutput {
 }
 
 impl core::fmt::Debug for IoctlOutput {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        self.as_bytes().fmt(f)
-    }
-}
-
-/// The headers before a datagram that is read, held inline: PI, then vnet.
-#[derive(Clone, Copy, PartialEq, Eq, Default)]
-pub struct Head {
-    bytes: [u8; Self::ROOM],
-    length: u8,
-}
-
-impl Head {
-    /// PI header, and the longest vnet header that drivers use (24 bytes, with the UDP tunnel fields).
-    pub const ROOM: usize = crate::abi::tun::TunPi::SIZE + 24;
-    const _FITS: () = assert!(VnetHeader::SIZE <= 24);
-
-    /// Appends bytes; false, and nothing appended, if they do not fit.
-    #[must_use]
-    pub fn push(&mut self, bytes: &[u8]) -> bool {
-        let start = usize::from(self.length);
-        let Some(room) = self.bytes.get_mut(start..start + bytes.len()) else { return false };
-        room.copy_from_slice(bytes);
-        self.length = u8::try_from(start + bytes.len()).unwrap_or(u8::MAX);
-        true
-    }
-
-    /// The headers.
-    #[must_use]
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes[..usize::from(self.length)]
-    }
-}
-
-impl core::fmt::Debug for Head {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         self.as_bytes().fmt(f)
     }

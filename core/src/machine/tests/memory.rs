@@ -4,10 +4,10 @@ use alloc::{collections::BTreeMap, vec, vec::Vec};
 
 use proptest::prelude::*;
 
-use super::*;
-use crate::{
+use super::{
     file::{DATAGRAM_MEMORY, FILE_MEMORY},
     tunnel::TUNNEL_MEMORY,
+    *,
 };
 
 const MQ: u16 = TUN_NO_PI | MULTI_QUEUE;

@@ -14,7 +14,10 @@ use super::{
     rig::{Rig, bytes_read, call},
     *,
 };
-use crate::abi::tun::{IfFlags, IfReq, Name, POLL_ERROR, POLL_READABLE, POLL_WRITABLE, ioctl::*};
+use crate::{
+    abi::tun::{IfFlags, IfReq, Name, POLL_ERROR, POLL_READABLE, POLL_WRITABLE, ioctl::*},
+    errno::Errno,
+};
 
 const TUN: u16 = 0x1;
 const TAP: u16 = 0x2;

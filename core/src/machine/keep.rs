@@ -74,7 +74,7 @@ mod tests {
     use alloc::vec;
 
     use super::*;
-    use crate::{Address, Answer, Condition, FileId, PeerId, input, rig::Rig};
+    use crate::{Address, Answer, Condition, FileId, PeerId, input, machine::rig::Rig};
 
     const TUN_NO_PI: u16 = 0x1001;
     const LEFT: Keeper = Keeper(1);

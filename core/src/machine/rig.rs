@@ -13,7 +13,10 @@ use core::time::Duration;
 use bytes::Bytes;
 
 use super::{input::*, *};
-use crate::abi::tun::{IfFlags, IfReq, Name, ioctl};
+use crate::{
+    abi::tun::{IfFlags, IfReq, Name, ioctl},
+    errno::Errno,
+};
 
 /// Of every core in a test.
 const SEED: u64 = 1;

@@ -1,31 +1,28 @@
 //! The headers inside a datagram: where they are, and the Internet checksum over them (RFC 1071).
 
-use super::{
-    Mode,
-    datagram::{ETHERNET_HEADER, ip_version},
-};
+use super::{ETHERNET_HEADER, Mode, ip_version};
 
-pub(super) const IPV4_HEADER: usize = 20;
-pub(super) const IPV6_HEADER: usize = 40;
-pub(super) const UDP_HEADER: usize = 8;
-pub(super) const TCP_HEADER: usize = 20;
+pub(crate) const IPV4_HEADER: usize = 20;
+pub(crate) const IPV6_HEADER: usize = 40;
+pub(crate) const UDP_HEADER: usize = 8;
+pub(crate) const TCP_HEADER: usize = 20;
 
-pub(super) const IPPROTO_TCP: u8 = 6;
-pub(super) const IPPROTO_UDP: u8 = 17;
+pub(crate) const IPPROTO_TCP: u8 = 6;
+pub(crate) const IPPROTO_UDP: u8 = 17;
 
 /// Where the headers of a datagram are.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Layout {
-    pub(super) network: usize,
-    pub(super) transport: usize,
-    pub(super) version: u8,
+pub(crate) struct Layout {
+    pub(crate) network: usize,
+    pub(crate) transport: usize,
+    pub(crate) version: u8,
     /// Of the transport header.
-    pub(super) protocol: u8,
+    pub(crate) protocol: u8,
 }
 
 impl Layout {
     /// `None` unless there is a whole IP header, and behind it something.
-    pub(super) fn of(payload: &[u8], mode: Mode) -> Option<Self> {
+    pub(crate) fn of(payload: &[u8], mode: Mode) -> Option<Self> {
         let (network, version) = match mode {
             Mode::Tun => (0, ip_version(payload)?),
             Mode::Tap => network_header(payload)?,
@@ -47,7 +44,7 @@ impl Layout {
     }
 
     /// Over the pseudo-header of a transport header and what follows, so many bytes.
-    pub(super) fn pseudo_header_sum(&self, payload: &[u8], length: usize) -> u16 {
+    pub(crate) fn pseudo_header_sum(&self, payload: &[u8], length: usize) -> u16 {
         let ip = &payload[self.network..];
         let addresses = if self.version == 4 { &ip[12..20] } else { &ip[8..40] };
         fold(u64::from(sum(addresses)) + u64::from(self.protocol) + length as u64)
@@ -81,7 +78,7 @@ fn ipv6_headers(ip: &[u8]) -> Option<(usize, u8)> {
 
 /// What a checksum of 0 means to the receiver.
 #[derive(Clone, Copy)]
-pub(super) enum Zero {
+pub(crate) enum Zero {
     /// A sum.
     IsSum,
     /// That there is none; so 0xffff is written, which is the same sum (`CSUM_MANGLED_0`).
@@ -90,7 +87,7 @@ pub(super) enum Zero {
 
 /// `skb_checksum_help`, `gso_make_checksum`: sums up from `start`, the part of the sum in its field included, and stores the
 /// complement there. The field must be inside.
-pub(super) fn fill_checksum(bytes: &mut [u8], start: usize, offset: usize, zero: Zero) {
+pub(crate) fn fill_checksum(bytes: &mut [u8], start: usize, offset: usize, zero: Zero) {
     let checksum = match (!sum(&bytes[start..]), zero) {
         (0, Zero::IsNone) => 0xffff,
         (checksum, _) => checksum,
@@ -99,7 +96,7 @@ pub(super) fn fill_checksum(bytes: &mut [u8], start: usize, offset: usize, zero:
 }
 
 /// The Internet checksum's sum (RFC 1071), not complemented.
-pub(super) fn sum(bytes: &[u8]) -> u16 {
+pub(crate) fn sum(bytes: &[u8]) -> u16 {
     let (words, rest) = bytes.as_chunks::<4>();
     let mut last = [0; 4];
     last[..rest.len()].copy_from_slice(rest);
@@ -107,7 +104,7 @@ pub(super) fn sum(bytes: &[u8]) -> u16 {
     fold(words.sum())
 }
 
-pub(super) fn fold(mut sum: u64) -> u16 {
+pub(crate) fn fold(mut sum: u64) -> u16 {
     while sum > 0xffff {
         sum = (sum >> 16) + (sum & 0xffff);
     }
@@ -115,15 +112,15 @@ pub(super) fn fold(mut sum: u64) -> u16 {
     u16::from_be_bytes([high, low])
 }
 
-pub(super) fn low_u16(number: usize) -> u16 {
+pub(crate) fn low_u16(number: usize) -> u16 {
     let [.., high, low] = number.to_be_bytes();
     u16::from_be_bytes([high, low])
 }
 
-pub(super) fn get_u16(bytes: &[u8], at: usize) -> u16 {
+pub(crate) fn get_u16(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes([bytes[at], bytes[at + 1]])
 }
 
-pub(super) fn put_u16(bytes: &mut [u8], at: usize, number: u16) {
+pub(crate) fn put_u16(bytes: &mut [u8], at: usize, number: u16) {
     bytes[at..at + 2].copy_from_slice(&number.to_be_bytes());
 }

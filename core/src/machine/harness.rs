@@ -448,7 +448,7 @@ mod tests {
         Answer, Condition, FileId, Settings,
         abi::tun::{Offload, ioctl::TUNSETOFFLOAD},
         input,
-        rig::Rig,
+        machine::rig::Rig,
     };
 
     const TUN: u16 = 0x1001;

@@ -4,9 +4,11 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::partial_checksum;
 use crate::{
-    Datagram,
     abi::virtio_net::{Gso, VnetHeader},
-    headers::{IPV6_HEADER, Layout, Zero, fill_checksum, fold, get_u16, low_u16, put_u16, sum},
+    datagram::{
+        Datagram,
+        headers::{IPV6_HEADER, Layout, Zero, fill_checksum, fold, get_u16, low_u16, put_u16, sum},
+    },
 };
 
 /// The segments of a datagram, made one by one.

@@ -10,12 +10,13 @@ use alloc::{
 use bytes::Bytes;
 
 use super::{
-    Charge, Datagram, Exhausted, FileId, Keeper, Opener, ReadCall, RequestId, Resource, TunnelId,
-    User, WakeHandle,
-    datagram::{self, Framing},
-    filter::Filter,
+    Charge, Exhausted, FileId, Keeper, Opener, Outcome, ReadCall, Reply, RequestId, Resource,
+    TunnelId, User, WakeHandle, filter::Filter,
 };
-use crate::{Outcome, abi::tun};
+use crate::{
+    abi::tun,
+    datagram::{self, Datagram, Framing, Part},
+};
 
 /// One open file description of the device.
 #[derive(Debug)]
@@ -180,12 +181,12 @@ impl File {
         framing: Framing,
         limit: usize,
     ) -> Outcome {
-        let (reply, bytes) = datagram::read_reply(datagram, framing, limit)?;
+        let Part { head, body, rest: bytes } = datagram::read_part(datagram, framing, limit)?;
         if !bytes.is_empty() {
             let charge = charge.or_else(|| self.user.charge(Resource::Memory, cost(datagram)).ok());
             self.rest = charge.map(|_charge| Rest { offset: limit as u64, bytes, _charge });
         }
-        Ok(reply)
+        Ok(Reply::Read { head, body })
     }
 
     /// The part of a datagram that is due to the continuation of a read; empty if there is none.
@@ -474,13 +475,12 @@ impl Queue {
 mod tests {
     use alloc::{vec, vec::Vec};
 
-    use super::*;
-    use crate::{
+    use super::super::{
         Core, Delivery, Limits,
-        abi::tun::IfFlags,
-        errno::Errno,
         rig::{Rig, bytes_read},
     };
+    use super::*;
+    use crate::{abi::tun::IfFlags, errno::Errno};
 
     #[test]
     fn read_of_nothing_takes_nothing_and_never_waits() {

@@ -8,6 +8,7 @@ mod step;
 
 use alloc::{borrow::ToOwned, collections::VecDeque, vec, vec::Vec};
 
+use bytes::Bytes;
 use proptest::prelude::*;
 
 use self::step::{Step, step};
@@ -15,7 +16,10 @@ use super::{
     rig::{Rig, bytes_read},
     *,
 };
-use crate::abi::tun::ioctl::{TUNGETIFF, TUNGETSNDBUF, TUNSETCARRIER, TUNSETPERSIST, TUNSETSNDBUF};
+use crate::{
+    abi::tun::ioctl::{TUNGETIFF, TUNGETSNDBUF, TUNSETCARRIER, TUNSETPERSIST, TUNSETSNDBUF},
+    errno::Errno,
+};
 
 const NAMES: [&str; 4] = ["a", "b", "m", "p"];
 const TUN_NO_PI: u16 = 0x1001;

@@ -3,65 +3,20 @@
 use alloc::{sync::Arc, vec::Vec};
 
 use super::{
-    Address, Charge, FileId, Interface, Limits, MacAddress, Peer, Scope, User,
+    Address, Charge, FileId, Interface, Limits, MacAddress, Mode, Peer, Scope, User,
     datagram::Framing,
     file::Queue,
     filter::{PacketFilter, TxFilter},
     flow::FlowTable,
 };
 use crate::abi::{
-    tun::{ARPHRD_ETHER, ARPHRD_NONE, IfFlags, MAX_MTU, Name, Offload},
+    tun::{ARPHRD_ETHER, ARPHRD_NONE, IfFlags, Name, Offload},
     virtio_net::VnetHeader,
 };
 
 /// A tunnel's number; never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TunnelId(pub u32);
-
-/// Layer 3 or layer 2.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// IP datagrams.
-    Tun,
-    /// Ethernet frames.
-    Tap,
-}
-
-impl Mode {
-    /// `"tun"` or `"tap"`.
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Tun => "tun",
-            Self::Tap => "tap",
-        }
-    }
-
-    /// `tx_queue_len` at first: `TUN_READQ_SIZE` for tun, what `ether_setup` sets for tap.
-    fn tx_queue_length(self) -> usize {
-        match self {
-            Self::Tun => 500,
-            Self::Tap => 1000,
-        }
-    }
-
-    /// The type of its flag.
-    pub(super) fn flag(self) -> IfFlags {
-        match self {
-            Self::Tun => IfFlags::TUN,
-            Self::Tap => IfFlags::TAP,
-        }
-    }
-
-    /// `max_mtu`.
-    #[must_use]
-    pub fn max_mtu(self) -> u32 {
-        match self {
-            Self::Tun => MAX_MTU,
-            Self::Tap => MAX_MTU - 14,
-        }
-    }
-}
 
 /// What was counted, in datagrams and bytes since the tunnel was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use alloc::{
 use super::*;
 use crate::{
     abi::tun::{IfFlags, POLL_ERROR, POLL_WRITABLE, ioctl::*},
-    rig::{Rig, bytes_read},
+    machine::rig::{Rig, bytes_read},
     *,
 };
 

@@ -8,7 +8,7 @@ use super::{
     segments::{TCP_CWR, TCP_FIN, TCP_PSH},
     *,
 };
-use crate::headers::sum;
+use crate::datagram::headers::sum;
 
 /// `UDP_L4` and TCP over either IP version, in either mode, with a checksum that is to be filled in.
 fn datagram(gso: Gso, v6: bool, mode: Mode, size: u16, data: &[u8]) -> Datagram {

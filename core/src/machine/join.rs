@@ -112,9 +112,9 @@ mod tests {
     use alloc::{vec, vec::Vec};
 
     use crate::{
-        abi::tun::POLL_READABLE,
+        abi::tun::{self, POLL_READABLE},
         errno::Errno,
-        rig::{Rig, bytes_read},
+        machine::rig::{Rig, bytes_read},
         *,
     };
 

@@ -1,15 +1,20 @@
 //! Datagrams, and the headers around them.
 //!
 //! Inside the core a datagram has no headers: PI and vnet header are put on when a client reads and taken off when it
-//! writes (`tun_put_user` and `tun_get_user` in `drivers/net/tun.c`). [`read_reply`] and [`parse_write`] are those two
+//! writes (`tun_put_user` and `tun_get_user` in `drivers/net/tun.c`). [`read_part`] and [`parse_write`] are those two
 //! functions; [`ethernet_frame`] is what the harness needs to hand a bare IP datagram to a tap.
+
+mod head;
+pub(crate) mod headers;
+mod mode;
+pub mod offload;
 
 use alloc::{format, string::String};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::{Head, Mode, Reply, offload};
+pub use self::{head::Head, mode::Mode};
 use crate::{
     abi::tun::{IfFlags, TunPi},
     abi::virtio_net::VnetHeader,
@@ -93,7 +98,7 @@ impl From<Bytes> for Datagram {
     }
 }
 
-/// How a tunnel frames its datagrams: what `read_reply` and `parse_write` need to know of it.
+/// How a tunnel frames its datagrams: what `read_part` and `parse_write` need to know of it.
 #[derive(Clone, Copy, Debug)]
 pub struct Framing {
     /// Layer 3 or layer 2.
@@ -113,7 +118,7 @@ pub struct Framing {
 const LONGEST_NAPI_FRAME: usize = 65_535 - 64;
 
 impl Framing {
-    pub(super) fn new(mode: Mode, flags: IfFlags, vnet_header_size: usize) -> Self {
+    pub(crate) fn new(mode: Mode, flags: IfFlags, vnet_header_size: usize) -> Self {
         Self {
             mode,
             pi: !flags.contains(IfFlags::NO_PI),
@@ -127,16 +132,23 @@ impl Framing {
     }
 }
 
-/// What a read with room for `limit` bytes gets of a datagram, and what did not fit.
+/// A datagram as one read gets it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// PI and vnet header.
+    pub head: Head,
+    /// What fits of the datagram.
+    pub body: Bytes,
+    /// What does not.
+    pub rest: Bytes,
+}
+
+/// What a read with room for `limit` bytes gets of a datagram.
 ///
 /// # Errors
 ///
 /// `EINVAL` if there is no room for the headers; the datagram is lost then, as in `tun_put_user`.
-pub fn read_reply(
-    datagram: &Datagram,
-    framing: Framing,
-    limit: usize,
-) -> Result<(Reply, Bytes), Errno> {
+pub fn read_part(datagram: &Datagram, framing: Framing, limit: usize) -> Result<Part, Errno> {
     let pi_size = if framing.pi { TunPi::SIZE } else { 0 };
     let vnet_size = framing.vnet.unwrap_or(0);
     let heads = pi_size + vnet_size;
@@ -168,7 +180,7 @@ pub fn read_reply(
         whole.put_slice(&body);
         body = whole.freeze();
     }
-    Ok((Reply::Read { head, body }, rest))
+    Ok(Part { head, body, rest })
 }
 
 /// The headers before a datagram that is handed to the kernel: as the client wrote them, in the framing of the link.
@@ -334,7 +346,7 @@ pub fn flow_hash(payload: &[u8], mode: Mode) -> u64 {
 }
 
 /// Spreads each bit over all of them (the finalizer of SplitMix64): FNV's low bits alone would choose badly.
-pub(super) fn mix(hash: u64) -> u64 {
+pub(crate) fn mix(hash: u64) -> u64 {
     let hash = (hash ^ hash >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let hash = (hash ^ hash >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
     hash ^ hash >> 31
@@ -360,10 +372,7 @@ mod tests {
 
     fn read(payload: &'static [u8], framing: Framing, limit: usize) -> Result<Vec<u8>, Errno> {
         let datagram = Datagram::from(Bytes::from_static(payload));
-        let (reply, rest) = read_reply(&datagram, framing, limit)?;
-        let Reply::Read { head, body } = reply else {
-            panic!("a read is answered with a datagram")
-        };
+        let Part { head, body, rest } = read_part(&datagram, framing, limit)?;
         assert_eq!(rest.len() + body.len() + head.as_bytes().len(), {
             payload.len() + if framing.pi { 4 } else { 0 } + framing.vnet.unwrap_or(0)
         });

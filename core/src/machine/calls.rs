@@ -1,0 +1,254 @@
+//! What clients ask: open, read, write, poll and close, after `tun_fops` in `drivers/net/tun.c`. The ioctls are in `ioctl`.
+
+use alloc::{boxed::Box, collections::btree_map::Entry};
+
+use bytes::Bytes;
+
+use super::{
+    Core, DropReason, Event, Exhausted, FileId, Interface, Op, Opener, Outcome, Output, ReadCall,
+    Reply, Request, RequestId, Resource, TunnelId, WakeHandle, WriteCall,
+    file::{FILE_MEMORY, File, FileCharges, Kept, ParkedRead},
+};
+use crate::{
+    abi::tun,
+    datagram::{self, Datagram, Head},
+    errno::Errno,
+};
+
+impl Core {
+    /// Answers a request, unless it is parked or the kernel is to be asked first.
+    pub(super) fn request(&mut self, request: Request) {
+        match self.look_before(&request) {
+            Some(look) => {
+                if let Op::Poll { file, arm } = request.op
+                    && let Some(file) = self.files.get_mut(&file)
+                {
+                    // Before it is looked at, so that nothing comes in between.
+                    file.waker = arm.or(file.waker);
+                }
+                self.outputs.push(Output::Refresh(look, Box::new(request)));
+            }
+            None => self.perform(request),
+        }
+    }
+
+    /// The same, of a client whose tunnel's link has been looked at.
+    pub(super) fn perform(&mut self, request: Request) {
+        let id = request.id;
+        let outcome = match request.op {
+            Op::Read(file, call) => self.read(id, file, call),
+            Op::Write(file, call) => self.write(id, file, call),
+            Op::Poll { file, arm } => Some(self.poll(file, arm)),
+            Op::Ioctl(file, call) => self.ioctl(id, file, call),
+            Op::Open { flags, opener } => Some(self.open(id, flags, opener)),
+            Op::Close(file) => self.close_with_netdev(id, file),
+        };
+        if let Some(outcome) = outcome {
+            self.outputs.push(Output::Complete(id, outcome));
+        }
+    }
+
+    pub(super) fn cancel(&mut self, id: RequestId) -> bool {
+        if self.is_waiting_for_netdev(id) {
+            return true;
+        }
+        for file in self.files.values_mut().filter(|file| file.opened_by.origin == id.origin) {
+            if let Some(at) = file.parked.iter().position(|read| read.id == id) {
+                file.parked.remove(at);
+                self.outputs.push(Output::Complete(id, Err(Errno::EINTR)));
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Its client is dead: no close of what it opened will come.
+    pub(super) fn take_back(&mut self, request: RequestId) {
+        let opened = self.files.values().find(|file| file.opened_by == request);
+        if let Some(file) = opened.map(|file| file.id) {
+            // Nobody waits for the answer.
+            let _closed = self.close(file);
+        }
+    }
+
+    fn open(&mut self, by: RequestId, flags: u32, opener: Opener) -> Outcome {
+        let charges = match self.charge_file(&opener) {
+            Ok(charges) => charges,
+            Err(errno) => {
+                self.outputs.push(Output::Left(opener.scope));
+                return Err(errno);
+            }
+        };
+        self.last_file += 1;
+        let id = FileId(self.last_file);
+        self.event(|| Event::Opened { file: id, pid: opener.pid, command: opener.command.clone() });
+        self.files.insert(id, File::new(id, by, flags, opener, charges));
+        Ok(Reply::Opened(id))
+    }
+
+    /// What a file takes, its user's place for its namespace included.
+    fn charge_file(&mut self, opener: &Opener) -> Result<FileCharges, Errno> {
+        let user = self.users.get(opener.uid);
+        let file = user.charge(Resource::Files, 1).map_err(too_many)?;
+        let descriptor = match self.netdevs.is_in_use() {
+            true => Some(user.charge(Resource::Descriptors, 1).map_err(too_many)?),
+            false => None,
+        };
+        let memory = self.charge_memory(&user, FILE_MEMORY).map_err(|_| Errno::ENOMEM)?;
+        match self.namespaces.entry((opener.uid, opener.scope)) {
+            Entry::Occupied(mut held) => held.get_mut().0 += 1,
+            Entry::Vacant(place) => {
+                let charge = user.charge(Resource::Namespaces, 1).map_err(too_many)?;
+                place.insert((1, charge));
+            }
+        }
+        Ok(FileCharges { user, file, descriptor, memory })
+    }
+
+    fn leave_namespace(&mut self, opener: &Opener) {
+        if let Entry::Occupied(mut held) = self.namespaces.entry((opener.uid, opener.scope)) {
+            held.get_mut().0 -= 1;
+            if held.get().0 == 0 {
+                held.remove();
+            }
+        }
+        self.outputs.push(Output::Left(opener.scope));
+    }
+
+    pub(super) fn close(&mut self, id: FileId) -> Outcome {
+        let file = self.files.remove(&id).ok_or(Errno::EBADF)?;
+        // The kernel closes a file only when no call is under way on it; an answer is owed all the same.
+        for read in &file.parked {
+            self.outputs.push(Output::Complete(read.id, Err(Errno::EBADFD)));
+        }
+        if let Some(tunnel) = file.tunnel {
+            self.detach(id, tunnel);
+        }
+        self.leave_namespace(&file.opener);
+        self.event(|| Event::Closed { file: id });
+        Ok(Reply::Closed)
+    }
+
+    /// `tun_chr_read_iter`; `None` if the read was parked.
+    fn read(&mut self, id: RequestId, file_id: FileId, call: ReadCall) -> Option<Outcome> {
+        let Some(file) = self.files.get_mut(&file_id) else { return Some(Err(Errno::EBADF)) };
+        let Some(tunnel) = file.tunnel.and_then(|tunnel| self.tunnels.get_mut(&tunnel)) else {
+            return Some(Err(Errno::EBADFD));
+        };
+        if call.limit == 0 {
+            // tun_do_read: before there is a datagram, so that none is lost.
+            return Some(Ok(Reply::Read { head: Head::default(), body: Bytes::new() }));
+        }
+        if call.offset > 0 {
+            return Some(Ok(Reply::Read { head: Head::default(), body: file.continue_read(call) }));
+        }
+        file.forget_rest();
+        file.set_nonblocking(call.nonblock);
+        if let Some(Kept { datagram, charge }) = file.queue.pop_kept() {
+            let length = datagram.payload.len();
+            let outcome = file.deliver(&datagram, Some(charge), tunnel.framing(), call.limit);
+            if outcome.is_err() {
+                let (tunnel, name) = (tunnel.id, tunnel.name);
+                self.count_to_client_drop(tunnel, name, DropReason::ReadTooShort, length);
+            }
+            return Some(outcome);
+        }
+        if call.nonblock {
+            return Some(Err(Errno::EAGAIN));
+        }
+        if file.parked.len() >= self.limits.parked_reads {
+            return Some(Err(Errno::ENOMEM));
+        }
+        let Ok(charge) = file.user.charge(Resource::ParkedReads, 1) else {
+            return Some(Err(Errno::ENOMEM));
+        };
+        file.parked.push_back(ParkedRead { id, limit: call.limit, _charge: charge });
+        if tunnel.interface == Interface::Bridge {
+            self.outputs.push(Output::Receive(tunnel.id, file_id));
+        }
+        None
+    }
+
+    /// `tun_chr_write_iter`; `None` if the kernel is to take the datagram first.
+    fn write(&mut self, id: RequestId, file_id: FileId, call: WriteCall) -> Option<Outcome> {
+        let length = call.data.len();
+        match self.check_write(file_id, call) {
+            Err(errno) => Some(Err(errno)),
+            Ok(None) => Some(Ok(Reply::Written(length))),
+            Ok(Some((tunnel, datagram))) => self.forward(id, file_id, tunnel, datagram, length),
+        }
+    }
+
+    /// Takes a write, or returns what the kernel is to take, and for which tunnel.
+    fn check_write(
+        &mut self,
+        file_id: FileId,
+        call: WriteCall,
+    ) -> Result<Option<(TunnelId, Datagram)>, Errno> {
+        let file = self.files.get_mut(&file_id).ok_or(Errno::EBADF)?;
+        let tunnel =
+            file.tunnel.and_then(|tunnel| self.tunnels.get_mut(&tunnel)).ok_or(Errno::EBADFD)?;
+        file.set_nonblocking(call.nonblock);
+        let length = call.data.len();
+        if call.offset > 0 {
+            let (id, name) = (tunnel.id, tunnel.name);
+            if tunnel.last_writer == Some(file_id)
+                && tunnel.written.append_to_newest(&call.data, MAX_JOINED_WRITE)
+            {
+                tunnel.counters.from_client.bytes += length as u64;
+            } else {
+                tunnel.counters.from_client_dropped.bytes += length as u64;
+                self.event(|| Event::Dropped {
+                    tunnel: id,
+                    name,
+                    reason: DropReason::Continuation,
+                    length,
+                });
+            }
+            return Ok(None);
+        }
+        let datagram = datagram::parse_write(call.data, tunnel.framing())?;
+        if tunnel.interface == Interface::Bridge {
+            return Ok(Some((tunnel.id, datagram)));
+        }
+        if !tunnel.up {
+            return Err(Errno::EIO);
+        }
+        if file.detached && tunnel.flags.contains(tun::IfFlags::NAPI) {
+            return Err(Errno::EBUSY);
+        }
+        tunnel.learn_flow(file_id, &datagram);
+        self.send_to_harness(file_id, datagram);
+        Ok(None)
+    }
+
+    /// `tun_chr_poll`.
+    fn poll(&mut self, id: FileId, arm: Option<WakeHandle>) -> Outcome {
+        let file = self.files.get_mut(&id).ok_or(Errno::EBADF)?;
+        // It stays armed as long as the file is open: the kernel does not say when the last poller leaves, and an
+        // edge-triggered one polls once only.
+        file.waker = arm.or(file.waker);
+        let Some(tunnel) = file.tunnel.and_then(|tunnel| self.tunnels.get(&tunnel)) else {
+            return Ok(Reply::Ready(tun::POLL_ERROR));
+        };
+        let mut ready = 0;
+        if !file.queue.is_empty() {
+            ready |= tun::POLL_READABLE;
+        }
+        if tunnel.up && file.has_room_to_send() {
+            ready |= tun::POLL_WRITABLE;
+        }
+        Ok(Reply::Ready(ready))
+    }
+}
+
+/// What the client gets that finds too many of something.
+pub(super) fn too_many(exhausted: Exhausted) -> Errno {
+    match exhausted {
+        Exhausted::Share => Errno::EMFILE,
+        Exhausted::All => Errno::ENFILE,
+    }
+}
+
+/// A write that the kernel split is joined up to this many bytes.
+const MAX_JOINED_WRITE: usize = 8 << 20;
