@@ -22,6 +22,7 @@ use std::{
     convert::Infallible,
     fs, io,
     num::NonZero,
+    path::Path,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -38,8 +39,8 @@ use tracing::{error, info, warn};
 use crate::{
     control::server::{BindError, Server},
     core::{Admission, Bound, Core, Limits, input},
-    frontend::{Registered, device::DeviceFrontEnd, fuse::Occupied},
-    hub::{Hub, NetdevOwner},
+    frontend::{Registered, fuse::Occupied},
+    hub::{Ended, FrontEnd, Hub, NetdevOwner},
     log, netdev,
     panics::{self, Panicked},
     planted, sys,
@@ -109,7 +110,7 @@ pub(crate) struct Daemon {
 }
 
 struct Served {
-    stop: Box<dyn FnOnce() -> bool + Send>,
+    front_end: Arc<dyn FrontEnd>,
     threads: Vec<JoinHandle<()>>,
     /// Disconnected when the threads have ended.
     ended: mpsc::Receiver<Infallible>,
@@ -143,8 +144,9 @@ impl Daemon {
         let stopping = Arc::new(AtomicBool::new(false));
         let lost = Arc::new(OnceLock::new());
         let mut served = Vec::new();
-        for Registered { name, path, channel, identity, stop } in devices {
-            let front_end = DeviceFrontEnd::new(&hub, channel, identity).ok_or_else(|| {
+        for device in devices {
+            let (name, path) = (device.name().to_owned(), device.path().map(Path::to_owned));
+            let front_end = device.enter(&hub).ok_or_else(|| {
                 system("adding the device")(io::Error::other("the daemon has too many devices"))
             })?;
             let briskly = options.spin && options.threads.get() == 1;
@@ -155,8 +157,8 @@ impl Daemon {
                 let (name, lost) = (name.clone(), Arc::clone(&lost));
                 spawn("device", move || {
                     let _until_the_end = alive;
-                    serve_device(&front_end, briskly);
-                    if !stopping.load(Ordering::Relaxed) {
+                    let ended = serve_device(front_end.as_ref(), briskly);
+                    if ended == Ended::Taken && !stopping.load(Ordering::Relaxed) {
                         tell_of_loss(&lost, name);
                     }
                 })
@@ -165,7 +167,7 @@ impl Daemon {
             // The kernel asks for a file's owner only when somebody looks, and takes it for root until then. In a user namespace
             // without root it refuses to open a file whose owner it cannot name (HAS_UNMAPPED_ID).
             let _looked = path.map(fs::metadata);
-            served.push(Served { stop, threads, ended });
+            served.push(Served { front_end, threads, ended });
         }
         let timer = spawn("timer", {
             let hub = Arc::clone(&hub);
@@ -211,9 +213,9 @@ impl Daemon {
     pub(crate) fn stop(self) {
         self.stopping.store(true, Ordering::Relaxed);
         planted::panic_at("stop");
-        for Served { stop, threads, ended } in self.served {
+        for Served { front_end, threads, ended } in self.served {
             // If it cannot be taken away, the end of the process does it.
-            if !stop() {
+            if !front_end.stop() {
                 continue;
             }
             if ended.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
@@ -259,10 +261,11 @@ fn limits_within(most: usize) -> Limits {
     }
 }
 
-fn serve_device(front_end: &DeviceFrontEnd, briskly: bool) {
-    if let Err(error) = front_end.serve(briskly) {
+fn serve_device(front_end: &dyn FrontEnd, briskly: bool) -> Ended {
+    front_end.serve(briskly).unwrap_or_else(|error| {
         error!(%error, "reading the device failed");
-    }
+        Ended::Taken
+    })
 }
 
 /// The main thread waits for signals, so it gets one.

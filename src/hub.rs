@@ -13,6 +13,7 @@
 //! One timer thread sleeps until the core's next deadline; it is woken only for an earlier one.
 
 mod events;
+mod front_end;
 
 use std::{
     cell::Cell,
@@ -25,26 +26,17 @@ use std::{
 };
 
 use self::events::Events;
-pub use self::events::{Happened, Observer};
+pub use self::{
+    events::{Happened, Observer},
+    front_end::{Ended, FrontEnd},
+};
 use crate::core::{
     Address, Answer, CommandError, Condition, Core, Enter, FileId, Forward, Instant, Interface,
-    Keeper, Look, NetdevNews, NetdevRequest, Origin, Outcome, Output, PeerId, Request, TunnelId,
-    WaitId, WakeHandle, input,
+    Keeper, Look, NetdevNews, NetdevRequest, Origin, Output, PeerId, Request, TunnelId, WaitId,
+    input,
 };
 pub use crate::sys::FileKind;
 use crate::{errno::Errno, netns::Networks, panics, planted};
-
-/// How clients' system calls reach the core, seen from the core: where their answers go.
-pub trait FrontEnd: Send + Sync {
-    /// Answers a request. Called exactly once for each.
-    fn complete(&self, unique: u64, outcome: Outcome);
-    /// Wakes the pollers of a file.
-    fn wake(&self, handle: WakeHandle);
-    /// Whether an open file is one of this front end's.
-    fn owns(&self, file: FileKind) -> bool;
-    /// Waits until the core knows everything that clients did before, such as a `close` that returned early. False if it cannot know.
-    fn catch_up(&self) -> bool;
-}
 
 /// The far side of a tunnel, instead of the harness. Must not block.
 pub trait Peer: Send + Sync {

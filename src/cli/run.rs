@@ -162,9 +162,9 @@ impl Args {
         let netdevs = self.interface.options(links);
         let device = self.register(&socket.path)?;
         socket.guard.watch_namespace();
-        let file_system = match device.identity {
-            Identity::FileSystem(number) => Some(number),
-            Identity::Number(_) => None,
+        let file_system = match device.identity() {
+            Some(Identity::FileSystem(number)) => Some(number),
+            Some(Identity::Number(_)) | None => None,
         };
         let interceptor = self.interceptor(file_system);
         let options = Options {
@@ -225,7 +225,7 @@ impl Args {
             let device = cuse::register(DeviceOptions::new(name.parse()?))?;
             self.enter_namespace()?;
             namespace::provide(&self.at)?;
-            if let Identity::Number(number) = device.identity {
+            if let Some(Identity::Number(number)) = device.identity() {
                 namespace::cover_with_node(number, &self.at)?;
             }
             Ok(device)

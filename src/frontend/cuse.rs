@@ -24,13 +24,13 @@ pub fn register(options: DeviceOptions) -> Result<Registered, RegisterError> {
              or serve under another name, ignoring"
         ),
     }
-    Ok(Registered {
-        name: format!("/dev/{}", registration.name()),
-        path: registration.node().map(PathBuf::from),
-        channel: std::sync::Arc::clone(registration.channel()),
-        identity: Identity::Number(makedev(major.into(), minor.into())),
-        stop: Box::new(move || stop(&registration)),
-    })
+    Ok(Registered::device(
+        format!("/dev/{}", registration.name()),
+        registration.node().map(PathBuf::from),
+        &std::sync::Arc::clone(registration.channel()),
+        Identity::Number(makedev(major.into(), minor.into())),
+        Box::new(move || stop(&registration)),
+    ))
 }
 
 fn stop(registration: &Registration) -> bool {

@@ -1,7 +1,12 @@
 //! Messages of the kernel become requests, outcomes become replies: the same for every kind of device that `cuse_rs`
 //! serves.
 
-use std::{io::IoSlice, sync::Arc, time::Duration};
+use std::{
+    error,
+    io::IoSlice,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use super::{intercept::Carried, opener, probe, stores::Stores};
 use crate::{
@@ -11,14 +16,13 @@ use crate::{
         RequestId, WakeHandle, WriteCall, input,
     },
     errno::Errno,
-    hub::{FileKind, FrontEnd, Hub},
+    hub::{Ended, FileKind, FrontEnd, Hub},
     planted,
 };
 use bytes::Bytes;
 use cuse_rs::{
     Caller, Channel, Device, FileHandle, Ioctl, IoctlFlags, Open, Poll, PollHandle, Read,
-    ReplyIoctl, ReplyOpen, ReplyPoll, ReplyRead, ReplyRelease, ReplyWrite, ServeError, UserRange,
-    Write,
+    ReplyIoctl, ReplyOpen, ReplyPoll, ReplyRead, ReplyRelease, ReplyWrite, UserRange, Write,
 };
 
 /// How long the harness waits for a channel that is not served: a client keeps it busy, or it has ended.
@@ -31,7 +35,11 @@ pub struct DeviceFrontEnd {
     channel: Arc<Channel>,
     identity: Identity,
     stores: Arc<Stores>,
+    stop: Mutex<Option<Box<Stop>>>,
 }
+
+/// Takes a device away: blocked clients get an error, and the loops that serve it end. False if they do not.
+pub type Stop = dyn FnOnce() -> bool + Send;
 
 /// How an open file of the device is recognised in `/proc/PID/fd`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +53,12 @@ pub enum Identity {
 impl DeviceFrontEnd {
     /// Adds a front end for a device to the hub; `None` if the hub has its full number.
     #[must_use]
-    pub fn new(hub: &Arc<Hub>, channel: Arc<Channel>, identity: Identity) -> Option<Arc<Self>> {
+    pub fn new(
+        hub: &Arc<Hub>,
+        channel: Arc<Channel>,
+        identity: Identity,
+        stop: Box<Stop>,
+    ) -> Option<Arc<Self>> {
         hub.add_front_end(|origin| {
             Arc::new(Self {
                 hub: Arc::clone(hub),
@@ -53,18 +66,9 @@ impl DeviceFrontEnd {
                 channel,
                 identity,
                 stores: Arc::default(),
+                stop: Mutex::new(Some(stop)),
             })
         })
-    }
-
-    /// Serves the device until it is unregistered; the body of each device thread. The only one may look for the next call
-    /// for a moment before it sleeps: see [`Channel::serve_briskly`].
-    ///
-    /// # Errors
-    ///
-    /// As [`Channel::serve`].
-    pub fn serve(&self, briskly: bool) -> Result<(), ServeError> {
-        if briskly { self.channel.serve_briskly(self) } else { self.channel.serve(self) }
     }
 
     fn submit(&self, id: cuse_rs::RequestId, op: Op) {
@@ -207,6 +211,12 @@ impl Device for DeviceFrontEnd {
 }
 
 impl FrontEnd for DeviceFrontEnd {
+    /// Until the device is unregistered; see [`Channel::serve_briskly`].
+    fn serve(&self, briskly: bool) -> Result<Ended, Box<dyn error::Error + Send + Sync>> {
+        if briskly { self.channel.serve_briskly(self) } else { self.channel.serve(self) }?;
+        Ok(Ended::Taken)
+    }
+
     /// What the kernel says to a reply is of no use here: the request may be gone with its caller.
     fn complete(&self, unique: u64, outcome: Outcome) {
         let channel = &self.channel;
@@ -256,6 +266,11 @@ impl FrontEnd for DeviceFrontEnd {
 
     fn catch_up(&self) -> bool {
         self.channel.catch_up(CATCH_UP)
+    }
+
+    fn stop(&self) -> bool {
+        let stop = self.stop.lock().unwrap_or_else(PoisonError::into_inner).take();
+        stop.is_some_and(|stop| stop())
     }
 }
 

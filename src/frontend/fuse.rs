@@ -34,13 +34,13 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub fn mount(options: FileOptions) -> Result<Registered, MountError> {
     let mount = options.name(FILE_SYSTEM).mount()?;
     info!(file = %mount.path().display(), "mounted");
-    Ok(Registered {
-        name: mount.path().display().to_string(),
-        path: Some(mount.path().to_owned()),
-        channel: Arc::clone(mount.channel()),
-        identity: Identity::FileSystem(file_system_at(mount.path()).unwrap_or_default()),
-        stop: Box::new(move || stop(&mount)),
-    })
+    Ok(Registered::device(
+        mount.path().display().to_string(),
+        Some(mount.path().to_owned()),
+        &Arc::clone(mount.channel()),
+        Identity::FileSystem(file_system_at(mount.path()).unwrap_or_default()),
+        Box::new(move || stop(&mount)),
+    ))
 }
 
 /// Why a file cannot be mounted at a path.

@@ -1,4 +1,6 @@
-//! How a client's system calls reach the core: each front end is a codec and a read loop, nothing more.
+//! How a client's system calls reach the core: each front end is a codec and a loop, nothing more.
+//!
+//! A front end is a file or a folder here that makes a [`Registered`]. The daemon knows it by the trait [`FrontEnd`] alone.
 
 pub mod cuse;
 pub mod device;
@@ -9,22 +11,65 @@ pub(crate) mod opener;
 pub mod probe;
 mod stores;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use cuse_rs::Channel;
 
-use self::device::Identity;
+use self::device::{DeviceFrontEnd, Identity, Stop};
+use crate::hub::{FrontEnd, Hub};
 
-/// A device that the kernel knows, ready to be served.
+/// A device that clients can find, ready to be served.
 pub struct Registered {
+    name: String,
+    path: Option<PathBuf>,
+    identity: Option<Identity>,
+    enter: Box<Enter>,
+}
+
+/// Adds a front end to the hub; `None` if the hub has its full number.
+type Enter = dyn FnOnce(&Arc<Hub>) -> Option<Arc<dyn FrontEnd>> + Send;
+
+impl Registered {
+    /// A device of the kernel's, which `stop` takes away.
+    fn device(
+        name: String,
+        path: Option<PathBuf>,
+        channel: &Arc<Channel>,
+        identity: Identity,
+        stop: Box<Stop>,
+    ) -> Self {
+        let channel = Arc::clone(channel);
+        let enter = Box::new(move |hub: &Arc<Hub>| {
+            let front_end = DeviceFrontEnd::new(hub, channel, identity, stop)?;
+            Some(front_end as Arc<dyn FrontEnd>)
+        });
+        Self { name, path, identity: Some(identity), enter }
+    }
+
     /// How messages name it.
-    pub name: String,
-    /// Where clients find it.
-    pub path: Option<PathBuf>,
-    /// Its messages.
-    pub channel: Arc<Channel>,
-    /// How its open files are recognised.
-    pub identity: Identity,
-    /// Takes it away: blocked clients get an error, and the loops that serve it end. False if they do not.
-    pub stop: Box<dyn FnOnce() -> bool + Send>,
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where clients find it, if it has a place in the file system.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// How its open files are recognised, if they are files of its own.
+    #[must_use]
+    pub fn identity(&self) -> Option<Identity> {
+        self.identity
+    }
+
+    /// Adds its front end to a hub; `None` if the hub has its full number.
+    #[must_use]
+    pub fn enter(self, hub: &Arc<Hub>) -> Option<Arc<dyn FrontEnd>> {
+        (self.enter)(hub)
+    }
 }
