@@ -126,7 +126,7 @@ impl Channel {
         let member = || {
             let (mut intake, mut pace) = (Intake::new(self.buffer_size()), pace());
             let desk = self.desks.add();
-            move || match self.receive(&mut intake.pieces(), pace.as_mut()) {
+            move || match intake.read_with(|pieces| self.receive(pieces, pace.as_mut())) {
                 Ok(Some(length)) => {
                     match intake.decode(length) {
                         Ok(message) => {

@@ -2,13 +2,13 @@
 //!
 //! # Theory of operation
 //!
-//! Each read of the channel fills three pieces in turn: the first [`HEAD`] bytes of `message`, the buffer `data`, and the rest
-//! of `message`. `HEAD` is as long as the headers of a WRITE. So the data of a WRITE that fits lies alone in `data`, from the
-//! beginning. Then the device can get the buffer whole, as a [`Bytes`], and the thread's next message gets another buffer. The drop
-//! of the last reference gives the buffer back to the thread's [`Pool`].
+//! After a large WRITE the next [`APART`] messages are read *apart*, into three pieces in turn: the first [`HEAD`] bytes of `message`, the buffer
+//! `data`, and the rest of `message`. `HEAD` is as long as the headers of a WRITE. So the data of a WRITE that fits lies alone in
+//! `data`, from the beginning. Then the device can get the buffer whole, as a [`Bytes`], and the thread's next message gets another
+//! buffer. The drop of the last reference gives the buffer back to the thread's [`Pool`].
 //!
-//! The data of a small write is borrowed: a copy of it costs less than a cold buffer, and keeps less memory. Any other message is put
-//! together in `message`.
+//! All other messages are read in one piece, because each piece costs the kernel a look-up of its pages. Their data is borrowed: a copy
+//! of a small write costs less than a cold buffer, and keeps less memory. The first large write after many other messages is copied too.
 
 use std::io::IoSliceMut;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,14 +25,18 @@ const HEAD: usize = size_of::<InHeader>() + size_of::<WriteIn>();
 const DATA: usize = (64 << 10) + (4 << 10);
 /// Less is not given away: at most half of a buffer that is kept is unused.
 const LEAST_GIVEN: usize = DATA / 2;
+/// How many messages are read apart after a large write: a client may poll between its writes.
+const APART: u8 = 16;
 /// Buffers that wait for the next message.
 const POOLED: usize = 4;
 
 /// The buffers of one thread.
 pub(crate) struct Intake {
     message: Vec<u8>,
-    /// Empty while it is given away.
+    /// Empty while it is given away, or was never wanted.
     data: Vec<u8>,
+    /// How many messages are still read apart.
+    apart: u8,
     given: Bytes,
     pool: Arc<Pool>,
 }
@@ -41,17 +45,22 @@ impl Intake {
     /// Room for messages of `size` bytes.
     pub(crate) fn new(size: usize) -> Self {
         let pool = Arc::default();
-        Self { message: vec![0; size.max(HEAD)], data: Vec::new(), given: Bytes::new(), pool }
+        let message = vec![0; size.max(HEAD)];
+        Self { message, data: Vec::new(), apart: 0, given: Bytes::new(), pool }
     }
 
-    /// What to read the next message into.
-    pub(crate) fn pieces(&mut self) -> [IoSliceMut<'_>; 3] {
+    /// Reads the next message by `read`, which gets the pieces to fill and returns how many bytes it has put there.
+    pub(crate) fn read_with<R>(&mut self, read: impl FnOnce(&mut [IoSliceMut<'_>]) -> R) -> R {
         self.given = Bytes::new();
+        if self.apart == 0 {
+            return read(&mut [IoSliceMut::new(&mut self.message)]);
+        }
         if self.data.is_empty() {
             self.data = self.pool.take();
         }
         let (head, rest) = self.message.split_at_mut(HEAD);
-        [IoSliceMut::new(head), IoSliceMut::new(&mut self.data), IoSliceMut::new(rest)]
+        let data = IoSliceMut::new(&mut self.data);
+        read(&mut [IoSliceMut::new(head), data, IoSliceMut::new(rest)])
     }
 
     /// Decodes what was read, so many bytes.
@@ -60,22 +69,23 @@ impl Intake {
     ///
     /// As [`codec::decode`].
     pub(crate) fn decode(&mut self, length: usize) -> Result<Message<'_>, DecodeError> {
-        let Some(beyond) = length.checked_sub(HEAD).filter(|beyond| *beyond > 0) else {
-            return codec::decode(&self.message[..length]);
-        };
-        if beyond <= self.data.len() && self.is_write() {
-            if beyond < LEAST_GIVEN {
-                return codec::decode_write(&self.message[..HEAD], (&self.data[..beyond]).into());
+        let beyond = length.saturating_sub(HEAD);
+        let is_large = beyond >= LEAST_GIVEN && beyond <= DATA && self.is_write();
+        let was_apart = self.apart > 0;
+        self.apart = if is_large { APART } else { self.apart.saturating_sub(1) };
+        if was_apart && beyond > 0 {
+            if is_large {
+                let lent =
+                    Lent { data: std::mem::take(&mut self.data), pool: Arc::clone(&self.pool) };
+                self.given = Bytes::from_owner(lent).slice(..beyond);
+                return codec::decode_write(&self.message[..HEAD], (&self.given).into());
             }
-            let lent = Lent { data: std::mem::take(&mut self.data), pool: Arc::clone(&self.pool) };
-            self.given = Bytes::from_owner(lent).slice(..beyond);
-            return codec::decode_write(&self.message[..HEAD], (&self.given).into());
+            // What lies behind `data` makes way for it.
+            let apart = beyond.min(self.data.len());
+            let rest = beyond - apart;
+            self.message.copy_within(HEAD..HEAD + rest, HEAD + apart);
+            self.message[HEAD..HEAD + apart].copy_from_slice(&self.data[..apart]);
         }
-        // What lies behind `data` makes way for it.
-        let apart = beyond.min(self.data.len());
-        let rest = beyond - apart;
-        self.message.copy_within(HEAD..HEAD + rest, HEAD + apart);
-        self.message[HEAD..HEAD + apart].copy_from_slice(&self.data[..apart]);
         codec::decode(&self.message[..length])
     }
 
@@ -134,12 +144,14 @@ mod tests {
     /// Reads a message as the channel does, and decodes it.
     fn receive<'a>(intake: &'a mut Intake, message: &[u8]) -> Message<'a> {
         let mut left = message;
-        for mut piece in intake.pieces() {
-            let count = left.len().min(piece.len());
-            let (now, later) = left.split_at(count);
-            piece[..count].copy_from_slice(now);
-            left = later;
-        }
+        intake.read_with(|pieces| {
+            for piece in pieces {
+                let count = left.len().min(piece.len());
+                let (now, later) = left.split_at(count);
+                piece[..count].copy_from_slice(now);
+                left = later;
+            }
+        });
         assert!(left.is_empty(), "the message fits");
         intake.decode(message.len()).unwrap()
     }
@@ -189,14 +201,19 @@ mod tests {
             let (lent, kept) = (write.data.as_ptr(), write.data.to_bytes());
             (lent == kept.as_ptr(), kept)
         };
+        let (is_same, _) = keep(LEAST_GIVEN);
+        assert!(!is_same, "the first of them is copied");
         let (is_same, first) = keep(LEAST_GIVEN);
         assert!(is_same, "much data is given away");
         let (is_same, second) = keep(LEAST_GIVEN);
         assert!(is_same && second.as_ptr() != first.as_ptr(), "another buffer");
         let (is_same, _) = keep(LEAST_GIVEN - 1);
         assert!(!is_same, "little data is copied");
+        let (is_same, _) = keep(LEAST_GIVEN);
+        assert!(is_same, "much data is given away after little, too");
         let place = first.as_ptr();
         drop(first);
+        keep(LEAST_GIVEN);
         let (_, third) = keep(LEAST_GIVEN);
         let (_, fourth) = keep(LEAST_GIVEN);
         assert!([third.as_ptr(), fourth.as_ptr()].contains(&place), "the buffer is used again");
@@ -206,6 +223,7 @@ mod tests {
     fn other_messages_are_put_together() {
         let mut intake = Intake::new(SIZE);
         for length in [1, 8, 9, 500, DATA, DATA + 500] {
+            receive(&mut intake, &write_of(DATA).0);
             let input: Vec<u8> = (0..=250).cycle().take(length).collect();
             let in_size = u32::try_from(length).unwrap();
             let ioctl = IoctlIn { in_size, ..IoctlIn::default() };
