@@ -252,6 +252,7 @@ fn limits_by_descriptors() -> Limits {
 fn limits_within(most: usize) -> Limits {
     let usual = Limits::default();
     let spare = most.saturating_sub(RESERVED_DESCRIPTORS.min(most / 2));
+    // A namespace from which files are open takes one. What network devices take there is among the descriptors.
     let namespaces = usual.namespaces.all.min(spare / 4);
     let descriptors = usual.descriptors.all.min(spare - namespaces);
     Limits {

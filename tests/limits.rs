@@ -1,10 +1,19 @@
 //! What one user takes is not another's: memory, files and tunnels, and a daemon that answers all the while.
 
-use std::{fs, path::Path, process::Command, thread};
+use std::{
+    fs,
+    net::UdpSocket,
+    path::Path,
+    process::{Command, Stdio},
+    thread,
+};
 
+use memtun::abi::tun::ioctl::TUNSETPERSIST;
 use memtun_client::{
     Client,
     proto::{
+        Address,
+        interface::{Interface, Kind},
         join::Join,
         limits::{Limits, LimitsView, SharedView},
     },
@@ -21,7 +30,9 @@ use crate::{
     support::{
         daemon::{Backend, Daemon, MEMTUN, run},
         device::{NO_PI, TUN, TunFile},
-        within_deadline,
+        network::Network,
+        program::{Program, compiled},
+        until, within_deadline,
     },
 };
 
@@ -32,6 +43,9 @@ pub const TESTS: &[DeviceTest] = &[
         "a_user_with_all_its_tunnels_leaves_some_to_others",
         a_user_with_all_its_tunnels_leaves_some_to_others,
     ),
+    ("descriptors_of_interfaces_are_all_counted", descriptors_of_interfaces_are_all_counted),
+    ("descriptors_for_interfaces_are_shared", descriptors_for_interfaces_are_shared),
+    ("queues_of_interfaces_take_no_memory_each", queues_of_interfaces_take_no_memory_each),
     (
         "descriptors_are_raised_and_the_program_gets_what_was",
         descriptors_are_raised_and_the_program_gets_what_was,
@@ -173,6 +187,138 @@ fn a_user_with_all_its_tunnels_leaves_some_to_others(backend: Backend) {
         shared.iter().any(|shared| shared.resource == "tunnels" && shared.used == 1)
     });
     attached_by(NOBODY, &daemon.device, "again").unwrap();
+}
+
+/// What a daemon has open, beside what clients made it open.
+struct Open<'a> {
+    daemon: &'a Daemon,
+    before: usize,
+}
+
+impl<'a> Open<'a> {
+    fn new(daemon: &'a Daemon) -> Self {
+        // The first device starts threads and all that they share.
+        daemon.close(TunFile::attached(&daemon.device, "first", TUN | NO_PI));
+        until(|| shared(daemon, "descriptors").used == 0);
+        Self { daemon, before: Self::count(daemon) }
+    }
+
+    fn count(daemon: &Daemon) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", daemon.pid())).expect("it runs").count()
+    }
+
+    /// What is open is counted: so much, and each namespace from which files are open.
+    #[track_caller]
+    fn is_counted(&self, counted: usize) {
+        until(|| {
+            let used = shared(self.daemon, "descriptors");
+            let namespaces = shared(self.daemon, "namespaces").used;
+            used.used == counted
+                && used.users.get(&0).is_none_or(|users| *users == counted)
+                && Self::count(self.daemon) <= self.before + counted + namespaces
+        });
+    }
+}
+
+/// A queue, and what a namespace takes.
+const QUEUE: usize = 1;
+const NAMESPACE: usize = 5;
+
+fn descriptors_of_interfaces_are_all_counted(backend: Backend) {
+    if !is_root() {
+        return;
+    }
+    let daemon = Daemon::start_with(backend, &["--interface", "shadow"]);
+    let open = Network::new().inside(|| Open::new(&daemon));
+    let attached =
+        |network: &Network| network.inside(|| TunFile::attached(&daemon.device, "t0", TUN | NO_PI));
+    let networks: Vec<Network> = (0..4).map(|_| Network::new()).collect();
+    let mut files: Vec<TunFile> = networks[..3].iter().map(attached).collect();
+    open.is_counted(3 * (QUEUE + NAMESPACE));
+    networks[0].ip(&["link", "set", "t0", "netns", &networks[3].path()]);
+    open.is_counted(3 * (QUEUE + NAMESPACE));
+    let second = networks[1].inside(|| TunFile::attached(&daemon.device, "t1", TUN | NO_PI));
+    open.is_counted(4 * QUEUE + 3 * NAMESPACE);
+    let mut left = 0;
+    // On a file this ioctl reaches the tunnels of `memtun run` alone.
+    if backend == Backend::Cuse {
+        let kept = files.remove(2);
+        kept.ioctl_value(TUNSETPERSIST, 1).expect("it can be kept");
+        daemon.close(kept);
+        left = NAMESPACE;
+        open.is_counted(3 * QUEUE + 3 * NAMESPACE);
+    }
+    drop((files, second));
+    open.is_counted(left);
+
+    // Files that were open before there was any interface.
+    let daemon = Daemon::start(backend);
+    let (network, mut client) = (Network::new(), daemon.client());
+    let file = network.inside(|| TunFile::attached(&daemon.device, "t0", TUN | NO_PI));
+    client.call(&Interface::new("t0".parse::<Address>().unwrap(), Kind::Shadow)).unwrap();
+    assert_eq!(shared(&daemon, "descriptors").users[&0], QUEUE + NAMESPACE);
+    drop(file);
+    until(|| shared(&daemon, "descriptors").used == 0);
+}
+
+fn descriptors_for_interfaces_are_shared(backend: Backend) {
+    if !is_root() {
+        return;
+    }
+    let daemon = Daemon::within(backend, &["--interface", "shadow"], 256);
+    let share = shared(&daemon, "descriptors");
+    let attach = || {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "unshare", "-Urn"]);
+        command.arg(compiled("attach")).arg(&daemon.device).args(["t0", "0x1001"]);
+        let program = Program::start(command.stdin(Stdio::piped()));
+        let line = program.line();
+        (program, line)
+    };
+    let fitting = share.user_limit / (QUEUE + NAMESPACE);
+    let clients: Vec<_> = (0..fitting).map(|_| attach()).collect();
+    assert!(clients.iter().all(|(_, line)| line == "attached t0"));
+    let (_refused, line) = attach();
+    assert_eq!(line, "failed EMFILE");
+    let used = shared(&daemon, "descriptors");
+    assert_eq!(used.users[&NOBODY], fitting * (QUEUE + NAMESPACE));
+    assert!(daemon.log().contains("no file descriptors are left for uid 65534"), "it is told");
+    // A device that is moved to a namespace of its own takes more: there is nothing left, so its tunnel ends.
+    let place = Network::new();
+    Network::of(clients[0].0.pid()).ip(&["link", "set", "t0", "netns", &place.path()]);
+    until(|| shared(&daemon, "descriptors").users[&NOBODY] == (fitting - 1) * (QUEUE + NAMESPACE));
+    assert!(daemon.log().contains("the interface was moved there, and its tunnel ends"));
+    let _of_root = Network::new().inside(|| TunFile::attached(&daemon.device, "t0", TUN | NO_PI));
+    drop(clients);
+    until(|| shared(&daemon, "descriptors").users.get(&NOBODY).is_none_or(|used| *used == 0));
+    assert_eq!(attach().1, "attached t0");
+}
+
+fn queues_of_interfaces_take_no_memory_each(backend: Backend) {
+    if !is_root() {
+        return;
+    }
+    const COUNT: usize = 100;
+    let daemon = Daemon::start_with(backend, &["--interface", "shadow"]);
+    let network = Network::new();
+    let attached = || network.inside(|| TunFile::attached(&daemon.device, "t%d", TUN | NO_PI));
+    let first = attached();
+    let before = resident(daemon.pid());
+    let files: Vec<TunFile> = (1..COUNT).map(|_| attached()).collect();
+    let batch: String = (0..COUNT)
+        .map(|at| format!("address add 10.9.{at}.1/24 dev t{at}\nlink set t{at} mtu 65000 up\n"))
+        .collect();
+    let ran = run(network.command().args(["ip", "-batch", "-"]), batch.as_bytes());
+    assert!(ran.stderr.is_empty(), "{ran:?}");
+    let send = |at: usize| {
+        let socket = network.inside(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+        socket.send_to(&[7; 60_000], format!("10.9.{at}.2:9")).unwrap();
+        until(|| daemon.list().tunnels[at].counters.to_link.bytes > 60_000);
+    };
+    (0..COUNT).for_each(send);
+    let grown = resident(daemon.pid()).saturating_sub(before);
+    assert!(grown < COUNT * 60 / 2, "{grown} KiB for {COUNT} queues");
+    drop((first, files));
 }
 
 fn descriptors_are_raised_and_the_program_gets_what_was(backend: Backend) {

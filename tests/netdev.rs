@@ -14,10 +14,10 @@ use bytes::Bytes;
 use memtun::{
     abi::tun::{IfFlags, Name},
     core::{
-        Credentials, FileId, Interface, Look, MacAddress, MadeNetdev, NetdevRequest, Op, Origin,
-        Request, RequestId, Scope, Sent, TunnelId,
+        Core, Credentials, FileId, Instant, Interface, Limits, Look, MacAddress, MadeNetdev,
+        NetdevRequest, Op, Origin, Request, RequestId, Scope, Sent, TunnelId, User, input,
     },
-    netdev::{Kind, Listener, MakeError, Netdevs, News, Rights, Setting, State, TunNode},
+    netdev::{Client, Kind, Listener, MakeError, Netdevs, News, Rights, Setting, State, TunNode},
     netns::Network as Netns,
 };
 use nix::errno::Errno;
@@ -534,7 +534,7 @@ fn many_that_go_hold_up_nobody() {
     let count = || rig.network.ip(&["-brief", "link"]).lines().count() - 1;
     assert_eq!(count(), usize::try_from(MANY).unwrap());
     for tunnel in (0..MANY).map(TunnelId) {
-        rig.netdevs.ask(NetdevRequest::Remove { tunnel, is_deleted: false }, None);
+        rig.netdevs.ask(NetdevRequest::Remove { tunnel, is_deleted: false }, rig.client());
     }
     // In another namespace, and by another name where they were.
     let other = Arc::new(Netns::try_from(Network::new().file()).unwrap());
@@ -544,7 +544,7 @@ fn many_that_go_hold_up_nobody() {
         let (interface, rights, flags) = (Interface::Shadow, Rights::Admin, TUN);
         let request =
             NetdevRequest::Make { tunnel, file, scope, name, flags, index, interface, rights };
-        rig.netdevs.ask(request, Some(network));
+        rig.netdevs.ask(request, Client { network: Some(network), ..rig.client() });
     }
     let mut gone = 0;
     let mut made = Vec::new();
@@ -574,7 +574,7 @@ fn name_that_goes_is_waited_for() {
     for number in 0..20 {
         let tunnel = TunnelId(number);
         rig.try_make(tunnel, spec("tun0", TUN)).unwrap();
-        rig.netdevs.ask(NetdevRequest::Remove { tunnel, is_deleted: false }, None);
+        rig.netdevs.ask(NetdevRequest::Remove { tunnel, is_deleted: false }, rig.client());
         let name = if number % 2 == 0 { "tun0" } else { "" };
         let (next, file, scope, index) = (TunnelId(100 + number), QUEUE, Scope::default(), 0);
         let Spec { name, flags, interface, rights } = spec(name, TUN);

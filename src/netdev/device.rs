@@ -5,12 +5,14 @@ use std::{collections::BTreeMap, sync::Arc};
 use nix::errno::Errno;
 
 use super::{Kind, State, far::Far, namespace::Namespace, queue::Queue, state_of, table::Entry};
-use crate::core::FileId;
+use crate::core::{FileId, User};
 
 /// A device.
 #[derive(Debug)]
 pub(super) struct Device {
     pub(super) kind: Kind,
+    /// In whose share it is.
+    pub(super) user: Arc<User>,
     /// Several programs may have queues of it.
     pub(super) is_shared: bool,
     pub(super) namespace: Arc<Namespace>,

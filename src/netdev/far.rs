@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use super::rtnetlink::Requests;
 use crate::{
     abi::rtnetlink::{self, Request, attribute},
+    core::Charge,
     netns::Network,
 };
 
@@ -21,14 +22,18 @@ const NAME: &str = "far";
 pub(super) struct Far {
     network: Network,
     requests: Requests,
+    _charge: Charge,
 }
 
 impl Far {
+    /// File descriptors that it takes.
+    pub(super) const DESCRIPTORS: usize = 2;
+
     /// An empty one.
-    pub(super) fn open() -> io::Result<Self> {
+    pub(super) fn open(charge: Charge) -> io::Result<Self> {
         let network = Network::make()?;
         let requests = network.run(Requests::open)?;
-        Ok(Self { network, requests })
+        Ok(Self { network, requests, _charge: charge })
     }
 
     /// Makes a request for a link one for a `veth`, with its other end here.

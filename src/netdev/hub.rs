@@ -8,11 +8,11 @@ use std::{
 use bytes::Bytes;
 use tracing::warn;
 
-use super::{Kind, Listener, MakeError, Netdevs, News, Then, TunNode};
+use super::{Client, Kind, Listener, MakeError, Netdevs, News, Then, TunNode};
 use crate::{
     core::{
-        CommandError, FileId, Forward, Interface, Look, NetdevRequest, Request, Switch, TunnelId,
-        input,
+        CommandError, Core, FileId, Forward, Interface, Look, NetdevRequest, Request, Switch,
+        TunnelId, input,
     },
     errno::Errno,
     hub::{Hub, NetdevOwner},
@@ -71,16 +71,23 @@ impl Beside {
 impl NetdevOwner for Beside {
     fn ask(&self, request: NetdevRequest) {
         let Some(hub) = self.hub.upgrade() else { return };
-        let (netdevs, network) = match &request {
-            NetdevRequest::Make { scope, .. } => (self.start(), hub.networks().find(*scope)),
-            NetdevRequest::Open { .. }
-            | NetdevRequest::Close { .. }
+        let user_of =
+            |file: &FileId| hub.view(|core| core.file(*file).map(|file| Arc::clone(file.user())));
+        let (netdevs, client) = match &request {
+            NetdevRequest::Make { file, scope, .. } => {
+                let network = hub.networks().find(*scope);
+                (self.start(), Client { user: user_of(file), network })
+            }
+            NetdevRequest::Open { file, .. } => {
+                (self.started(), Client { user: user_of(file), network: None })
+            }
+            NetdevRequest::Close { .. }
             | NetdevRequest::SetQueue { .. }
             | NetdevRequest::Set { .. }
-            | NetdevRequest::Remove { .. } => (self.started(), None),
+            | NetdevRequest::Remove { .. } => (self.started(), Client::default()),
         };
         match (netdevs, request) {
-            (Some(netdevs), request) => netdevs.ask(request, network),
+            (Some(netdevs), request) => netdevs.ask(request, client),
             (None, NetdevRequest::Make { tunnel, .. }) => {
                 self.listener.tell(News::Made(tunnel, Err(Errno::EAGAIN)));
             }
@@ -144,7 +151,9 @@ impl NetdevOwner for Beside {
                 then(Ok(()));
             }
             Switch::Add(plan) => {
-                let network = hub.networks().find(plan.scope);
+                let user = |core: &Core| core.tunnel(tunnel).map(|it| Arc::clone(it.user()));
+                let client =
+                    Client { user: hub.view(user), network: hub.networks().find(plan.scope) };
                 let hub = Weak::clone(&self.hub);
                 let then = move |added: Result<(), String>| {
                     let is_there = || {
@@ -154,7 +163,7 @@ impl NetdevOwner for Beside {
                     then(added.and_then(|()| is_there().ok_or("the tunnel is gone".to_owned())));
                 };
                 match self.start() {
-                    Some(netdevs) => netdevs.add(*plan, network, Box::new(then)),
+                    Some(netdevs) => netdevs.add(*plan, client, Box::new(then)),
                     None => {
                         self.listener.tell(News::Added(tunnel, None));
                         then(
@@ -206,7 +215,8 @@ impl Listener for ToCore {
             | MakeError::NoTraffic { .. }
             | MakeError::Network { .. }
             | MakeError::Open { .. }
-            | MakeError::TooMany { .. } => self.optional,
+            | MakeError::TooMany { .. }
+            | MakeError::NoDescriptors { .. } => self.optional,
         };
         if may_do_without {
             warn!("{error}; going on without");

@@ -21,13 +21,19 @@ use nix::{
 };
 use tracing::debug;
 
-use super::{Kind, Rights, Spec, far::Far, namespace::Namespace};
+use super::{
+    Kind, Rights, Spec,
+    far::Far,
+    namespace::Namespace,
+    share::{self, Held},
+};
 use crate::{
     abi::{
         rtnetlink::{self, Request, attribute},
         tun::{IfFlags, IfReq, Name},
         virtio_net::VnetHeader,
     },
+    core::{Charge, Exhausted},
     sys::{
         self,
         tun::{self, IfReqCommand, IntCommand},
@@ -158,6 +164,18 @@ pub enum MakeError {
         /// How many.
         limit: usize,
     },
+    /// There are as many file descriptors for devices as there may be.
+    #[error(
+        "making interface {name}: no file descriptors are left for uid {uid}; 'memtun limits' shows who has them"
+    )]
+    NoDescriptors {
+        /// The name that was wanted.
+        name: Name,
+        /// For whom.
+        uid: u32,
+        /// Whose limit it is.
+        exhausted: Exhausted,
+    },
 }
 
 impl MakeError {
@@ -171,7 +189,10 @@ impl MakeError {
             Self::NoTraffic { .. } => Errno::ENODEV,
             Self::NotPermitted { .. } => Errno::EPERM,
             // The client's own files are not too many.
-            Self::Open { errno: Errno::EMFILE, .. } | Self::TooMany { .. } => Errno::ENFILE,
+            Self::NoDescriptors { exhausted: Exhausted::Share, .. } => Errno::EMFILE,
+            Self::Open { errno: Errno::EMFILE, .. }
+            | Self::TooMany { .. }
+            | Self::NoDescriptors { exhausted: Exhausted::All, .. } => Errno::ENFILE,
             Self::Open { errno, .. } => *errno,
         }
     }
@@ -191,7 +212,7 @@ fn hint(errno: Errno) -> &'static str {
 #[derive(Debug)]
 pub(super) struct Made {
     pub(super) kind: Kind,
-    pub(super) queue: Option<OwnedFd>,
+    pub(super) queue: Option<Held>,
     pub(super) state: rtnetlink::Link,
     /// It stays when it is not used any more.
     pub(super) persistent: bool,
@@ -204,19 +225,26 @@ pub(super) struct Made {
 pub(super) fn make(node: &TunNode, namespace: &Namespace, spec: &Spec) -> Result<Made, MakeError> {
     let name = spec.name;
     let in_network = |error: &io::Error| MakeError::Network { name, errno: errno_of(error) };
+    let charge = share::charge(&spec.user, name, 1)?;
     let opened = namespace.network.run(|| Ok(node.open())).map_err(|error| in_network(&error))?;
     let driver = match opened {
-        Ok(queue) => return attach(queue, namespace, spec),
+        Ok(queue) => return attach(Held::new(queue, charge), namespace, spec),
         Err(Unopened::Failed(errno)) => return Err(MakeError::Open { name, errno }),
         Err(Unopened::NoDriver(driver)) => driver,
     };
+    drop(charge);
     if spec.passes_datagrams {
         return Err(MakeError::NoTraffic { name, driver });
     }
     if let Rights::Of { may_make: false, .. } = spec.rights {
         return Err(MakeError::NotPermitted { name });
     }
-    substitute(namespace, spec).map_err(|errno| MakeError::NoSubstitute { name, driver, errno })
+    let charge = share::charge(&spec.user, name, Far::DESCRIPTORS)?;
+    substitute(namespace, spec, charge).map_err(|errno| MakeError::NoSubstitute {
+        name,
+        driver,
+        errno,
+    })
 }
 
 /// Opens a further queue of a link.
@@ -225,8 +253,9 @@ pub(super) fn add_queue(
     namespace: &Namespace,
     index: u32,
     spec: &Spec,
-) -> Result<OwnedFd, MakeError> {
+) -> Result<Held, MakeError> {
     let name = spec.name;
+    let charge = share::charge(&spec.user, name, 1)?;
     let opened = namespace.network.run(|| Ok(node.open()));
     let queue = opened
         .map_err(|error| MakeError::Network { name, errno: errno_of(&error) })?
@@ -234,14 +263,14 @@ pub(super) fn add_queue(
             Unopened::NoDriver(driver) => MakeError::NoTraffic { name, driver },
             Unopened::Failed(errno) => MakeError::Open { name, errno },
         })?;
-    let made = attach(queue, namespace, spec)?;
+    let made = attach(Held::new(queue, charge), namespace, spec)?;
     // Between the look at the name and its use the link may have got another, and another link this one.
     let queue = made.queue.filter(|_| made.state.index == index);
     queue.ok_or(MakeError::Refused { name, errno: Errno::EBUSY })
 }
 
 /// TUNSETIFF, as the client asked for it.
-fn attach(queue: OwnedFd, namespace: &Namespace, spec: &Spec) -> Result<Made, MakeError> {
+fn attach(queue: Held, namespace: &Namespace, spec: &Spec) -> Result<Made, MakeError> {
     let name = spec.name;
     let refused = |errno| MakeError::Refused { name, errno };
     if let Some(index) = spec.index {
@@ -266,7 +295,7 @@ fn attach(queue: OwnedFd, namespace: &Namespace, spec: &Spec) -> Result<Made, Ma
     look_at(queue, namespace, spec.flags, was_there).map_err(refused)
 }
 
-fn set_iff(queue: &OwnedFd, name: Name, flags: IfFlags) -> Result<(), Errno> {
+fn set_iff(queue: &Held, name: Name, flags: IfFlags) -> Result<(), Errno> {
     let mut request = IfReq::zeroed(false);
     request.copy_name(&name);
     request.set_flags(flags);
@@ -274,7 +303,7 @@ fn set_iff(queue: &OwnedFd, name: Name, flags: IfFlags) -> Result<(), Errno> {
 }
 
 /// A device for a caller who could not make one, and so never one that is there.
-fn make_new(queue: &OwnedFd, namespace: &Namespace, spec: &Spec) -> Result<(), MakeError> {
+fn make_new(queue: &Held, namespace: &Namespace, spec: &Spec) -> Result<(), MakeError> {
     let name = spec.name;
     set_iff(queue, name, spec.flags | IfFlags::TUN_EXCL).map_err(|errno| {
         let is_there = || namespace.slow_requests.link_named(name.as_bytes()).is_ok();
@@ -288,7 +317,7 @@ fn make_new(queue: &OwnedFd, namespace: &Namespace, spec: &Spec) -> Result<(), M
 
 /// How a link is to which a queue has been attached.
 fn look_at(
-    queue: OwnedFd,
+    queue: Held,
     namespace: &Namespace,
     flags: IfFlags,
     was_there: bool,
@@ -307,8 +336,8 @@ fn look_at(
 /// How many numbers the kernel tries for a template (`__dev_alloc_name`).
 const MAX_TEMPLATE_NUMBER: u32 = 8 * 4096;
 
-fn substitute(namespace: &Namespace, spec: &Spec) -> Result<Made, Errno> {
-    let far = Far::open()
+fn substitute(namespace: &Namespace, spec: &Spec, charge: Charge) -> Result<Made, Errno> {
+    let far = Far::open(charge)
         .inspect_err(|error| debug!(%error, "making a network namespace failed, ignoring"));
     let veth = far.ok().map(|far| (Kind::Veth, Some(far)));
     for (kind, far) in veth.into_iter().chain([(Kind::Dummy, None), (Kind::Ifb, None)]) {

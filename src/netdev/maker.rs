@@ -1,6 +1,6 @@
 //! The slow steps of making a device: entering its namespace, and TUNSETIFF. A thread of its own does them for each device.
 
-use std::{os::fd::OwnedFd, sync::Arc};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 
@@ -8,6 +8,7 @@ use super::{
     Kind, MakeError, Spec, Then, TunNode,
     make::{self, errno_of},
     namespace::Namespace,
+    share::{self, Held},
 };
 use crate::{
     abi::tun::IfFlags,
@@ -27,9 +28,9 @@ pub(super) enum Job {
 
 /// What a maker has made.
 pub(super) enum Made {
-    Device(Arc<Namespace>, make::Made, Vec<OwnedFd>),
+    Device(Arc<Namespace>, make::Made, Vec<Held>),
     /// Of a substitute there is none.
-    Queue(Option<OwnedFd>),
+    Queue(Option<Held>),
 }
 
 /// A maker's work. `known`: the namespace, if something is there already; `place`: the device that is to have a further queue.
@@ -39,20 +40,24 @@ pub(super) fn make_for(
     known: Option<Arc<Namespace>>,
     place: Option<(u32, Kind)>,
 ) -> Result<Made, MakeError> {
-    let open = |network: &Arc<Network>, name| match known.clone() {
-        Some(namespace) => Ok(namespace),
-        None => Namespace::open(Arc::clone(network))
+    let open = |network: &Arc<Network>, spec: &Spec| {
+        if let Some(namespace) = known.clone() {
+            return Ok(namespace);
+        }
+        let name = spec.name;
+        let charge = share::charge(&spec.user, name, Namespace::DESCRIPTORS)?;
+        Namespace::open(Arc::clone(network), charge)
             .map(Arc::new)
-            .map_err(|error| MakeError::Network { name, errno: errno_of(&error) }),
+            .map_err(|error| MakeError::Network { name, errno: errno_of(&error) })
     };
     match job {
         Job::Make { spec, network, .. } => {
-            let namespace = open(network, spec.name)?;
+            let namespace = open(network, spec)?;
             let made = make::make(node, &namespace, spec)?;
             Ok(Made::Device(namespace, made, Vec::new()))
         }
         Job::Add { plan, spec, network, .. } => {
-            let namespace = open(network, spec.name)?;
+            let namespace = open(network, spec)?;
             let made = make::make(node, &namespace, spec)?;
             let flags = spec.flags - IfFlags::TUN_EXCL;
             let further = Spec { flags, ..spec.clone() };

@@ -45,6 +45,7 @@
 //! 3. the file descriptor of a queue: shared for one `read` or `writev`, which never block, and exclusive to close it;
 //! 4. a socket of rtnetlink: each belongs to one thread, except for the one of the makers and the remover.
 
+mod buffer;
 mod device;
 mod far;
 mod hub;
@@ -56,6 +57,7 @@ mod queue;
 mod remover;
 mod rtnetlink;
 mod setting;
+mod share;
 mod table;
 
 use std::{
@@ -91,7 +93,7 @@ use crate::{
         rtnetlink::Link,
         tun::{IfFlags, Name},
     },
-    core::{FileId, Look, NetdevPlan, Request, Sent, TunnelId},
+    core::{FileId, Look, NetdevPlan, Request, Sent, TunnelId, User},
     netns::Network,
 };
 
@@ -134,6 +136,17 @@ pub struct Spec {
     pub passes_datagrams: bool,
     /// What the client may do.
     pub rights: Rights,
+    /// Whose share it takes of.
+    pub user: Arc<User>,
+}
+
+/// For whom a device or a queue is made, as far as it is known: the file may have been closed meanwhile.
+#[derive(Clone, Debug, Default)]
+pub struct Client {
+    /// In whose share.
+    pub user: Option<Arc<User>>,
+    /// In which network namespace.
+    pub network: Option<Arc<Network>>,
 }
 
 /// Whoever has devices made. Called by the owner, and by whoever calls [`Netdevs`], with no lock but the turn of a queue.
@@ -190,14 +203,14 @@ impl Netdevs {
         Ok(Self { table, listener, to_owner, ended: Mutex::new(ended) })
     }
 
-    /// Does what is asked, later; answered by [`Listener::tell`]. A device is made in this namespace.
-    pub fn ask(&self, request: NetdevRequest, network: Option<Arc<Network>>) {
-        self.to_owner.send(Message::Asked(request, network));
+    /// Does what is asked, later; answered by [`Listener::tell`]. What is made is made for this client.
+    pub fn ask(&self, request: NetdevRequest, client: Client) {
+        self.to_owner.send(Message::Asked(request, client));
     }
 
     /// Gives a tunnel that is there a device, and calls `then` with why not, by the owner.
-    pub fn add(&self, plan: NetdevPlan, network: Option<Arc<Network>>, then: Then) {
-        self.to_owner.send(Message::Add(Box::new(plan), network, then));
+    pub fn add(&self, plan: NetdevPlan, client: Client, then: Then) {
+        self.to_owner.send(Message::Add(Box::new(plan), client, then));
     }
 
     /// Removes a tunnel's device, and calls `then` when it is gone, by the owner.

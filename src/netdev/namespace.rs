@@ -12,7 +12,11 @@ use std::{
 use nix::errno::Errno;
 
 use super::rtnetlink::{Monitor, News, Requests};
-use crate::{abi::rtnetlink::Message, core::TunnelId, netns::Network};
+use crate::{
+    abi::rtnetlink::Message,
+    core::{Charge, TunnelId},
+    netns::Network,
+};
 
 /// One namespace. It is there as long as a device is.
 #[derive(Debug)]
@@ -27,6 +31,8 @@ pub(super) struct Namespace {
     telling: AtomicBool,
     /// The owner's alone.
     watched: Mutex<Watched>,
+    /// In the share of the user whose device was the first here.
+    _charge: Charge,
 }
 
 #[derive(Debug, Default)]
@@ -47,11 +53,14 @@ pub(super) struct Changes {
 }
 
 impl Namespace {
-    pub(super) fn open(network: Arc<Network>) -> io::Result<Self> {
+    /// File descriptors that it takes: the namespace, which may have no other file open, and three sockets, the monitor's twice.
+    pub(super) const DESCRIPTORS: usize = 5;
+
+    pub(super) fn open(network: Arc<Network>, charge: Charge) -> io::Result<Self> {
         let open = || Ok((Requests::open()?, Requests::open()?, Monitor::open()?));
         let (requests, slow_requests, monitor) = network.run(open)?;
         let (telling, watched) = (AtomicBool::default(), Mutex::default());
-        Ok(Self { network, requests, slow_requests, monitor, telling, watched })
+        Ok(Self { network, requests, slow_requests, monitor, telling, watched, _charge: charge })
     }
 
     pub(super) fn monitor(&self) -> &Monitor {

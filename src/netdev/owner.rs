@@ -5,7 +5,7 @@ use std::{
     fs::File,
     io,
     ops::ControlFlow,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::AsFd,
     sync::{Arc, Weak, mpsc},
 };
 
@@ -16,21 +16,23 @@ use nix::{
 use tracing::{debug, info, warn};
 
 use super::{
-    Kind, Listener, MakeError, News, Sender, Spec, Then, TunNode,
+    Client, Kind, Listener, MakeError, News, Sender, Spec, Then, TunNode,
     device::Device,
     make::errno_of,
     maker::{Job, Made, make_for},
     namespace::{Changes, Namespace},
     queue::Queue,
     remover::{Removal, Remover},
-    setting, state_of,
+    setting,
+    share::{self, Held},
+    state_of,
     table::Table,
 };
 use crate::{
     abi::tun::{IfFlags, IfReq, Name},
     core::{
         FileId, Interface, Look, MadeNetdev, NetdevPlan, NetdevRequest, NetdevSetting, Request,
-        RequestId, TunnelId,
+        RequestId, TunnelId, User,
     },
     netns::Network,
     planted,
@@ -46,10 +48,10 @@ const MESSAGES_AT_ONCE: usize = 64;
 
 /// What the owner is told.
 pub(super) enum Message {
-    /// By the core; a device is made in this namespace.
-    Asked(NetdevRequest, Option<Arc<Network>>),
+    /// By the core, for a client.
+    Asked(NetdevRequest, Client),
     /// A tunnel is to get a device.
-    Add(Box<NetdevPlan>, Option<Arc<Network>>, Then),
+    Add(Box<NetdevPlan>, Client, Then),
     /// It is to have none.
     Remove(TunnelId, Then),
     /// A client's call waits for news.
@@ -153,8 +155,8 @@ impl Owner {
     fn handle(&mut self, message: Message) -> ControlFlow<()> {
         planted::panic_at("netdev");
         match message {
-            Message::Asked(request, network) => self.perform(request, network),
-            Message::Add(plan, network, then) => self.add(plan, network, then),
+            Message::Asked(request, client) => self.perform(request, client),
+            Message::Add(plan, client, then) => self.add(plan, client, then),
             Message::Remove(tunnel, then) => self.remove(tunnel, false, then),
             Message::Look(look, request) => {
                 if let Some(entry) = self.table.find(look.tunnel) {
@@ -191,20 +193,25 @@ impl Owner {
         ControlFlow::Continue(())
     }
 
-    fn perform(&mut self, request: NetdevRequest, network: Option<Arc<Network>>) {
+    fn perform(&mut self, request: NetdevRequest, client: Client) {
         match request {
             NetdevRequest::Make { tunnel, file, name, flags, index, interface, rights, .. } => {
                 let index = i32::try_from(index).ok().filter(|index| *index > 0);
                 let passes_datagrams = interface == Interface::Bridge;
-                let spec = Spec { name, flags, index, passes_datagrams, rights };
-                match self.room_for(name, network) {
-                    Ok(network) => self.start(Job::Make { tunnel, file, spec, network }),
+                match self.room_for(name, client) {
+                    Ok((user, network)) => {
+                        let spec = Spec { name, flags, index, passes_datagrams, rights, user };
+                        self.start(Job::Make { tunnel, file, spec, network });
+                    }
                     Err(error) => self.tell_not_made(tunnel, &error),
                 }
             }
             NetdevRequest::Open { tunnel, file, flags, rights, asker } => {
+                let Some(user) = client.user else {
+                    return self.tell_done(asker, Err(Errno::EBADFD));
+                };
                 let (name, index) = (Name::default(), None);
-                let spec = Spec { name, flags, index, passes_datagrams: true, rights };
+                let spec = Spec { name, flags, index, passes_datagrams: true, rights, user };
                 self.start(Job::Open { tunnel, file, spec, asker });
             }
             NetdevRequest::Close { tunnel, file } => self.close_queue(tunnel, file),
@@ -234,27 +241,27 @@ impl Owner {
         }
     }
 
-    fn room_for(
-        &self,
-        name: Name,
-        network: Option<Arc<Network>>,
-    ) -> Result<Arc<Network>, MakeError> {
+    fn room_for(&self, name: Name, client: Client) -> Result<(Arc<User>, Arc<Network>), MakeError> {
         if self.devices.len() + self.makers + self.jobs.len() >= DEVICES {
             return Err(MakeError::TooMany { name, limit: DEVICES });
         }
-        network.ok_or(MakeError::Network { name, errno: Errno::ESRCH })
+        let Client { user, network } = client;
+        user.zip(network).ok_or(MakeError::Network { name, errno: Errno::ESRCH })
     }
 
-    fn add(&mut self, plan: Box<NetdevPlan>, network: Option<Arc<Network>>, then: Then) {
-        let spec = Spec {
-            name: plan.name,
-            flags: plan.flags | IfFlags::TUN_EXCL,
-            index: None,
-            passes_datagrams: plan.to == Interface::Bridge,
-            rights: super::Rights::Admin,
-        };
-        match self.room_for(plan.name, network) {
-            Ok(network) => self.start(Job::Add { plan, spec, network, then }),
+    fn add(&mut self, plan: Box<NetdevPlan>, client: Client, then: Then) {
+        match self.room_for(plan.name, client) {
+            Ok((user, network)) => {
+                let spec = Spec {
+                    name: plan.name,
+                    flags: plan.flags | IfFlags::TUN_EXCL,
+                    index: None,
+                    passes_datagrams: plan.to == Interface::Bridge,
+                    rights: super::Rights::Admin,
+                    user,
+                };
+                self.start(Job::Add { plan, spec, network, then });
+            }
             Err(error) => self.not_added(plan.tunnel, then, &error),
         }
     }
@@ -397,6 +404,7 @@ impl Owner {
         let index = made.state.index;
         let device = Device {
             kind: made.kind,
+            user: Arc::clone(&spec.user),
             is_shared: spec.flags.contains(IfFlags::MULTI_QUEUE),
             state: state_of(&made.state, &namespace.network),
             namespace: Arc::clone(&namespace),
@@ -435,7 +443,7 @@ impl Owner {
         &mut self,
         tunnel: TunnelId,
         file: FileId,
-        queue: Option<OwnedFd>,
+        queue: Option<Held>,
     ) -> Result<(), Errno> {
         if let Some(queue) = queue {
             self.open_queue(tunnel, file, queue)?;
@@ -445,7 +453,7 @@ impl Owner {
         self.look_at(tunnel)
     }
 
-    fn open_queue(&mut self, tunnel: TunnelId, file: FileId, queue: OwnedFd) -> Result<(), Errno> {
+    fn open_queue(&mut self, tunnel: TunnelId, file: FileId, queue: Held) -> Result<(), Errno> {
         if !self.devices.contains_key(&tunnel) {
             return Err(Errno::EBADFD);
         }
@@ -632,6 +640,7 @@ impl Owner {
     fn follow(&mut self, tunnel: TunnelId) -> io::Result<()> {
         let device = self.devices.get(&tunnel).ok_or(Errno::ENODEV)?;
         let before = (device.namespace.network.inode(), device.index);
+        let user = Arc::clone(&device.user);
         let (name, network) = device.any_queue().ok_or(Errno::ENODEV)?.with(|file| {
             let attached = tun::with_ifreq(file, IfReqCommand::Attached, &IfReq::zeroed(false))?;
             Ok((attached.name(), tun::network_of(file.as_fd())?))
@@ -639,7 +648,14 @@ impl Owner {
         let network = Arc::new(Network::try_from(File::from(network))?);
         let namespace = match self.namespace_at(network.inode()) {
             Some(namespace) => namespace,
-            None => self.join(Arc::new(Namespace::open(network)?))?,
+            None => {
+                let charge = share::charge(&user, name, Namespace::DESCRIPTORS);
+                let charge = charge.map_err(|error| {
+                    warn!("{error}; the interface was moved there, and its tunnel ends");
+                    error.errno()
+                })?;
+                self.join(Arc::new(Namespace::open(network, charge)?))?
+            }
         };
         let index = namespace.requests.link_named(name.as_bytes())?.index;
         if before == (namespace.network.inode(), index) {

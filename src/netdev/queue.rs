@@ -2,7 +2,7 @@
 
 use std::{
     io::IoSlice,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::AsFd,
     sync::{Mutex, PoisonError, RwLock, RwLockReadGuard},
 };
 
@@ -16,6 +16,8 @@ use nix::{
     unistd::read,
 };
 
+use super::{buffer, share::Held};
+
 /// Room for the longest that the tun driver gives: a GSO datagram of 64 KiB with its headers.
 const RECEIVE: usize = 128 << 10;
 /// Datagrams that are taken before others get their turn.
@@ -25,11 +27,10 @@ const AT_ONCE: usize = 64;
 #[derive(Debug)]
 pub(super) struct Queue {
     /// `None`: it was closed. Whoever closes it knows then that the kernel has done so.
-    file: RwLock<Option<OwnedFd>>,
+    file: RwLock<Option<Held>>,
     source: u64,
-    /// What a datagram is read into; takes memory only as far as datagrams have filled it. Held until the datagram is where it
-    /// belongs, so that the order is kept.
-    turn: Mutex<Vec<u8>>,
+    /// Held until the datagram that was read is where it belongs, so that the order is kept.
+    turn: Mutex<()>,
 }
 
 /// Why no more is taken from a queue.
@@ -45,8 +46,8 @@ pub(super) enum Stop {
 
 impl Queue {
     /// With the number that it has as a source of events.
-    pub(super) fn new(file: OwnedFd, source: u64) -> Self {
-        Self { file: RwLock::new(Some(file)), source, turn: Mutex::new(vec![0; RECEIVE]) }
+    pub(super) fn new(file: Held, source: u64) -> Self {
+        Self { file: RwLock::new(Some(file)), source, turn: Mutex::new(()) }
     }
 
     pub(super) fn source(&self) -> u64 {
@@ -73,10 +74,14 @@ impl Queue {
     }
 
     /// Calls `take` with one datagram after the other, as long as it wants more.
-    pub(super) fn receive(&self, mut take: impl FnMut(Bytes) -> bool) -> Stop {
-        let mut buffer = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(super) fn receive(&self, take: impl FnMut(Bytes) -> bool) -> Stop {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        buffer::with(RECEIVE, |buffer| self.receive_into(buffer, take))
+    }
+
+    fn receive_into(&self, buffer: &mut [u8], mut take: impl FnMut(Bytes) -> bool) -> Stop {
         for _ in 0..AT_ONCE {
-            match self.with(|file| read(file, &mut buffer)) {
+            match self.with(|file| read(file, buffer)) {
                 Ok(length) => {
                     if !take(Bytes::copy_from_slice(&buffer[..length])) {
                         return Stop::Done;
@@ -117,7 +122,7 @@ impl Queue {
         drop(file);
     }
 
-    fn file(&self) -> RwLockReadGuard<'_, Option<OwnedFd>> {
+    fn file(&self) -> RwLockReadGuard<'_, Option<Held>> {
         self.file.read().unwrap_or_else(PoisonError::into_inner)
     }
 }

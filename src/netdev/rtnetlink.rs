@@ -1,8 +1,8 @@
 //! rtnetlink in one network namespace: requests and news.
 //!
 //! A user who is root in a namespace decides how long its messages are (alternative names, statistics), may send messages to any socket
-//! there, and may remove a device while an answer about it is awaited. So the buffer grows with the message, only messages of the kernel
-//! count, an answer is known by its number, and the wait for an answer ends.
+//! there, and may remove a device while an answer about it is awaited. So there is room for a message of any length, only messages of the
+//! kernel count, an answer is known by its number, and the wait for an answer ends.
 
 use std::{
     io,
@@ -25,6 +25,7 @@ use nix::{
     },
 };
 
+use super::buffer;
 use crate::abi::rtnetlink::{self, Link, Message, Request};
 
 /// rtnetlink in one namespace: requests, each answered before the next.
@@ -70,10 +71,14 @@ impl Requests {
     fn ask(&self, request: Request) -> Result<Option<Link>, Errno> {
         let sequence = self.sequence.fetch_add(1, Ordering::Relaxed) + 1;
         let bytes = request.into_bytes(sequence);
-        let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
         send(socket.file.as_raw_fd(), &bytes, MsgFlags::empty())?;
+        buffer::with(0, |buffer| Self::answer(&socket, sequence, buffer))
+    }
+
+    fn answer(socket: &Socket, sequence: u32, buffer: &mut Vec<u8>) -> Result<Option<Link>, Errno> {
         for _ in 0..FOREIGN_AT_ONCE {
-            let received = match socket.receive() {
+            let received = match socket.receive(buffer) {
                 Err(Errno::EINTR) => continue,
                 Err(Errno::EAGAIN) => return Err(Errno::ETIMEDOUT),
                 received => received?,
@@ -131,10 +136,19 @@ impl Monitor {
     /// (`netlink_overrun`, `netlink_rcv_wake`). So [`News::Lost`] comes last, when what is looked at cannot be overtaken by
     /// older news. A bound keeps whoever makes news faster than it is read from holding the reader; then `lost` stays for
     /// the next time.
-    pub(super) fn read(&self, lost: &mut bool, mut each: impl FnMut(News)) {
-        let mut socket = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(super) fn read(&self, lost: &mut bool, each: impl FnMut(News)) {
+        let socket = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        buffer::with(0, |buffer| Self::read_into(&socket, buffer, lost, each));
+    }
+
+    fn read_into(
+        socket: &Socket,
+        buffer: &mut Vec<u8>,
+        lost: &mut bool,
+        mut each: impl FnMut(News),
+    ) {
         for _ in 0..NEWS_AT_ONCE {
-            match socket.receive() {
+            match socket.receive(buffer) {
                 Ok(received) => {
                     rtnetlink::messages(received)
                         .for_each(|(_, message)| each(News::Message(message)));
@@ -159,11 +173,10 @@ impl AsFd for Monitor {
     }
 }
 
-/// A socket of rtnetlink, and room for one datagram.
+/// A socket of rtnetlink.
 #[derive(Debug)]
 struct Socket {
     file: OwnedFd,
-    buffer: Vec<u8>,
 }
 
 impl Socket {
@@ -173,20 +186,20 @@ impl Socket {
         let protocol = SockProtocol::NetlinkRoute;
         let file = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
         bind(file.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
-        Ok(Self { file, buffer: Vec::new() })
+        Ok(Self { file })
     }
 
     /// The next datagram; nothing of it if it is not the kernel's.
-    fn receive(&mut self) -> Result<&[u8], Errno> {
+    fn receive<'a>(&self, buffer: &'a mut Vec<u8>) -> Result<&'a [u8], Errno> {
         let file = self.file.as_raw_fd();
         // Its length first: what does not fit would be cut.
         let length = recv(file, &mut [], MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC)?;
-        if self.buffer.len() < length {
-            self.buffer.resize(length, 0);
+        if buffer.len() < length {
+            buffer.resize(length, 0);
         }
-        let (length, from) = recvfrom::<NetlinkAddr>(file, &mut self.buffer)?;
+        let (length, from) = recvfrom::<NetlinkAddr>(file, buffer)?;
         let is_kernels = from.is_some_and(|from| from.pid() == 0);
-        Ok(if is_kernels { self.buffer.get(..length).unwrap_or_default() } else { &[] })
+        Ok(if is_kernels { buffer.get(..length).unwrap_or_default() } else { &[] })
     }
 }
 

@@ -112,6 +112,7 @@ pub struct Spec {
 
 pub struct Rig {
     pub network: Network,
+    pub user: Arc<User>,
     pub netdevs: Netdevs,
     pub ear: Arc<Ear>,
     pub heard: mpsc::Receiver<Heard>,
@@ -134,12 +135,19 @@ impl Rig {
             pause: pause.map(Mutex::new),
         });
         let netdevs = Netdevs::start(node, Arc::clone(&ear) as Arc<dyn Listener>).unwrap();
-        Self { network: Network::new(), netdevs, ear, heard, answers }
+        let user =
+            Core::new(Limits::default(), 1).handle(Instant::ORIGIN, input::FindUser { uid: 0 });
+        Self { network: Network::new(), user, netdevs, ear, heard, answers }
+    }
+
+    /// For whom devices are made.
+    pub fn client(&self) -> Client {
+        Client { user: Some(Arc::clone(&self.user)), network: Some(self.netns()) }
     }
 
     #[track_caller]
     pub fn answered(&self, request: NetdevRequest) -> Answer {
-        self.netdevs.ask(request, Some(self.netns()));
+        self.netdevs.ask(request, self.client());
         self.answers.recv_timeout(DEADLINE).expect("it is answered")
     }
 

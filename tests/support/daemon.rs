@@ -105,7 +105,20 @@ impl Daemon {
         let control = folder.path().join("control");
         let (device_options, device) = backend.options(&unused_name());
         let planted = [("MEMTUN_PLANTED_PANIC", places)];
-        let mut daemon = Self::launch(&device_options, &device, &control, options, &planted);
+        let mut daemon =
+            Self::launch(&[MEMTUN], &device_options, &device, &control, options, &planted);
+        daemon.folder = Some(folder);
+        daemon
+    }
+
+    /// A daemon that may have so many file descriptors.
+    pub fn within(backend: Backend, options: &[&str], descriptors: usize) -> Self {
+        let folder = tempfile::tempdir().expect("a folder for the socket");
+        let control = folder.path().join("control");
+        let (device_options, device) = backend.options(&unused_name());
+        let limit = format!("--nofile={descriptors}:{descriptors}");
+        let program = ["prlimit", &limit, MEMTUN];
+        let mut daemon = Self::launch(&program, &device_options, &device, &control, options, &[]);
         daemon.folder = Some(folder);
         daemon
     }
@@ -123,17 +136,19 @@ impl Daemon {
         control: &Path,
         options: &[&str],
     ) -> Self {
-        Self::launch(device_options, device, control, options, &[])
+        Self::launch(&[MEMTUN], device_options, device, control, options, &[])
     }
 
     fn launch(
+        program: &[&str],
         device_options: &[OsString],
         device: &Path,
         control: &Path,
         options: &[&str],
         environment: &[(&str, &str)],
     ) -> Self {
-        let mut child = Command::new(MEMTUN)
+        let mut child = Command::new(program[0])
+            .args(&program[1..])
             .arg("serve")
             .args(device_options)
             .args(["--mode", "0666", "--control"])

@@ -90,10 +90,6 @@ impl Core {
     fn charge_file(&mut self, opener: &Opener) -> Result<FileCharges, Errno> {
         let user = self.users.get(opener.uid);
         let file = user.charge(Resource::Files, 1).map_err(too_many)?;
-        let descriptor = match self.netdevs.is_in_use() {
-            true => Some(user.charge(Resource::Descriptors, 1).map_err(too_many)?),
-            false => None,
-        };
         let memory = self.charge_memory(&user, FILE_MEMORY).map_err(|_| Errno::ENOMEM)?;
         match self.namespaces.entry((opener.uid, opener.scope)) {
             Entry::Occupied(mut held) => held.get_mut().0 += 1,
@@ -102,7 +98,7 @@ impl Core {
                 place.insert((1, charge));
             }
         }
-        Ok(FileCharges { user, file, descriptor, memory })
+        Ok(FileCharges { user, file, memory })
     }
 
     fn leave_namespace(&mut self, opener: &Opener) {

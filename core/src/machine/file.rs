@@ -26,7 +26,7 @@ pub struct File {
     pub(super) opened_by: RequestId,
     pub(super) opener: Opener,
     pub(super) user: Arc<User>,
-    _charges: (Charge, Option<Charge>, Charge),
+    _charges: [Charge; 2],
     pub(super) flags: u32,
     pub(super) tunnel: Option<TunnelId>,
     /// TUNSETQUEUE has detached its queue: no datagram joins it.
@@ -48,8 +48,6 @@ pub struct File {
 pub(super) struct FileCharges {
     pub(super) user: Arc<User>,
     pub(super) file: Charge,
-    /// For the queue of a network device.
-    pub(super) descriptor: Option<Charge>,
     pub(super) memory: Charge,
 }
 
@@ -80,10 +78,10 @@ impl File {
         opener: Opener,
         charges: FileCharges,
     ) -> Self {
-        let FileCharges { user, file, descriptor, memory } = charges;
+        let FileCharges { user, file, memory } = charges;
         Self {
             user,
-            _charges: (file, descriptor, memory),
+            _charges: [file, memory],
             id,
             opened_by,
             opener,
@@ -110,6 +108,12 @@ impl File {
     #[must_use]
     pub fn opener(&self) -> &Opener {
         &self.opener
+    }
+
+    /// In whose share it is.
+    #[must_use]
+    pub fn user(&self) -> &Arc<User> {
+        &self.user
     }
 
     /// The flags of `open(2)`; `O_NONBLOCK` as it was at the last read or write.

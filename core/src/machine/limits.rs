@@ -20,7 +20,8 @@ pub struct Limits {
     pub all_parked_reads: Bound,
     /// Network namespaces from which files are open; the next open gets `EMFILE` or `ENFILE`.
     pub namespaces: Bound,
-    /// The daemon's file descriptors for network devices and attached sockets; the next open gets `EMFILE` or `ENFILE`.
+    /// The daemon's file descriptors for network devices and attached sockets; the next TUNSETIFF with a device gets `EMFILE` or
+    /// `ENFILE`. Whoever opens them charges for them.
     pub descriptors: Bound,
     /// Connections to the control socket.
     pub connections: Bound,

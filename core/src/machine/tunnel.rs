@@ -273,6 +273,12 @@ impl Tunnel {
         self.peer
     }
 
+    /// In whose share it is.
+    #[must_use]
+    pub fn user(&self) -> &Arc<User> {
+        &self.user
+    }
+
     /// The tunnel was deleted; it is kept until the harness has taken what was written.
     #[must_use]
     pub fn is_gone(&self) -> bool {
