@@ -260,9 +260,29 @@ impl Name {
     /// The bytes up to the first NUL, cut to 15 as the kernel cuts them.
     #[must_use]
     pub fn new(raw: &[u8]) -> Self {
+        let raw = &raw[..raw.len().min(IFNAMSIZ - 1)];
+        let end = raw.iter().position(|&b| b == 0).unwrap_or(raw.len());
         let mut bytes = [0; IFNAMSIZ];
-        for (to, from) in bytes[..IFNAMSIZ - 1].iter_mut().zip(raw.iter().take_while(|&&b| b != 0))
-        {
+        bytes[..end].copy_from_slice(&raw[..end]);
+        Self { bytes }
+    }
+
+    /// The name that a template stands for: `before` and `after` are what it has around its `%d`.
+    #[must_use]
+    pub fn numbered(before: &[u8], number: u32, after: &[u8]) -> Self {
+        let mut digits = [0; 10];
+        let (mut at, mut left) = (digits.len(), number);
+        loop {
+            at -= 1;
+            digits[at] = b"0123456789"[left as usize % 10];
+            left /= 10;
+            if left == 0 {
+                break;
+            }
+        }
+        let mut bytes = [0; IFNAMSIZ];
+        let all = before.iter().chain(&digits[at..]).chain(after);
+        for (to, from) in bytes[..IFNAMSIZ - 1].iter_mut().zip(all) {
             *to = *from;
         }
         Self { bytes }

@@ -5,7 +5,7 @@
 //! DIFFERS: TUNSETIFF on a tunnel without a netdev asks for no right unless `--require-net-admin` is given. The kernel's tun asks
 //! for CAP_NET_ADMIN, or the owner or group of a persistent tunnel. Tests run where nobody has that capability.
 
-use alloc::{boxed::Box, string::ToString, sync::Arc, vec::Vec};
+use alloc::{boxed::Box, sync::Arc, vec::Vec};
 
 use super::{
     Bound, Charge, CommandError, Core, Credentials, DropReason, Event, File, FileId, MacAddress,
@@ -118,7 +118,7 @@ impl Core {
                 true
             }
             // By its number: it may have been renamed meanwhile.
-            None if self.tunnels.contains_key(&id) => {
+            None if self.tunnels.has(&id) => {
                 self.check_existing(id, flags, caller)?;
                 false
             }
@@ -268,7 +268,8 @@ impl Core {
         let charges = self.charge_tunnel(&identity.user)?;
         let (id, name, scope) = (identity.id, identity.name, identity.scope);
         let hwaddr = MacAddress::random(&mut self.random);
-        self.tunnels.insert(id, Tunnel::new(identity, mode, hwaddr, charges, &self.limits));
+        let tunnel = Tunnel::new(identity, mode, hwaddr, charges, &self.limits);
+        self.tunnels.insert(id, tunnel);
         self.names.insert((scope, name), id);
         Ok(())
     }
@@ -311,7 +312,7 @@ impl Core {
             return Err(Errno::EINVAL);
         };
         (0..MAX_TEMPLATE_NUMBER)
-            .map(|number| Name::new(&[before, number.to_string().as_bytes(), after].concat()))
+            .map(|number| Name::numbered(before, number, after))
             .find(|name| !self.names.contains_key(&(scope, *name)))
             .ok_or(Errno::ENFILE)
     }
@@ -463,7 +464,7 @@ impl Core {
     }
 
     /// The end of a tunnel that is gone.
-    pub(super) fn remove_gone(&mut self, id: TunnelId) -> Option<Tunnel> {
+    pub(super) fn remove_gone(&mut self, id: TunnelId) -> Option<Box<Tunnel>> {
         self.gone.retain(|other| *other != id);
         self.tunnels.remove(&id)
     }

@@ -27,6 +27,7 @@ mod request;
 #[cfg(test)]
 mod rig;
 mod settings;
+mod table;
 #[cfg(test)]
 mod tests;
 mod tunnel;
@@ -58,7 +59,7 @@ pub use self::{
     tunnel::{Count, Counters, Tunnel, TunnelId},
     wait::{Answer, Condition, WaitId},
 };
-use self::{budget::Users, calls::too_many};
+use self::{budget::Users, calls::too_many, table::Table};
 use crate::{
     abi::tun,
     bpf,
@@ -75,8 +76,8 @@ pub struct PeerId(pub u32);
 #[derive(Debug)]
 pub struct Core {
     limits: Limits,
-    files: BTreeMap<FileId, File>,
-    tunnels: BTreeMap<TunnelId, Tunnel>,
+    files: Table<FileId, File>,
+    tunnels: Table<TunnelId, Tunnel>,
     /// Tunnels that are not gone.
     names: BTreeMap<(Scope, tun::Name), TunnelId>,
     waits: wait::Waits,
@@ -106,8 +107,8 @@ impl Core {
             namespaces: BTreeMap::new(),
             gone: Vec::new(),
             limits,
-            files: BTreeMap::new(),
-            tunnels: BTreeMap::new(),
+            files: Table::default(),
+            tunnels: Table::default(),
             names: BTreeMap::new(),
             waits: wait::Waits::default(),
             now: Instant::ORIGIN,
@@ -172,7 +173,7 @@ impl Core {
     pub fn find(&self, address: &Address) -> Result<TunnelId, CommandError> {
         let unknown = || CommandError::UnknownTunnel(address.clone());
         if let Address::Id(id) = address {
-            return self.tunnels.contains_key(id).then_some(*id).ok_or_else(unknown);
+            return self.tunnels.has(id).then_some(*id).ok_or_else(unknown);
         }
         let named = |tunnel: &&Tunnel| tunnel.is_at(address);
         let living = || self.tunnels.values().filter(|tunnel| !tunnel.gone).filter(named);

@@ -375,7 +375,7 @@ impl Core {
         let Some((asker, Parked::Attach(attachment, request))) = parked else { return };
         let has_device = matches!(made, Ok(Some(_)));
         let outcome = made.and_then(|made| self.end_attach(&attachment, *request, made));
-        if outcome.is_err() && has_device && !self.tunnels.contains_key(&id) {
+        if outcome.is_err() && has_device && !self.tunnels.has(&id) {
             let remove = NetdevRequest::Remove { tunnel: id, is_deleted: false };
             self.outputs.push(Output::Netdev(remove));
         }
