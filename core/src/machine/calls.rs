@@ -1,4 +1,5 @@
-//! What clients ask: open, read, write, poll and close, after `tun_fops` in `drivers/net/tun.c`. The ioctls are in `ioctl`.
+//! What clients ask: open, read, poll and close, after `tun_fops` in `drivers/net/tun.c`. Writes are in `from_client`, the
+//! ioctls in `ioctl`.
 
 use alloc::{boxed::Box, collections::btree_map::Entry};
 
@@ -6,14 +7,10 @@ use bytes::Bytes;
 
 use super::{
     Core, DropReason, Event, Exhausted, FileId, Interface, Op, Opener, Outcome, Output, ReadCall,
-    Reply, Request, RequestId, Resource, TunnelId, WakeHandle, WriteCall,
+    Reply, Request, RequestId, Resource, WakeHandle,
     file::{FILE_MEMORY, File, FileCharges, Kept, ParkedRead},
 };
-use crate::{
-    abi::tun,
-    datagram::{self, Datagram, Head},
-    errno::Errno,
-};
+use crate::{abi::tun, datagram::Head, errno::Errno};
 
 impl Core {
     /// Answers a request, unless it is parked or the kernel is to be asked first.
@@ -37,7 +34,7 @@ impl Core {
         let id = request.id;
         let outcome = match request.op {
             Op::Read(file, call) => self.read(id, file, call),
-            Op::Write(file, call) => self.write(id, file, call),
+            Op::Write(file, call) => self.send_from_client(id, file, call),
             Op::Poll { file, arm } => Some(self.poll(file, arm)),
             Op::Ioctl(file, call) => self.ioctl(id, file, call),
             Op::Open { flags, opener } => Some(self.open(id, flags, opener)),
@@ -144,8 +141,8 @@ impl Core {
             let length = datagram.payload.len();
             let outcome = file.deliver(&datagram, Some(charge), tunnel.framing(), call.limit);
             if outcome.is_err() {
-                let (tunnel, name) = (tunnel.id, tunnel.name);
-                self.count_to_client_drop(tunnel, name, DropReason::ReadTooShort, length);
+                let tunnel = tunnel.id;
+                self.count_to_client_drop(tunnel, DropReason::ReadTooShort, length);
             }
             return Some(outcome);
         }
@@ -163,59 +160,6 @@ impl Core {
             self.outputs.push(Output::Receive(tunnel.id, file_id));
         }
         None
-    }
-
-    /// `tun_chr_write_iter`; `None` if the kernel is to take the datagram first.
-    fn write(&mut self, id: RequestId, file_id: FileId, call: WriteCall) -> Option<Outcome> {
-        let length = call.data.len();
-        match self.check_write(file_id, call) {
-            Err(errno) => Some(Err(errno)),
-            Ok(None) => Some(Ok(Reply::Written(length))),
-            Ok(Some((tunnel, datagram))) => self.forward(id, file_id, tunnel, datagram, length),
-        }
-    }
-
-    /// Takes a write, or returns what the kernel is to take, and for which tunnel.
-    fn check_write(
-        &mut self,
-        file_id: FileId,
-        call: WriteCall,
-    ) -> Result<Option<(TunnelId, Datagram)>, Errno> {
-        let file = self.files.get_mut(&file_id).ok_or(Errno::EBADF)?;
-        let tunnel =
-            file.tunnel.and_then(|tunnel| self.tunnels.get_mut(&tunnel)).ok_or(Errno::EBADFD)?;
-        file.set_nonblocking(call.nonblock);
-        let length = call.data.len();
-        if call.offset > 0 {
-            let (id, name) = (tunnel.id, tunnel.name);
-            if tunnel.last_writer == Some(file_id)
-                && tunnel.written.append_to_newest(&call.data, MAX_JOINED_WRITE)
-            {
-                tunnel.counters.from_client.bytes += length as u64;
-            } else {
-                tunnel.counters.from_client_dropped.bytes += length as u64;
-                self.event(|| Event::Dropped {
-                    tunnel: id,
-                    name,
-                    reason: DropReason::Continuation,
-                    length,
-                });
-            }
-            return Ok(None);
-        }
-        let datagram = datagram::parse_write(call.data, tunnel.framing())?;
-        if tunnel.interface == Interface::Bridge {
-            return Ok(Some((tunnel.id, datagram)));
-        }
-        if !tunnel.up {
-            return Err(Errno::EIO);
-        }
-        if file.detached && tunnel.flags.contains(tun::IfFlags::NAPI) {
-            return Err(Errno::EBUSY);
-        }
-        tunnel.learn_flow(file_id, &datagram);
-        self.send_to_harness(file_id, datagram);
-        Ok(None)
     }
 
     /// `tun_chr_poll`.
@@ -245,6 +189,3 @@ pub(super) fn too_many(exhausted: Exhausted) -> Errno {
         Exhausted::All => Errno::ENFILE,
     }
 }
-
-/// A write that the kernel split is joined up to this many bytes.
-const MAX_JOINED_WRITE: usize = 8 << 20;

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use super::{
     Address, Admission, Condition, Core, Datagram, Delivery, FileId, Instant, Interface, Keeper,
     NetdevNews, PeerId, Request, RequestId, Settings, Switch, TunnelId, User, WaitId, Wrap,
-    harness::CommandError,
+    harness::CommandError, to_client::Sender,
 };
 
 /// Something that the core can be given.
@@ -204,7 +204,7 @@ inputs! {
         wrap: Wrap,
     } -> Result<Delivery, CommandError> = |core| {
         let tunnel = core.find(&tunnel)?;
-        core.inject(tunnel, datagram, wrap)
+        core.send_to_client(tunnel, datagram, Sender::Harness(wrap))
     };
 
     /// Puts a datagram from a tunnel's peer on its way to the client. What is refused is counted as dropped: a peer is
@@ -214,7 +214,7 @@ inputs! {
         tunnel: TunnelId,
         /// What the client is to read.
         datagram: Datagram,
-    } -> Result<Delivery, CommandError> = |core| core.inject_from_peer(tunnel, datagram);
+    } -> Result<Delivery, CommandError> = |core| core.send_to_client(tunnel, datagram, Sender::Peer);
 
     /// Removes the oldest datagram that clients wrote.
     Take {

@@ -10,7 +10,7 @@
 //! Invariant: if tunnel A has tunnel B as its peer, then B has A. Both are alive and of one mode, and neither keeps anything for the
 //! harness to take.
 
-use super::{CommandError, Core, Datagram, Interface, Mode, Output, PeerId, TunnelId};
+use super::{CommandError, Core, Interface, Mode, Output, PeerId, TunnelId, to_client::Sender};
 
 /// What stands at the far side of a tunnel, if it is not the harness alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,9 +57,7 @@ impl Core {
                 tunnel.peer = Some(Peer::Tunnel(to));
                 tunnel.last_writer = None;
             }
-            while let Some(datagram) = self.take(from) {
-                self.send_across(to, datagram);
-            }
+            self.send_across(from, to);
         }
         Ok(())
     }
@@ -94,10 +92,12 @@ impl Core {
         }
     }
 
-    /// Puts what a client of a tunnel's peer wrote on its way to the tunnel's own clients, or counts it as dropped.
-    pub(super) fn send_across(&mut self, to: TunnelId, datagram: Datagram) {
-        // What is refused has been counted where it was noticed.
-        let _counted = self.inject_from_peer(to, datagram);
+    /// What clients of a tunnel wrote and nobody took goes across to another.
+    pub(super) fn send_across(&mut self, from: TunnelId, to: TunnelId) {
+        while let Some(datagram) = self.take(from) {
+            // What is refused has been counted where it was noticed.
+            let _counted = self.send_to_client(to, datagram, Sender::Peer);
+        }
     }
 
     fn leave_alone(&mut self, id: TunnelId) {

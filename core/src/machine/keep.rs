@@ -54,11 +54,7 @@ impl Core {
             match peer {
                 None => {}
                 Some(Peer::Outside(peer)) => self.outputs.push(Output::Notify(peer)),
-                Some(Peer::Tunnel(other)) => {
-                    while let Some(datagram) = self.take(tunnel) {
-                        self.send_across(other, datagram);
-                    }
-                }
+                Some(Peer::Tunnel(other)) => self.send_across(tunnel, other),
             }
         }
     }

@@ -7,11 +7,11 @@ mod admission;
 mod attach;
 mod budget;
 mod calls;
-mod delivery;
 mod event;
 mod file;
 mod filter;
 mod flow;
+mod from_client;
 mod harness;
 pub mod input;
 pub mod ioctl;
@@ -30,6 +30,7 @@ mod settings;
 mod table;
 #[cfg(test)]
 mod tests;
+mod to_client;
 mod tunnel;
 mod wait;
 
@@ -39,10 +40,9 @@ pub use self::{
     address::{Address, parse_name},
     admission::{Admission, NamePattern},
     budget::{Bound, Budget, Charge, Exhausted, Resource, User},
-    delivery::Delivery,
     event::{DropReason, Event},
     file::{File, Queue},
-    harness::{CommandError, Injection, Wrap},
+    harness::CommandError,
     input::{Enter, Input},
     join::Peer,
     keep::Keeper,
@@ -56,6 +56,7 @@ pub use self::{
         Reply, Request, RequestId, Scope, UserRange, WakeHandle, WriteCall,
     },
     settings::{SettingError, Settings},
+    to_client::{Delivery, Injection, Wrap},
     tunnel::{Count, Counters, Tunnel, TunnelId},
     wait::{Answer, Condition, WaitId},
 };
@@ -63,7 +64,7 @@ use self::{budget::Users, calls::too_many, table::Table};
 use crate::{
     abi::tun,
     bpf,
-    datagram::{self, Datagram, Head, MacAddress, Mode, headers, offload},
+    datagram::{self, Datagram, Head, MacAddress, Mode, offload},
     time::Instant,
 };
 

@@ -38,9 +38,9 @@ pub use self::message::{
     Rights, Sent, Switch,
 };
 use super::{
-    CommandError, Core, Datagram, Delivery, Event, FileId, IoctlCall, Mode, Op, Outcome, Output,
-    Reply, Request, RequestId, Scope, Settings, Tunnel, TunnelId, attach::Attachment, datagram,
-    ioctl,
+    CommandError, Core, Delivery, Event, FileId, IoctlCall, Mode, Op, Outcome, Output, Reply,
+    Request, RequestId, Scope, Settings, Tunnel, TunnelId, attach::Attachment, datagram, ioctl,
+    to_client::Sender,
 };
 use crate::{
     abi::tun::{self, IfReq, Name},
@@ -184,7 +184,7 @@ impl Core {
                 true
             }
             Interface::Bridge => {
-                let delivery = self.send_to_file(of, queue, datagram);
+                let delivery = self.send_to_client(of, datagram, Sender::Netdev(queue));
                 // What did not arrive is counted where that is noticed; the kernel is not told either.
                 match delivery {
                     Ok(Delivery::Queued(_)) => false,
@@ -540,33 +540,6 @@ impl Core {
             let _known = self.delete(id);
         }
     }
-
-    /// A write on a bridged tunnel: the kernel decides. `None`, for its answer comes later.
-    pub(super) fn forward(
-        &mut self,
-        asker: RequestId,
-        file: FileId,
-        tunnel: TunnelId,
-        datagram: Datagram,
-        length: usize,
-    ) -> Option<Outcome> {
-        let Some(framing) = self.tunnels.get(&tunnel).map(Tunnel::netdev_framing) else {
-            return Some(Err(Errno::EBADFD));
-        };
-        let head = datagram::write_head(&datagram, framing);
-        let forward = Forward { asker, tunnel, file, head, datagram, length };
-        self.outputs.push(Output::Forward(Box::new(forward)));
-        None
-    }
-
-    fn forwarded(&mut self, forward: Forward, taken: Result<(), Errno>) {
-        let Forward { asker, file, datagram, length, .. } = forward;
-        let outcome = taken.map(|()| Reply::Written(length));
-        if outcome.is_ok() {
-            self.send_to_harness(file, datagram);
-        }
-        self.outputs.push(Output::Complete(asker, outcome));
-    }
 }
 
 impl Parked {
@@ -616,7 +589,7 @@ impl Tunnel {
     }
 
     /// How datagrams are framed on the device: by the client's flags, but the vnet header is never longer than it must be.
-    fn netdev_framing(&self) -> datagram::Framing {
+    pub(super) fn netdev_framing(&self) -> datagram::Framing {
         let framing = self.framing();
         let vnet = framing.vnet.map(|_| crate::abi::virtio_net::VnetHeader::SIZE);
         datagram::Framing { vnet, ..framing }
