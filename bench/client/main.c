@@ -16,8 +16,10 @@
  *   --inject SOCKET  where a C peer takes datagrams for its blocked readers
  *   --size BYTES, --calls N, --files N, --blocked N, --clients N, --cpu N, --pair-cpu N: see client.h
  *
- * Prints nanoseconds per call, those of the fastest batch, and the number of calls. What is not the row's own call (filling queues, warming up) is
- * outside the timed parts; the clock is read once for each batch of calls.
+ * Prints nanoseconds per call, those of the fastest batch, the number of calls, and (not of attach and json) the nanoseconds
+ * that 99 of 100 calls take at most. What is not the row's own call (filling queues, warming up) is outside the timed parts.
+ * The clock is read once for each batch of calls. The calls of which 99 of 100 count are further ones, a third as many,
+ * because there the clock is read for each call.
  */
 #define _GNU_SOURCE
 #include "client.h"
@@ -46,6 +48,8 @@
 #define BUDGET_NS 1000000000
 /* Timed calls of a batch: with the warm-up less than the 500 datagrams that a tun queues. */
 #define BATCH 400
+/* One call in so many is also timed by itself. */
+#define SINGLE 3
 
 struct setting setting = {
     .size = 1400, .calls = 1000, .files = 1, .clients = 1, .cpu = -1, .pair_cpu = -1};
@@ -59,6 +63,12 @@ static struct {
     int calls;
     double fastest; /* nanoseconds a call, of the fastest batch */
 } timed;
+
+/* What was timed call by call: nanoseconds of each. */
+static struct {
+    int64_t *ns;
+    int count;
+} singles;
 
 int64_t now_ns(void) {
     struct timespec now;
@@ -120,23 +130,54 @@ static void run_batch(void (*call)(const struct file *), int count) {
     count_batch(start, count);
 }
 
+/* Times each call; the clock's own time is in it. */
+static void run_singly(void (*call)(const struct file *), int count) {
+    for (int i = 0; i < WARM_UP; i++)
+        call(&files[i % setting.files]);
+    int64_t before = now_ns();
+    for (int i = 0; i < count; i++) {
+        call(&files[(WARM_UP + i) % setting.files]);
+        int64_t after = now_ns();
+        singles.ns[singles.count++] = after - before;
+        before = after;
+    }
+}
+
+static void make_room_for_singles(int count) {
+    singles.ns = calloc((size_t)count + 1, sizeof *singles.ns);
+    if (!singles.ns)
+        err(1, "timing %d calls", count);
+}
+
 /* Calls of the next batch. */
 static int next_batch(int largest) {
     int left = setting.calls - timed.calls;
     return timed.ns > BUDGET_NS ? 0 : left < largest ? left : largest;
 }
 
+/* Makes what so many calls and those before them read. */
+static void prepare(int count, bool reads) {
+    int all = count + WARM_UP;
+    for (int i = 0; i < setting.files && !setting.pair; i++) {
+        drain(&files[i]);
+        if (reads)
+            fill(&files[i], all / setting.files + (i < all % setting.files));
+    }
+}
+
 /* Runs calls in batches, each after making what it reads. */
 static void run_calls(void (*call)(const struct file *), bool reads) {
-    int count;
-    while ((count = next_batch(setting.files > BATCH ? setting.files : BATCH)) > 0) {
-        int all = count + WARM_UP;
-        for (int i = 0; i < setting.files && !setting.pair; i++) {
-            drain(&files[i]);
-            if (reads)
-                fill(&files[i], all / setting.files + (i < all % setting.files));
-        }
+    int largest = setting.files > BATCH ? setting.files : BATCH, count;
+    while ((count = next_batch(largest)) > 0) {
+        prepare(count, reads);
         run_batch(call, count);
+    }
+    int left = timed.calls / SINGLE;
+    make_room_for_singles(left);
+    for (; left > 0; left -= count) {
+        count = left < largest ? left : largest;
+        prepare(count, reads);
+        run_singly(call, count);
     }
 }
 
@@ -146,17 +187,30 @@ static pthread_barrier_t barrier;
 
 static void *write_all(void *argument) {
     const struct file *file = argument;
+    int count = setting.calls / setting.clients, single = count / SINGLE;
     for (int i = 0; i < WARM_UP; i++)
         write_one(file);
     pthread_barrier_wait(&barrier);
-    for (int i = 0; i < setting.calls / setting.clients; i++)
+    for (int i = 0; i < count; i++)
         write_one(file);
+    pthread_barrier_wait(&barrier);
+    /* The clock has been read. */
+    pthread_barrier_wait(&barrier);
+    int64_t *ns = singles.ns + (file - files) * single, before = now_ns();
+    for (int i = 0; i < single; i++) {
+        write_one(file);
+        int64_t after = now_ns();
+        ns[i] = after - before;
+        before = after;
+    }
     return NULL;
 }
 
 static void run_clients(void) {
     pthread_t threads[setting.clients];
     pthread_barrier_init(&barrier, NULL, (unsigned)setting.clients + 1);
+    int each = setting.calls / setting.clients;
+    make_room_for_singles(each / SINGLE * setting.clients);
     for (int i = 0; i < setting.clients; i++) {
         errno = pthread_create(&threads[i], NULL, write_all, &files[i]);
         if (errno)
@@ -164,9 +218,12 @@ static void run_clients(void) {
     }
     pthread_barrier_wait(&barrier);
     int64_t start = now_ns();
+    pthread_barrier_wait(&barrier);
+    count_batch(start, each * setting.clients);
+    pthread_barrier_wait(&barrier);
     for (int i = 0; i < setting.clients; i++)
         pthread_join(threads[i], NULL);
-    count_batch(start, setting.calls / setting.clients * setting.clients);
+    singles.count = each / SINGLE * setting.clients;
 }
 
 /* ---- round trips */
@@ -194,24 +251,22 @@ static void send_one(int fd) {
         err(1, "send");
 }
 
+static int far_end;
+
+static void ping_one(const struct file *file) {
+    (void)file;
+    send_one(far_end);
+    receive_one(far_end);
+}
+
 static void run_pings(void) {
     make_waiting(&files[0]);
-    int far = open_far_end(&files[0]);
+    far_end = open_far_end(&files[0]);
     pthread_t reader;
     errno = pthread_create(&reader, NULL, echo, &files[0]);
     if (errno)
         err(1, "starting a thread");
-    int count;
-    while ((count = next_batch(BATCH)) > 0) {
-        int64_t start = 0;
-        for (int i = -WARM_UP; i < count; i++) {
-            if (i == 0)
-                start = now_ns();
-            send_one(far);
-            receive_one(far);
-        }
-        count_batch(start, count);
-    }
+    run_calls(ping_one, false);
 }
 
 /* ---- throughput into a queue that nobody reads meanwhile */
@@ -246,6 +301,23 @@ static void run_json(int window) {
         for (int i = 0; i < count; i++)
             read_one(&files[0]);
     }
+}
+
+static int by_size(const void *a, const void *b) {
+    int64_t left = *(const int64_t *)a, right = *(const int64_t *)b;
+    return (left > right) - (left < right);
+}
+
+static void print_times(void) {
+    if (!timed.calls)
+        return;
+    printf("%.1f %.1f %d", (double)timed.ns / timed.calls, timed.fastest, timed.calls);
+    if (singles.count) {
+        qsort(singles.ns, (size_t)singles.count, sizeof *singles.ns, by_size);
+        printf(" %" PRId64, singles.ns[(singles.count * 99 + 99) / 100 - 1]);
+    }
+    puts("");
+    fflush(stdout);
 }
 
 static void hold(void) {
@@ -332,9 +404,7 @@ int main(int argc, char **argv) {
         hold();
     else
         errx(2, "no row %s", row);
-    if (timed.calls)
-        printf("%.1f %.1f %d\n", (double)timed.ns / timed.calls, timed.fastest, timed.calls);
-    fflush(stdout);
+    print_times();
     bool has_far_end = !strcmp(row, "ping") || !strcmp(row, "attach");
     for (int i = 0; i < setting.files && i < 16 && setting.control && !has_far_end; i++)
         control_discard(files[i].name);

@@ -196,10 +196,12 @@ fn measure(
         let smallest = ns.iter().copied().fold(f64::INFINITY, f64::min);
         let largest = ns.iter().copied().fold(0.0, f64::max);
         let server: Vec<f64> = samples.iter().map(|sample| sample.server_cpu_ns).collect();
+        let p99: Vec<f64> = samples.iter().filter_map(|sample| sample.p99_ns).collect();
         let cost = Cost {
             median_ns,
             fastest_ns,
             spread: (largest - smallest) / median_ns,
+            p99_ns: (!p99.is_empty()).then(|| median(&p99)),
             server_cpu_ns: median(&server),
             to_bare: ratio(BARE),
             to_libfuse: ratio(LIBFUSE),
@@ -214,6 +216,7 @@ fn measure(
 struct Sample {
     ns: f64,
     fastest_ns: f64,
+    p99_ns: Option<f64>,
     server_cpu_ns: f64,
 }
 
@@ -247,8 +250,12 @@ fn sample(
     }
     let text = String::from_utf8(output.stdout)?;
     let numbers = text.split_ascii_whitespace().map(str::parse).collect::<Result<Vec<f64>, _>>()?;
-    let [ns, fastest_ns, calls] = numbers[..] else { bail!("the client printed {text:?}") };
-    Ok(Sample { ns, fastest_ns, server_cpu_ns: server_cpu.as_secs_f64() * 1e9 / calls })
+    let (ns, fastest_ns, calls, p99_ns) = match numbers[..] {
+        [ns, fastest_ns, calls] => (ns, fastest_ns, calls, None),
+        [ns, fastest_ns, calls, p99_ns] => (ns, fastest_ns, calls, Some(p99_ns)),
+        _ => bail!("the client printed {text:?}"),
+    };
+    Ok(Sample { ns, fastest_ns, p99_ns, server_cpu_ns: server_cpu.as_secs_f64() * 1e9 / calls })
 }
 
 fn client(options: &Options, server: &Server, row: &str) -> Command {

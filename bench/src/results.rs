@@ -83,6 +83,9 @@ pub struct Cost {
     pub fastest_ns: f64,
     /// (largest - smallest) / median.
     pub spread: f64,
+    /// 99 of 100 calls take at most so many nanoseconds; the median of the rounds. Not of throughput.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p99_ns: Option<f64>,
     /// The server's CPU time for a call in nanoseconds, warming up and filling queues included; median.
     pub server_cpu_ns: f64,
     /// This peer's time by that of the bare loop.

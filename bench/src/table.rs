@@ -1,6 +1,6 @@
 //! The table: one line for each row and placement, one column for each peer.
 
-use std::fmt::Write;
+use std::{fmt::Write, iter};
 
 use crate::{
     peer::MEMTUN,
@@ -47,6 +47,7 @@ fn render_run(text: &mut String, run: &Run) {
             render_calls(text, run, &rows);
         }
     }
+    render_slow_calls(text, run);
     render_throughput(text, run);
     render_crowds(text, run);
     text.push('\n');
@@ -77,10 +78,14 @@ fn render_calls(text: &mut String, run: &Run, rows: &[&Measured]) {
 }
 
 fn head(run: &Run) -> Vec<String> {
-    let mut head = vec![String::new()];
-    head.extend(run.peers.iter().map(|(_, title)| title.clone()));
+    let mut head = peers(run);
     head.extend(["memtun/bare", "memtun/libfuse", "+-", "others"].map(str::to_owned));
     head
+}
+
+fn peers(run: &Run) -> Vec<String> {
+    let titles = run.peers.iter().map(|(_, title)| title.clone());
+    iter::once(String::new()).chain(titles).collect()
 }
 
 fn call(cost: &Cost) -> String {
@@ -95,6 +100,30 @@ pub fn microseconds(ns: f64) -> String {
         us if us < 100.0 => format!("{us:.1}"),
         us => format!("{us:.0}"),
     }
+}
+
+/// Calls timed one by one.
+fn render_slow_calls(text: &mut String, run: &Run) {
+    let rows = || run.rows.iter().filter(|it| it.peers.values().any(|cost| cost.p99_ns.is_some()));
+    if rows().next().is_none() {
+        return;
+    }
+    line(
+        text,
+        format_args!(
+            "\n## 99 of 100 calls take at most (microseconds; the median of the rounds)\n"
+        ),
+    );
+    let mut cells = vec![peers(run)];
+    for measured in rows() {
+        let mut line = vec![format!("{}, {}", measured.row.title(), measured.placement.title())];
+        line.extend(run.peers.iter().map(|(name, _)| {
+            let p99_ns = measured.peers.get(name).and_then(|cost| cost.p99_ns);
+            p99_ns.map_or("-".to_owned(), microseconds)
+        }));
+        cells.push(line);
+    }
+    align(text, &cells);
 }
 
 fn render_throughput(text: &mut String, run: &Run) {
