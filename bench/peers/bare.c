@@ -26,6 +26,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "keeping.h"
 #include "parking.h"
 
 /* Of later headers than Debian 12's; the kernel's numbers. */
@@ -86,19 +87,12 @@ static void reply_open(const struct fuse_in_header *in) {
     reply(in->unique, file ? 0 : ENOMEM, &out, file ? sizeof out : 0, NULL, 0);
 }
 
-/* What was written last, a ring. */
-static struct {
-    char *bytes;
-    size_t room, at;
-} kept;
-
 static void keep(const char *data, size_t length) {
-    if (length > kept.room)
+    char *room = keeping_room(length);
+    if (!room)
         return;
-    if (length > kept.room - kept.at)
-        kept.at = 0;
-    memcpy(kept.bytes + kept.at, data, length);
-    kept.at += length;
+    memcpy(room, data, length);
+    keeping_add(length);
 }
 
 static void reply_write(const struct fuse_in_header *in, const struct fuse_write_in *write) {
@@ -222,15 +216,9 @@ int main(int argc, char **argv) {
         case 'c': device_name = optarg; break;
         case 'i': inject = optarg; break;
         case 's': spin_ns = strtoull(optarg, NULL, 10) * 1000; break;
-        case 'k': kept.room = strtoull(optarg, NULL, 10); break;
+        case 'k': keeping_start(strtoull(optarg, NULL, 10)); break;
         default: return 2;
         }
-    }
-    if (kept.room) {
-        kept.bytes = malloc(kept.room);
-        if (!kept.bytes)
-            err(1, "keeping %zu bytes", kept.room);
-        memset(kept.bytes, 1, kept.room);
     }
     if (!mount_point == !device_name || optind != argc)
         errx(2, "usage: %s (--fuse FILE | --cuse NAME) [--inject SOCKET] [--spin MICROSECONDS] [--keep BYTES]",

@@ -17,7 +17,7 @@ use nix::sys::{
 };
 
 use crate::{
-    peer::{self, BARE, LIBFUSE, Peer, Server, Set},
+    peer::{self, BARE, BARE_NOTIFY, LIBFUSE, Peer, Server, Set},
     place::{self, Meter},
     results::{Cost, Crowd, Machine, Measured, Ratio, Run, median},
     row::{self, Placement, Row},
@@ -28,7 +28,7 @@ pub struct Options {
     /// Which peers.
     #[arg(long)]
     set: Set,
-    /// Folder of client, bare, libfuse and fuser-peer.
+    /// Folder of client, bare, notify, libfuse and fuser-peer.
     #[arg(long)]
     programs: PathBuf,
     /// memtun itself.
@@ -55,7 +55,7 @@ pub struct Options {
     /// In a virtual machine: CPUs of the host that others used just before.
     #[arg(long)]
     host_others: Option<f64>,
-    /// One more memtun, as NAME=ARGUMENTS of `memtun serve`; may be repeated.
+    /// One more memtun, as NAME=ARGUMENTS of `memtun serve`, or `run` and arguments of that; may be repeated.
     #[arg(long, value_parser = variant)]
     variant: Vec<(String, String)>,
 }
@@ -205,6 +205,7 @@ fn measure(
             server_cpu_ns: median(&server),
             to_bare: ratio(BARE),
             to_libfuse: ratio(LIBFUSE),
+            to_notify: ratio(BARE_NOTIFY),
             ns,
         };
         (peer.to_owned(), cost)
@@ -227,7 +228,7 @@ fn sample(
     row: &Row,
     placement: Placement,
 ) -> anyhow::Result<Sample> {
-    let mut client = client(options, server, row.kind.word());
+    let mut client = client(options, server, row.kind.word(), placement);
     for (option, value) in [
         ("--size", row.size),
         ("--calls", row.calls),
@@ -258,16 +259,9 @@ fn sample(
     Ok(Sample { ns, fastest_ns, p99_ns, server_cpu_ns: server_cpu.as_secs_f64() * 1e9 / calls })
 }
 
-fn client(options: &Options, server: &Server, row: &str) -> Command {
-    let program = options.programs.join("client");
-    let mut client = match &server.wrapper[..] {
-        [] => Command::new(program),
-        [wrapper, arguments @ ..] => {
-            let mut command = Command::new(wrapper);
-            command.args(arguments).arg(program);
-            command
-        }
-    };
+/// The client's command. A server that is started with it is put on its CPU here.
+fn client(options: &Options, server: &Server, row: &str, placement: Placement) -> Command {
+    let mut client = server.command(&options.programs.join("client"), placement.server_cpu());
     client.arg(row).args(&server.client).stdin(Stdio::null());
     client
 }
@@ -299,7 +293,7 @@ fn crowd(
     pid: u32,
     files: usize,
 ) -> anyhow::Result<Crowd> {
-    let mut client = client(options, server, "hold");
+    let mut client = client(options, server, "hold", Placement::Free);
     client.arg("--blocked").arg((files - 1).to_string());
     let mut holder = client
         .stdin(Stdio::piped())

@@ -1,6 +1,7 @@
 //! The peers: how each one's server is started and stopped, and what it can do.
 
 use std::{
+    ffi::OsString,
     fs,
     os::unix::{fs::MetadataExt, net::UnixStream},
     path::{Path, PathBuf},
@@ -20,6 +21,8 @@ use crate::row::{Kind, Placement, Row};
 
 /// The name of the peer that is the floor.
 pub const BARE: &str = "bare";
+/// The name of the peer that is the floor of a server by seccomp notifications.
+pub const BARE_NOTIFY: &str = "bare-notify";
 /// The name of the peer that memtun is to be no slower than.
 pub const LIBFUSE: &str = "libfuse";
 /// The name of memtun with its default settings.
@@ -27,8 +30,10 @@ pub const MEMTUN: &str = "memtun";
 
 /// The variant of memtun that pins client and server by itself.
 pub const CPU: &str = "cpu";
+/// The variant of memtun that serves by seccomp notifications.
+pub const NOTIFY: &str = "notify";
 
-/// How many bytes the bare loop keeps where it keeps what is written: as many as memtun does of a tunnel.
+/// How many bytes the bare loops keep where they keep what is written: as many as memtun does of a tunnel.
 const KEPT: usize = 16 << 20;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -41,8 +46,10 @@ enum Sort {
     /// A peer whose calls do not block.
     Simple,
     Memtun,
-    /// `memtun run`: a daemon for each client, which places both as it likes.
+    /// `memtun run`: a daemon for each client.
     Run,
+    /// A C peer that starts its client, and has an inject socket.
+    Starter,
     /// No server: the kernel's own tun.
     Kernel,
     /// No server: a socket pair.
@@ -67,11 +74,11 @@ pub enum Set {
     Cuse,
 }
 
-/// Whether a verb of memtun has an option.
-fn knows_option(memtun: &Path, verb: &str, option: &str) -> anyhow::Result<bool> {
-    let help = Command::new(memtun).args([verb, "--help"]).output();
-    let help = help.with_context(|| format!("starting {}", memtun.display()))?;
-    Ok(String::from_utf8_lossy(&help.stdout).contains(&format!("{option} ")))
+/// Whether memtun knows a verb with such options.
+fn knows(memtun: &Path, arguments: &str) -> anyhow::Result<bool> {
+    let arguments = arguments.split_ascii_whitespace();
+    let output = Command::new(memtun).args(arguments).arg("--help").output();
+    Ok(output.with_context(|| format!("starting {}", memtun.display()))?.status.success())
 }
 
 impl Set {
@@ -105,14 +112,21 @@ pub fn all(set: Set, programs: &Path, memtun: &Path, variants: &[(String, String
         let keep = format!("--keep {KEPT}");
         peers.insert(2, peer("bare-keep", "bare, keeps", Sort::Plain, own("bare"), &keep));
         peers.push(peer("fuser", "fuser", Sort::Simple, own("fuser-peer"), ""));
+        peers.push(peer(BARE_NOTIFY, "bare notify", Sort::Starter, own("notify"), ""));
+        let title = "notify, keeps";
+        peers.push(peer("bare-notify-keep", title, Sort::Starter, own("notify"), &keep));
     }
     peers.push(peer(MEMTUN, "memtun", Sort::Memtun, memtun.to_owned(), ""));
-    let cpu = (CPU.to_owned(), "run --cpu 0".to_owned());
-    let has_cpu = knows_option(memtun, "run", "--cpu").unwrap_or(false);
-    for (name, arguments) in has_cpu.then_some(&cpu).into_iter().chain(variants) {
+    let mut known = vec![(CPU, "run --cpu 0")];
+    if set == Set::Fuse {
+        known.push((NOTIFY, "run --front-end notify"));
+    }
+    known.retain(|(_, arguments)| knows(memtun, arguments).unwrap_or(false));
+    let variants = variants.iter().map(|(name, arguments)| (name.as_str(), arguments.as_str()));
+    for (name, arguments) in known.into_iter().chain(variants) {
         let (sort, arguments) = match arguments.strip_prefix("run") {
             Some(arguments) => (Sort::Run, arguments),
-            None => (Sort::Memtun, arguments.as_str()),
+            None => (Sort::Memtun, arguments),
         };
         let name = format!("{MEMTUN}-{name}");
         peers.push(peer(&name, &name, sort, memtun.to_owned(), arguments));
@@ -130,8 +144,9 @@ impl Peer {
         let is_alone = row.files == 1 && row.blocked == 0 && row.clients == 1;
         match self.sort {
             Sort::Memtun => true,
-            Sort::Run => placement == Placement::Free,
-            Sort::Plain => !row.kind.is_throughput(),
+            // With --cpu it places both by itself.
+            Sort::Run => placement == Placement::Free || !self.has("--cpu"),
+            Sort::Plain | Sort::Starter => !row.kind.is_throughput(),
             Sort::Simple => !row.kind.is_throughput() && row.kind != Kind::Ping && row.blocked == 0,
             Sort::Kernel => !row.kind.is_throughput() && is_alone,
             Sort::Pair => matches!(row.kind, Kind::Write | Kind::Read) && is_alone,
@@ -143,11 +158,15 @@ impl Peer {
         matches!(self.sort, Sort::Plain | Sort::Memtun)
     }
 
+    fn has(&self, option: &str) -> bool {
+        self.arguments.iter().any(|it| it == option)
+    }
+
     /// Starts its server, with its files in `folder`, and waits until the device is there.
     pub fn start(&self, set: Set, folder: &Path) -> anyhow::Result<Server> {
         let option = format!("--{}", set.word());
         if self.sort == Sort::Memtun {
-            let knows = knows_option(&self.program, "serve", &option)?;
+            let knows = knows(&self.program, &format!("serve {option} x"))?;
             ensure!(knows, "this memtun knows no 'serve {option}'");
         }
         let path = |suffix: &str| folder.join(format!("{}{suffix}", self.name));
@@ -165,8 +184,22 @@ impl Peer {
                 let (file, socket) = (file.display().to_string(), socket.display().to_string());
                 server.wrapper = vec![self.program.display().to_string(), "run".to_owned()];
                 server.wrapper.extend(self.arguments.iter().cloned());
-                let own = ["--front-end", set.word(), "--control", &socket, "--at", &file, "--"];
+                if !self.has("--front-end") {
+                    server.wrapper.extend(["--front-end", set.word()].map(str::to_owned));
+                }
+                let own = ["--control", &socket, "--at", &file, "--"];
                 server.wrapper.extend(own.map(str::to_owned));
+                server.try_wrapper()?;
+            }
+            Sort::Starter => {
+                // No such file is needed.
+                let (file, socket) = (path(".file"), path(".socket"));
+                client("--path", &file);
+                client("--inject", &socket);
+                server.wrapper = vec![self.program.display().to_string()];
+                server.wrapper.extend(server.client.iter().cloned());
+                server.wrapper.extend(self.arguments.iter().cloned());
+                server.try_wrapper()?;
             }
             Sort::Kernel => server.client.push("--kernel".to_owned()),
             Sort::Pair => server.client.push("--pair".to_owned()),
@@ -249,6 +282,31 @@ pub struct Server {
 }
 
 impl Server {
+    /// A command that runs `program` as a client. Where that is what starts the server, it is on `server_cpu`; the client
+    /// goes to its own by itself.
+    pub fn command(&self, program: &Path, server_cpu: Option<usize>) -> Command {
+        let mut words = self.wrapper.iter().map(OsString::from).chain([program.into()]);
+        let cpu = server_cpu.filter(|_| !self.wrapper.is_empty());
+        let mut command = match cpu {
+            Some(cpu) => {
+                let mut command = Command::new("taskset");
+                command.arg("--cpu-list").arg(cpu.to_string());
+                command
+            }
+            None => Command::new(words.next().unwrap_or_default()),
+        };
+        command.args(words);
+        command
+    }
+
+    /// Whether clients can be run by it.
+    fn try_wrapper(&self) -> anyhow::Result<()> {
+        let output = self.command(Path::new("true"), None).output().context("starting it")?;
+        let text = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "it runs no client: {}", text.trim());
+        Ok(())
+    }
+
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)
     }

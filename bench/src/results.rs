@@ -86,12 +86,15 @@ pub struct Cost {
     /// 99 of 100 calls take at most so many nanoseconds; the median of the rounds. Not of throughput.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p99_ns: Option<f64>,
-    /// The server's CPU time for a call in nanoseconds, warming up and filling queues included; median.
+    /// The server's CPU time for a call in nanoseconds, warming up and filling queues included; median. 0 where it is
+    /// started with each client.
     pub server_cpu_ns: f64,
     /// This peer's time by that of the bare loop.
     pub to_bare: Option<Ratio>,
     /// By that of libfuse with one thread.
     pub to_libfuse: Option<Ratio>,
+    /// By that of the bare loop of notifications.
+    pub to_notify: Option<Ratio>,
 }
 
 /// One peer's time by another's.

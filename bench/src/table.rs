@@ -3,8 +3,8 @@
 use std::{fmt::Write, iter};
 
 use crate::{
-    peer::MEMTUN,
-    results::{Cost, Crowd, Measured, Report, Run},
+    peer::{BARE_NOTIFY, MEMTUN, NOTIFY},
+    results::{Cost, Crowd, Measured, Ratio, Report, Run},
     row::{Placement, thousands},
 };
 
@@ -63,12 +63,10 @@ fn render_calls(text: &mut String, run: &Run, rows: &[&Measured]) {
             None if measured.failed.contains_key(name) => "failed".to_owned(),
             None => "-".to_owned(),
         }));
-        let memtun = measured.peers.get(MEMTUN);
-        for ratio in [memtun.and_then(|it| it.to_bare), memtun.and_then(|it| it.to_libfuse)] {
-            line.push(
-                ratio.map_or("-".to_owned(), |it| format!("{:.2} {:.2}", it.median, it.fastest)),
-            );
-        }
+        line.extend(ratios(run).map(|Ratios { peer, ratio, .. }| {
+            let ratio = measured.peers.get(&peer).and_then(ratio);
+            ratio.map_or("-".to_owned(), |it| format!("{:.2} {:.2}", it.median, it.fastest))
+        }));
         let spread = costs().map(|cost| cost.spread).fold(0.0, f64::max);
         line.push(format!("{:.0}%", spread * 100.0));
         line.push(format!("{:.2}", measured.others_cpus));
@@ -79,13 +77,33 @@ fn render_calls(text: &mut String, run: &Run, rows: &[&Measured]) {
 
 fn head(run: &Run) -> Vec<String> {
     let mut head = peers(run);
-    head.extend(["memtun/bare", "memtun/libfuse", "+-", "others"].map(str::to_owned));
+    head.extend(ratios(run).map(|it| it.title.to_owned()));
+    head.extend(["+-", "others"].map(str::to_owned));
     head
 }
 
 fn peers(run: &Run) -> Vec<String> {
     let titles = run.peers.iter().map(|(_, title)| title.clone());
     iter::once(String::new()).chain(titles).collect()
+}
+
+/// A column of ratios: of which peer, and which.
+struct Ratios {
+    title: &'static str,
+    peer: String,
+    ratio: fn(&Cost) -> Option<Ratio>,
+}
+
+fn ratios(run: &Run) -> impl Iterator<Item = Ratios> {
+    let notify = format!("{MEMTUN}-{NOTIFY}");
+    let is_there = |name: &str| run.peers.iter().any(|(it, _)| it == name);
+    let has_notify = is_there(&notify) && is_there(BARE_NOTIFY);
+    let all = [
+        Ratios { title: "memtun/bare", peer: MEMTUN.to_owned(), ratio: |cost| cost.to_bare },
+        Ratios { title: "memtun/libfuse", peer: MEMTUN.to_owned(), ratio: |cost| cost.to_libfuse },
+        Ratios { title: "memtun-notify/bare notify", peer: notify, ratio: |cost| cost.to_notify },
+    ];
+    all.into_iter().take(if has_notify { 3 } else { 2 })
 }
 
 fn call(cost: &Cost) -> String {

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::{
-    peer::{CPU, LIBFUSE, MEMTUN},
+    peer::{CPU, LIBFUSE, MEMTUN, NOTIFY},
     results::{Cost, Ratio, Report, Run},
     row::{Kind, Placement, Row, thousands},
 };
@@ -53,6 +53,7 @@ fn targets(run: &Run) -> Vec<Target> {
         let mut targets = beside_peers(run, &Placement::ALL);
         targets.extend(of_many(run));
         targets.extend(by_placement(run));
+        targets.extend(by_notifications(run));
         targets.extend(throughput(run));
         targets
     };
@@ -129,6 +130,25 @@ fn by_placement(run: &Run) -> Vec<Target> {
         ]
     });
     targets.flatten().collect()
+}
+
+/// The front end by seccomp notifications, beside both floors.
+fn by_notifications(run: &Run) -> Vec<Target> {
+    let cost =
+        |placement, kind| run.cost(&format!("{MEMTUN}-{NOTIFY}"), placement, &Row::plain(kind));
+    let what = |placement: Placement, kind, to: &str| {
+        format!("{} by notifications, {}, by {to}", Row::plain(kind).title(), placement.title())
+    };
+    let lines =
+        Placement::ALL.into_iter().flat_map(|placement| CALLS.map(|kind| (placement, kind)));
+    let beside_own = lines.filter_map(|(placement, kind)| {
+        let ratio = cost(placement, kind).and_then(|cost| cost.to_notify);
+        at_most(1.2, what(placement, kind, "the bare loop of notifications"), ratio)
+    });
+    let (placement, kind) = (Placement::Same, Kind::Write);
+    let ratio = cost(placement, kind).and_then(|cost| cost.to_bare);
+    let beside_fuse = at_most(0.75, what(placement, kind, "the bare loop on FUSE"), ratio);
+    beside_own.chain(beside_fuse).collect()
 }
 
 fn throughput(run: &Run) -> Vec<Target> {
