@@ -31,7 +31,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::uio::{readv, writev};
@@ -40,6 +39,7 @@ use crate::abi::{self, OpenFlags};
 use crate::codec::{self, DecodeError, Message, Reply, Request};
 use crate::crew;
 use crate::desk::Desks;
+use crate::errno::Errno;
 use crate::intake::Intake;
 use crate::pace::{Next, Pace};
 use crate::request::{PollHandle, RequestId};
@@ -63,7 +63,8 @@ pub struct Channel {
 
 /// Why [`Channel::serve`] ended early.
 #[derive(Debug, thiserror::Error)]
-#[error("reading requests of the device: {}", .errno.desc())]
+#[error("reading requests of the device: {}", .errno.description())]
+#[non_exhaustive]
 pub struct ServeError {
     /// The error of `read(2)`.
     pub errno: Errno,
@@ -231,7 +232,7 @@ impl Channel {
         mut pace: Option<&mut Pace>,
     ) -> Result<Option<usize>, ServeError> {
         loop {
-            match readv(&self.fd, pieces) {
+            match readv(&self.fd, pieces).map_err(Errno::of) {
                 // A socket whose other end is closed; the kernel's own channel never says this.
                 Ok(0) | Err(Errno::ECONNRESET) => return Ok(None),
                 Ok(length) => {
@@ -348,7 +349,7 @@ impl Channel {
             flags.set(OFlag::O_NONBLOCK, on);
             fcntl(&self.fd, FcntlArg::F_SETFL(flags))
         });
-        set.map(drop).map_err(|errno| ServeError { errno })
+        set.map(drop).map_err(|errno| ServeError { errno: Errno::of(errno) })
     }
 
     /// Sleeps until there is something to read, or nothing to come; for a descriptor in non-blocking mode.
@@ -380,9 +381,9 @@ fn now() -> Instant {
     Instant::now()
 }
 
-fn retry_interrupted<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+fn retry_interrupted<T>(mut call: impl FnMut() -> nix::Result<T>) -> Result<T, Errno> {
     loop {
-        match call() {
+        match call().map_err(Errno::of) {
             Err(Errno::EINTR) => {}
             result => return result,
         }

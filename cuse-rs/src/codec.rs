@@ -13,10 +13,10 @@
 
 use std::io::IoSlice;
 
-use nix::errno::Errno;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::abi::{self, CuseInitFlags, InitFlags, Opcode, OpenFlags, SetattrFlags};
+use crate::errno::Errno;
 use crate::request::{
     Caller, FileHandle, Ioctl, IoctlFlags, Open, Payload, Poll, PollHandle, Read, RequestId,
     UserRange, Write,
@@ -27,6 +27,7 @@ pub const MAX_PIECES: usize = 8;
 
 /// One message of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Message<'a> {
     /// The id that the reply repeats. Odd for INTERRUPT, even for all others (`FUSE_INT_REQ_BIT`).
     pub id: RequestId,
@@ -76,6 +77,7 @@ pub enum Request<'a> {
 
 /// What the kernel offers in CUSE_INIT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct CuseInit {
     /// Major version of the protocol.
     pub major: u32,
@@ -85,8 +87,17 @@ pub struct CuseInit {
     pub flags: CuseInitFlags,
 }
 
+impl CuseInit {
+    /// A version and flags.
+    #[must_use]
+    pub const fn new(major: u32, minor: u32, flags: CuseInitFlags) -> Self {
+        Self { major, minor, flags }
+    }
+}
+
 /// What the kernel offers in INIT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Init {
     /// Major version of the protocol.
     pub major: u32,
@@ -96,8 +107,17 @@ pub struct Init {
     pub flags: InitFlags,
 }
 
+impl Init {
+    /// A version and flags.
+    #[must_use]
+    pub const fn new(major: u32, minor: u32, flags: InitFlags) -> Self {
+        Self { major, minor, flags }
+    }
+}
+
 /// What a file is asked and a character device is not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum FileRequest {
     /// GETATTR.
     Getattr,
@@ -113,6 +133,7 @@ pub enum FileRequest {
 
 /// What SETATTR sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Setattr {
     /// Which of the following, and which of the times.
     pub valid: SetattrFlags,
@@ -128,8 +149,17 @@ pub struct Setattr {
     pub mtime: (u64, u32),
 }
 
+impl Setattr {
+    /// Sets so much, to 0.
+    #[must_use]
+    pub const fn new(valid: SetattrFlags) -> Self {
+        Self { valid, mode: 0, uid: 0, gid: 0, atime: (0, 0), mtime: (0, 0) }
+    }
+}
+
 /// Why a message could not be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum DecodeError {
     /// Shorter than its header: nobody can be answered.
     #[error("a message of {length} bytes is too short: its header has {}", size_of::<abi::InHeader>())]
@@ -348,8 +378,9 @@ impl<'a> Body<'a> {
 
 /// What a server says about one request.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub enum Reply<'a> {
-    /// The request failed. (A value without a number becomes EIO.)
+    /// The request failed.
     Error(Errno),
     /// The request is done; RELEASE and DESTROY have no more to say.
     Done,
@@ -390,7 +421,7 @@ impl Reply<'_> {
     /// Calls `send` with the bytes of the reply to the request `id`, in pieces, and passes on what it returns.
     pub fn with_pieces<R>(&self, id: RequestId, send: impl FnOnce(&[IoSlice<'_>]) -> R) -> R {
         match *self {
-            Self::Error(errno) => frame(id, -number(errno), &[], send),
+            Self::Error(errno) => frame(id, -errno.number(), &[], send),
             Self::Done => frame(id, 0, &[], send),
             Self::CuseInit(init, info) => {
                 frame(id, 0, &[IoSlice::new(init.as_bytes()), IoSlice::new(info)], send)
@@ -442,7 +473,7 @@ fn retry<R>(
 ) -> R {
     let mut iovecs = [abi::IoctlIovec::default(); abi::IOCTL_MAX_IOV];
     let Some(used) = iovecs.get_mut(..input.len().saturating_add(output.len())) else {
-        return frame(id, -number(Errno::ENOMEM), &[], send);
+        return frame(id, -Errno::ENOMEM.number(), &[], send);
     };
     for (iovec, range) in used.iter_mut().zip(input.iter().chain(output)) {
         *iovec = abi::IoctlIovec { base: range.address, len: range.length as u64 };
@@ -475,11 +506,6 @@ fn frame<R>(
     used[0] = IoSlice::new(header.as_bytes());
     used[1..].copy_from_slice(body);
     send(used)
-}
-
-/// The number of an error, which is never 0: an error of 0 without data would be a malformed success.
-fn number(errno: Errno) -> i32 {
-    if errno == Errno::UnknownErrno { Errno::EIO as i32 } else { errno as i32 }
 }
 
 fn count(ranges: &[UserRange]) -> u32 {

@@ -20,7 +20,7 @@ mod error;
 mod name;
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, IoSliceMut, Write as _};
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -29,12 +29,14 @@ use std::sync::Arc;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::stat::{major, minor};
 
-use crate::abi::{self, CuseInitFlags};
+use crate::abi::{self, CuseInitFlags, Opcode};
 use crate::channel::Channel;
-use crate::codec::{self, CuseInit, Message, Reply, Request};
+use crate::codec::{CuseInit, Message, Reply, Request};
+use crate::errno::Errno;
+use crate::handshake::{HandshakeError, check_version, first_message};
 use crate::request::RequestId;
 
-pub use self::error::{HandshakeError, RegisterError, StopError};
+pub use self::error::{RegisterError, StopError};
 pub use self::name::{DeviceName, NameError};
 
 const CUSE: &str = "/dev/cuse";
@@ -159,12 +161,11 @@ impl DeviceOptions {
     pub fn handshake(&self, fd: OwnedFd) -> Result<Channel, HandshakeError> {
         let channel = Channel::from_fd(fd, self.max_write);
         let mut buffer = vec![0; channel.buffer_size()];
-        let length = channel
-            .receive(&mut [IoSliceMut::new(&mut buffer)], None)?
-            .ok_or(HandshakeError::Ended)?;
-        let (id, offer) = match codec::decode(&buffer[..length])? {
+        let (id, offer) = match first_message(&channel, &mut buffer)? {
             Message { id, request: Request::CuseInit(offer), .. } => (id, offer),
-            Message { opcode, .. } => return Err(HandshakeError::NotInit { opcode }),
+            Message { opcode, .. } => {
+                return Err(HandshakeError::NotInit { opcode, wanted: Opcode::CUSE_INIT });
+            }
         };
         self.accept(&channel, id, offer)?;
         if is_dead(&channel) {
@@ -181,9 +182,7 @@ impl DeviceOptions {
     ) -> Result<(), HandshakeError> {
         let CuseInit { major, minor, flags } = offer;
         tracing::debug!(major, minor, ?flags, "handshake");
-        if major != abi::KERNEL_VERSION || minor < abi::MINIMUM_MINOR_VERSION {
-            return Err(HandshakeError::Version { major, minor });
-        }
+        check_version(major, minor, abi::MINIMUM_MINOR_VERSION)?;
         let init = abi::CuseInitOut {
             major: abi::KERNEL_VERSION,
             minor: minor.min(abi::KERNEL_MINOR_VERSION),
@@ -296,7 +295,7 @@ impl Registration {
         let mut abort: &File = abort;
         match abort.write_all(b"1") {
             // The entry went with the device.
-            Err(error) if error.raw_os_error() == Some(nix::errno::Errno::ENODEV as i32) => Ok(()),
+            Err(error) if error.raw_os_error() == Some(Errno::ENODEV.number()) => Ok(()),
             result => result.map_err(|error| StopError::new(&self.name, error)),
         }
     }

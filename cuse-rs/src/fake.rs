@@ -41,7 +41,6 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, Shutdown, SockFlag, SockType, setsockopt, shutdown, socketpair, sockopt,
@@ -56,6 +55,7 @@ use crate::channel::Channel;
 use crate::channel::Device;
 use crate::codec::Request;
 use crate::cuse::DeviceOptions;
+use crate::errno::Errno;
 use crate::request::{Caller, Ioctl, PollHandle, Read, RequestId, Write};
 
 pub use self::client::{ClientMemory, InitReply};
@@ -379,14 +379,14 @@ impl FakeKernel {
     #[track_caller]
     fn receive(&mut self, timeout: PollTimeout) -> bool {
         let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut fds, timeout) {
+        match poll(&mut fds, timeout).map_err(Errno::of) {
             Ok(0) => return false,
             Ok(_) => {}
             Err(Errno::EINTR) => return true,
             Err(errno) => panic!("fake kernel: polling the socket: {errno}"),
         }
         let mut buffer = std::mem::take(&mut self.buffer);
-        let length = match read(&self.socket, &mut buffer) {
+        let length = match read(&self.socket, &mut buffer).map_err(Errno::of) {
             Ok(length) => length,
             Err(Errno::ECONNRESET) => 0,
             Err(errno) => panic!("fake kernel: reading the socket: {errno}"),

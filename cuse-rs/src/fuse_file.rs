@@ -31,25 +31,26 @@
 mod error;
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::statfs::fstatfs;
 use nix::unistd::{getegid, geteuid};
 
-use crate::abi::{self, InitFlags};
+use crate::abi::{self, InitFlags, Opcode};
 use crate::channel::{Channel, Node};
-use crate::codec::{self, Init, Message, Reply, Request};
+use crate::codec::{Init, Message, Reply, Request};
+use crate::errno::Errno;
+use crate::handshake::{HandshakeError, check_version, first_message};
 use crate::request::RequestId;
 
-pub use self::error::{HandshakeError, MountError, UnmountError};
+pub use self::error::{MountError, UnmountError};
 
 const FUSE: &str = "/dev/fuse";
 
@@ -200,12 +201,11 @@ impl FileOptions {
         let gid = self.gid.unwrap_or_else(|| getegid().as_raw());
         let mut channel = Channel::of_file(fd, self.max_write, Node::new(self.mode, uid, gid));
         let mut buffer = vec![0; channel.buffer_size()];
-        let length = channel
-            .receive(&mut [IoSliceMut::new(&mut buffer)], None)?
-            .ok_or(HandshakeError::Ended)?;
-        let (id, offer) = match codec::decode(&buffer[..length])? {
+        let (id, offer) = match first_message(&channel, &mut buffer)? {
             Message { id, request: Request::Init(offer), .. } => (id, offer),
-            Message { opcode, .. } => return Err(HandshakeError::NotInit { opcode }),
+            Message { opcode, .. } => {
+                return Err(HandshakeError::NotInit { opcode, wanted: Opcode::INIT });
+            }
         };
         let max_write = self.accept(&channel, id, offer)?;
         channel.set_max_write(max_write);
@@ -216,9 +216,7 @@ impl FileOptions {
     fn accept(&self, channel: &Channel, id: RequestId, offer: Init) -> Result<u32, HandshakeError> {
         let Init { major, minor, flags } = offer;
         tracing::debug!(major, minor, ?flags, "handshake");
-        if major != abi::KERNEL_VERSION || minor < abi::MINIMUM_FILE_MINOR_VERSION {
-            return Err(HandshakeError::Version { major, minor });
-        }
+        check_version(major, minor, abi::MINIMUM_FILE_MINOR_VERSION)?;
         let flags = flags & (InitFlags::BIG_WRITES | InitFlags::MAX_PAGES);
         let most =
             if flags.contains(InitFlags::MAX_PAGES) { abi::MAX_FILE_DATA } else { abi::MAX_DATA };
@@ -260,7 +258,7 @@ impl FileOptions {
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         let kind = format!("fuse.{}", self.name);
         mount(Some(self.name.as_str()), path, Some(kind.as_str()), flags, Some(options.as_str()))
-            .map_err(|errno| MountError::Mount { path: path.to_owned(), errno })
+            .map_err(|errno| MountError::Mount { path: path.to_owned(), errno: Errno::of(errno) })
     }
 }
 
@@ -339,9 +337,10 @@ impl Attached {
             (Some(_), Ok(_)) => &through_proc,
             _ => &self.path,
         };
-        match umount2(target, MntFlags::MNT_FORCE | MntFlags::MNT_DETACH) {
+        let unmount = |flags| umount2(target, flags).map_err(Errno::of);
+        match unmount(MntFlags::MNT_FORCE | MntFlags::MNT_DETACH) {
             Err(Errno::EPERM) => {
-                umount2(target, MntFlags::MNT_DETACH).map_err(failed)?;
+                unmount(MntFlags::MNT_DETACH).map_err(failed)?;
                 Err(UnmountError::NotAborted { path: self.path.clone() })
             }
             result => result.map_err(failed),
@@ -372,11 +371,13 @@ impl Placeholder {
                 return Err(MountError::Folder { path: path.to_owned() });
             }
             // The kernel answers `stat` from attributes that it keeps, long after the server has ended. This it always asks.
-            match fstatfs(&there) {
+            match fstatfs(&there).map_err(Errno::of) {
                 Err(errno) if is_stale(errno) => {
                     tracing::warn!(path = %path.display(), "stale mount, removing it");
-                    umount2(path, MntFlags::MNT_DETACH)
-                        .map_err(|errno| MountError::Stale { path: path.to_owned(), errno })?;
+                    umount2(path, MntFlags::MNT_DETACH).map_err(|errno| MountError::Stale {
+                        path: path.to_owned(),
+                        errno: Errno::of(errno),
+                    })?;
                 }
                 // Any other error is the server's own.
                 Ok(_) | Err(_) => return Ok(None),
@@ -407,7 +408,7 @@ impl Drop for Placeholder {
 
 fn open_fuse() -> Result<OwnedFd, MountError> {
     let fuse = OpenOptions::new().read(true).write(true).open(FUSE);
-    fuse.map(OwnedFd::from).map_err(|error| MountError::Open { errno: errno_of(&error) })
+    fuse.map(OwnedFd::from).map_err(|error| MountError::Open { errno: Errno::of_io(&error) })
 }
 
 /// Whether the server of a mount is gone.
@@ -435,7 +436,7 @@ fn resolve(path: &Path) -> io::Result<PathBuf> {
 fn open_path(path: &Path, flags: OFlag) -> Result<File, Errno> {
     let flags = OFlag::O_PATH | flags;
     let opened = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path);
-    opened.map_err(|error| errno_of(&error))
+    opened.map_err(|error| Errno::of_io(&error))
 }
 
 fn read_mount_id(path: &Path) -> io::Result<u64> {
@@ -455,8 +456,4 @@ fn mount_id_of(file: &File) -> io::Result<u64> {
 fn is_dead(channel: &Channel) -> bool {
     let mut fds = [PollFd::new(channel.as_fd(), PollFlags::empty())];
     nix::poll::poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
-}
-
-fn errno_of(error: &io::Error) -> Errno {
-    error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw)
 }

@@ -32,10 +32,12 @@
 //! | [`abi`] | `linux/fuse.h`: layouts and numbers | no |
 //! | [`codec`] | bytes to typed requests, typed replies to bytes | no |
 //! | `request` | what a device is asked | no |
+//! | `errno` | the error of a request | no |
 //! | `channel` | [`Channel`]: the file, the read loop, one `writev` per reply; the trait [`Device`], and one token per open call; what a FUSE file has beyond a device: attributes, the memory of ioctls | yes |
 //! | `pace` | how long that loop looks for a message before it sleeps | no |
 //! | `crew` | threads that take the loop over from each other | threads |
 //! | `desk` | which requests are being handed to the device, for signals that come meanwhile | no |
+//! | `handshake` | what the two handshakes have in common | yes |
 //! | [`cuse`] | the CUSE_INIT handshake, the device's name, node and end | yes |
 //! | [`fuse_file`] | the FUSE_INIT handshake, the mount and its end | yes |
 //! | `fake` (feature `fake-kernel`) | a strict kernel on a socket pair, for tests | yes |
@@ -82,22 +84,21 @@ pub mod codec;
 mod crew;
 pub mod cuse;
 mod desk;
+mod errno;
 #[cfg(feature = "fake-kernel")]
 pub mod fake;
 pub mod fuse_file;
+mod handshake;
 mod intake;
 mod pace;
 mod request;
-
-/// The error of a request: what the client finds in `errno`.
-///
-/// Every value fits the range -511..=-1 that the kernel takes from a server.
-pub use nix::errno::Errno;
 
 pub use crate::channel::{
     Channel, Device, ReplyIoctl, ReplyOpen, ReplyPoll, ReplyRead, ReplyRelease, ReplyWrite,
     ServeError,
 };
+
+pub use crate::{errno::Errno, handshake::HandshakeError};
 
 pub use crate::request::{
     Caller, FileHandle, Ioctl, IoctlFlags, Open, Payload, Poll, PollHandle, Read, RequestId,

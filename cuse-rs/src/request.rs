@@ -11,6 +11,7 @@ pub use crate::abi::IoctlFlags;
 
 /// Who made a system call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Caller {
     /// Thread id in the pid namespace of whoever opened the channel; 0: not visible there.
     pub tid: u32,
@@ -18,6 +19,14 @@ pub struct Caller {
     pub uid: u32,
     /// The thread's fsgid, likewise.
     pub gid: u32,
+}
+
+impl Caller {
+    /// A thread, with its user and its group.
+    #[must_use]
+    pub const fn new(tid: u32, uid: u32, gid: u32) -> Self {
+        Self { tid, uid, gid }
+    }
 }
 
 /// The kernel's name for one request (`unique`), valid until it is answered.
@@ -34,9 +43,18 @@ pub struct PollHandle(pub u64);
 
 /// `open(2)` of the device node or the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Open {
     /// The `O_*` flags.
     pub flags: u32,
+}
+
+impl Open {
+    /// With `O_*` flags.
+    #[must_use]
+    pub const fn new(flags: u32) -> Self {
+        Self { flags }
+    }
 }
 
 /// `read(2)`, `readv(2)` and the like.
@@ -44,6 +62,7 @@ pub struct Open {
 /// One message carries `max_read`, 32 pages and 32 pieces of an iovec; on a FUSE file 256 of both. A call with more room arrives in
 /// pieces. The kernel asks for the next piece only if the one before it was filled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Read {
     /// The open file.
     pub file: FileHandle,
@@ -56,11 +75,20 @@ pub struct Read {
     pub flags: u32,
 }
 
+impl Read {
+    /// The first piece of a call that may wait.
+    #[must_use]
+    pub const fn new(file: FileHandle, size: u32) -> Self {
+        Self { file, offset: 0, size, flags: 0 }
+    }
+}
+
 /// `write(2)`, `writev(2)` and the like.
 ///
 /// One message carries `max_write`, 32 pages and 32 pieces of an iovec; on a FUSE file 256 of both. A call with more data arrives in
 /// pieces. The first piece does not tell that more will follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Write<'a> {
     /// The open file.
     pub file: FileHandle,
@@ -70,6 +98,14 @@ pub struct Write<'a> {
     pub data: Payload<'a>,
     /// The open file's `O_*` flags at this moment: O_NONBLOCK may have been set or cleared since OPEN.
     pub flags: u32,
+}
+
+impl<'a> Write<'a> {
+    /// The first piece of a call that may wait.
+    #[must_use]
+    pub fn new(file: FileHandle, data: impl Into<Payload<'a>>) -> Self {
+        Self { file, offset: 0, data: data.into(), flags: 0 }
+    }
 }
 
 /// What a client writes: a slice, which can be kept.
@@ -141,6 +177,7 @@ impl fmt::Debug for Payload<'_> {
 /// [`retry`](crate::ReplyIoctl::retry). Then the call comes again (from `/dev/cuse` under another id), with `input` read and room for
 /// `output`. A device may retry any number of times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Ioctl<'a> {
     /// The open file.
     pub file: FileHandle,
@@ -156,8 +193,17 @@ pub struct Ioctl<'a> {
     pub output_size: u32,
 }
 
+impl Ioctl<'_> {
+    /// A call as it arrives first, without data.
+    #[must_use]
+    pub const fn new(file: FileHandle, command: u32, argument: u64) -> Self {
+        Self { file, command, argument, flags: IoctlFlags::empty(), input: &[], output_size: 0 }
+    }
+}
+
 /// `poll(2)`, `select(2)`, `epoll_wait(2)`, and `epoll_ctl(2)` too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Poll {
     /// The open file.
     pub file: FileHandle,
@@ -166,6 +212,14 @@ pub struct Poll {
     /// Whom to notify: the caller may go to sleep. Call [`Channel::notify_poll`](crate::Channel::notify_poll)
     /// at every later event, for as long as the file is open: an edge-triggered epoll counts them.
     pub notify: Option<PollHandle>,
+}
+
+impl Poll {
+    /// Of a caller that goes to sleep, if somebody is to be notified.
+    #[must_use]
+    pub const fn new(file: FileHandle, events: u32, notify: Option<PollHandle>) -> Self {
+        Self { file, events, notify }
+    }
 }
 
 /// A range of the caller's memory that an ioctl needs.

@@ -111,7 +111,7 @@ impl DeviceFrontEnd {
             Ok(Reply::Ready(_) | Reply::Opened(_) | Reply::Closed) => {
                 reply.error(cuse_rs::Errno::EIO)
             }
-            Err(errno) => reply.error(to_nix(errno)),
+            Err(errno) => reply.error(to_cuse(errno)),
         };
     }
 }
@@ -248,7 +248,7 @@ impl FrontEnd for DeviceFrontEnd {
             }
             // An error reply has no payload, so it is the same for all of these.
             Err(errno) => {
-                channel.reply_read(id).error(to_nix(errno));
+                channel.reply_read(id).error(to_cuse(errno));
             }
         }
     }
@@ -284,6 +284,6 @@ fn some(ranges: &[UserRange]) -> &[UserRange] {
     &ranges[..count]
 }
 
-fn to_nix(errno: Errno) -> cuse_rs::Errno {
-    cuse_rs::Errno::from_raw(errno.number())
+fn to_cuse(errno: Errno) -> cuse_rs::Errno {
+    cuse_rs::Errno::from_number(errno.number())
 }

@@ -6,8 +6,7 @@
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use nix::errno::Errno;
-
+use crate::errno::Errno;
 use crate::request::RequestId;
 
 /// Messages that came back to us.

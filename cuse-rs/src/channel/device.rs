@@ -3,9 +3,8 @@
 //! Leaves threads, bytes and the kernel to [`Channel`](crate::Channel). A method that is left out behaves as
 //! the kernel does with a driver whose `struct file_operations` lacks it.
 
-use nix::errno::Errno;
-
 use super::reply::{ReplyIoctl, ReplyOpen, ReplyPoll, ReplyRead, ReplyRelease, ReplyWrite};
+use crate::errno::Errno;
 use crate::request::{Caller, FileHandle, Ioctl, Open, Poll, Read, RequestId, Write};
 
 /// `DEFAULT_POLLMASK` of `include/linux/poll.h`: POLLIN | POLLOUT | POLLRDNORM | POLLWRNORM.

@@ -36,7 +36,6 @@ use std::collections::BTreeMap;
 use std::io::{IoSlice, IoSliceMut};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use nix::errno::Errno;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::unistd::Pid;
 
@@ -46,6 +45,7 @@ use crate::abi::{self, IoctlFlags};
 use crate::channel::{Channel, Report};
 use crate::codec::Reply;
 use crate::crew;
+use crate::errno::Errno;
 use crate::request::{Caller, Ioctl, RequestId, UserRange};
 
 /// The ioctls that have no answer yet.
@@ -284,7 +284,8 @@ fn fetch(caller: Caller, ranges: &[UserRange], ioctl: &Ioctl<'_>) -> Result<Vec<
     }
     let remote = remote(ranges, bytes.len())?;
     may_wait(caller)?;
-    let moved = process_vm_readv(thread(caller.tid)?, &mut [IoSliceMut::new(&mut bytes)], &remote)?;
+    let moved = process_vm_readv(thread(caller.tid)?, &mut [IoSliceMut::new(&mut bytes)], &remote)
+        .map_err(Errno::of)?;
     if moved == bytes.len() { Ok(bytes) } else { Err(Errno::EFAULT) }
 }
 
@@ -302,7 +303,8 @@ fn copied_by_kernel(ranges: &[UserRange], ioctl: &Ioctl<'_>) -> Option<Vec<u8>> 
 fn store(caller: Caller, ranges: &[UserRange], bytes: &[u8]) -> Result<(), Errno> {
     let remote = remote(ranges, bytes.len())?;
     may_wait(caller)?;
-    let moved = process_vm_writev(thread(caller.tid)?, &[IoSlice::new(bytes)], &remote)?;
+    let moved = process_vm_writev(thread(caller.tid)?, &[IoSlice::new(bytes)], &remote)
+        .map_err(Errno::of)?;
     if moved == bytes.len() { Ok(()) } else { Err(Errno::EFAULT) }
 }
 

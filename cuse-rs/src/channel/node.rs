@@ -5,7 +5,6 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use nix::errno::Errno;
 use nix::fcntl::OFlag;
 
 use super::barrier::Barrier;
@@ -14,6 +13,7 @@ use super::ioctl::Calls;
 use crate::abi::{self, OpenFlags, SetattrFlags};
 use crate::channel::Channel;
 use crate::codec::{FileRequest, Reply, Setattr};
+use crate::errno::Errno;
 use crate::request::{Caller, Ioctl, RequestId, Write};
 
 /// `S_IFREG`.

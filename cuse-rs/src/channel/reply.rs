@@ -6,10 +6,9 @@
 
 use std::io::IoSlice;
 
-use nix::errno::Errno;
-
 use crate::channel::Channel;
 use crate::codec::Reply;
+use crate::errno::Errno;
 use crate::request::{FileHandle, RequestId, UserRange};
 
 /// What all tokens are: the request, where its answer goes, and whether one is owed still.

@@ -265,7 +265,7 @@ fn replies() {
     let statfs = abi::Kstatfs { bsize: 4096, frsize: 4096, namelen: 255, ..Default::default() };
     let goldens = [
         (Reply::Error(Errno::EINTR), "10000000 fcffffff 2a00000000000000"),
-        (Reply::Error(Errno::UnknownErrno), "10000000 fbffffff 2a00000000000000"),
+        (Reply::Error(Errno::from_number(512)), "10000000 fbffffff 2a00000000000000"),
         (Reply::Done, "10000000 00000000 2a00000000000000"),
         (
             Reply::Opened(file, OpenFlags::STREAM | OpenFlags::DIRECT_IO),

@@ -5,19 +5,16 @@
 use std::io;
 use std::path::PathBuf;
 
-use nix::errno::Errno;
-
 use super::name::DeviceName;
-use crate::abi::{self, Opcode};
-use crate::channel::ServeError;
-use crate::codec::DecodeError;
+use crate::errno::Errno;
+use crate::handshake::HandshakeError;
 
 /// Why a device could not be registered.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegisterError {
     /// `/dev/cuse` cannot be opened: the module is not there, or the caller may not.
-    #[error("opening /dev/cuse: {}{}", .errno.desc(), open_hint(*.errno))]
+    #[error("opening /dev/cuse: {}{}", .errno.description(), open_hint(*.errno))]
     Open {
         /// The error of `open(2)`.
         errno: Errno,
@@ -71,7 +68,7 @@ pub enum RegisterError {
 
 impl RegisterError {
     pub(super) fn open(error: io::Error) -> Self {
-        Self::Open { errno: error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw) }
+        Self::Open { errno: Errno::of_io(&error) }
     }
 }
 
@@ -86,48 +83,6 @@ fn open_hint(errno: Errno) -> &'static str {
     } else {
         ""
     }
-}
-
-/// Why the CUSE_INIT handshake failed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum HandshakeError {
-    /// The first message could not be read.
-    #[error(transparent)]
-    Read(#[from] ServeError),
-    /// The channel ended before its first message.
-    #[error("the channel ended before CUSE_INIT")]
-    Ended,
-    /// The first message makes no sense.
-    #[error("malformed first message: {0}")]
-    Malformed(#[from] DecodeError),
-    /// The first message is another one: the handshake was done before, or this is not `/dev/cuse`.
-    #[error("the first message is {opcode:?}, not CUSE_INIT")]
-    NotInit {
-        /// What it is.
-        opcode: Opcode,
-    },
-    /// The kernel speaks a version that is too old, or one that is not known.
-    #[error(
-        "the kernel speaks FUSE protocol {major}.{minor}; {}.{} or later is needed (Linux 3.10)",
-        abi::KERNEL_VERSION,
-        abi::MINIMUM_MINOR_VERSION
-    )]
-    Version {
-        /// The kernel's major version.
-        major: u32,
-        /// The kernel's minor version.
-        minor: u32,
-    },
-    /// The reply could not be sent.
-    #[error("answering CUSE_INIT: {}", .errno.desc())]
-    Reply {
-        /// The error of `writev(2)`.
-        errno: Errno,
-    },
-    /// The kernel took the reply and gave the connection up: the name or the number is taken.
-    #[error("the kernel refused the device")]
-    Refused,
 }
 
 /// Why a device could not be stopped in order.

@@ -2,10 +2,10 @@
 //!
 //! Each function fails the test for a message that the kernel would refuse, or that breaks the caller.
 
-use nix::errno::Errno;
 use zerocopy::FromBytes;
 
 use crate::abi::{self, IoctlFlags, Opcode};
+use crate::errno::Errno;
 use crate::request::PollHandle;
 
 /// The kernel keeps a page for the ranges of a retry, even where the ioctl has no output.
@@ -34,7 +34,7 @@ pub(super) fn error(header: &abi::OutHeader, body: &[u8]) -> Option<Errno> {
         "fake kernel: error {error} is outside -511..=0, the caller would wait for ever"
     );
     assert!(error == 0 || body.is_empty(), "fake kernel: data after error {error}");
-    (error != 0).then(|| Errno::from_raw(-error))
+    (error != 0).then(|| Errno::from_number(-error))
 }
 
 /// A message without a request.

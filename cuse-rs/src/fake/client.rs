@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use nix::errno::Errno;
 use zerocopy::FromBytes;
 
 use super::{Answer, FakeKernel};
 use crate::abi::{self, CuseInitFlags, IoctlFlags};
 use crate::codec::{CuseInit, Request};
+use crate::errno::Errno;
 use crate::request::{FileHandle, Ioctl, Open, Poll, PollHandle, Read, RequestId, Write};
 
 /// What a server answered to CUSE_INIT.
@@ -99,7 +99,11 @@ impl FakeKernel {
             if reply.flags & IoctlFlags::RETRY.bits() == 0 {
                 memory.scatter(&outputs, rest)?;
                 let failed = (-4095..0).contains(&reply.result);
-                return if failed { Err(Errno::from_raw(-reply.result)) } else { Ok(reply.result) };
+                return if failed {
+                    Err(Errno::from_number(-reply.result))
+                } else {
+                    Ok(reply.result)
+                };
             }
             let mut inputs = iovecs(rest);
             outputs = inputs.split_off(reply.in_iovs as usize);

@@ -5,18 +5,15 @@
 use std::io;
 use std::path::PathBuf;
 
-use nix::errno::Errno;
-
-use crate::abi::{self, Opcode};
-use crate::channel::ServeError;
-use crate::codec::DecodeError;
+use crate::errno::Errno;
+use crate::handshake::HandshakeError;
 
 /// Why a file could not be mounted.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MountError {
     /// `/dev/fuse` cannot be opened: the module is not there, or the caller may not.
-    #[error("opening /dev/fuse: {}{}", .errno.desc(), open_hint(*.errno))]
+    #[error("opening /dev/fuse: {}{}", .errno.description(), open_hint(*.errno))]
     Open {
         /// The error of `open(2)`.
         errno: Errno,
@@ -38,7 +35,7 @@ pub enum MountError {
     /// A mount whose server is gone is in the way.
     #[error(
         "removing the stale mount at {}: {}; try 'umount -l {}' as the user who mounted it",
-        .path.display(), .errno.desc(), .path.display()
+        .path.display(), .errno.description(), .path.display()
     )]
     Stale {
         /// The mount point.
@@ -47,7 +44,7 @@ pub enum MountError {
         errno: Errno,
     },
     /// The kernel refuses the mount.
-    #[error("mounting at {}: {}{}", .path.display(), .errno.desc(), mount_hint(*.errno))]
+    #[error("mounting at {}: {}{}", .path.display(), .errno.description(), mount_hint(*.errno))]
     Mount {
         /// The mount point.
         path: PathBuf,
@@ -85,51 +82,12 @@ fn mount_hint(errno: Errno) -> &'static str {
     }
 }
 
-/// Why the FUSE_INIT handshake failed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum HandshakeError {
-    /// The first message could not be read.
-    #[error(transparent)]
-    Read(#[from] ServeError),
-    /// The channel ended before its first message.
-    #[error("the channel ended before INIT")]
-    Ended,
-    /// The first message makes no sense.
-    #[error("malformed first message: {0}")]
-    Malformed(#[from] DecodeError),
-    /// The first message is another one: the handshake was done before, or this is not `/dev/fuse`.
-    #[error("the first message is {opcode:?}, not INIT")]
-    NotInit {
-        /// What it is.
-        opcode: Opcode,
-    },
-    /// The kernel speaks a version that is too old, or one that is not known.
-    #[error(
-        "the kernel speaks FUSE protocol {major}.{minor}; {}.{} or later is needed (Linux 5.2)",
-        abi::KERNEL_VERSION,
-        abi::MINIMUM_FILE_MINOR_VERSION
-    )]
-    Version {
-        /// The kernel's major version.
-        major: u32,
-        /// The kernel's minor version.
-        minor: u32,
-    },
-    /// The reply could not be sent.
-    #[error("answering INIT: {}", .errno.desc())]
-    Reply {
-        /// The error of `writev(2)`.
-        errno: Errno,
-    },
-}
-
 /// Why a file could not be taken away in order.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum UnmountError {
     /// The kernel refuses.
-    #[error("unmounting {}: {}; its clients are served until the server ends", .path.display(), .errno.desc())]
+    #[error("unmounting {}: {}; its clients are served until the server ends", .path.display(), .errno.description())]
     Unmount {
         /// The mount point.
         path: PathBuf,

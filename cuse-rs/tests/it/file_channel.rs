@@ -7,8 +7,10 @@ use std::thread;
 use cuse_rs::abi::{Attr, InitFlags, Opcode, SetattrFlags};
 use cuse_rs::codec::{FileRequest, Init, Request, Setattr};
 use cuse_rs::fake::FakeKernel;
-use cuse_rs::fuse_file::{FileOptions, HandshakeError, MountError};
-use cuse_rs::{Caller, Channel, Device, Errno, FileHandle, Ioctl, IoctlFlags, Open, Write};
+use cuse_rs::fuse_file::{FileOptions, MountError};
+use cuse_rs::{
+    Caller, Channel, Device, Errno, FileHandle, HandshakeError, Ioctl, IoctlFlags, Open, Write,
+};
 use nix::unistd::gettid;
 
 use crate::device::{INCREMENT, Queue, REVERSE};
@@ -49,7 +51,7 @@ fn the_reply_to_init() {
 #[test]
 fn a_kernel_that_offers_less() {
     let (mut kernel, server) = FakeKernel::new();
-    let init = Init { major: 7, minor: 31, flags: InitFlags::empty() };
+    let init = Init::new(7, 31, InitFlags::empty());
     let id = kernel.send(Request::Init(init));
     let channel = options().handshake(server).unwrap();
     let init = kernel.wait_file_init(id);
@@ -64,10 +66,10 @@ fn handshakes_that_fail() {
         kernel.send_file_init(version.0, version.1);
         let error = options().handshake(server).unwrap_err();
         assert!(
-            matches!(error, HandshakeError::Version { major, minor } if (major, minor) == version)
+            matches!(error, HandshakeError::Version { major, minor, .. } if (major, minor) == version)
         );
     }
-    let error = MountError::from(HandshakeError::Version { major: 7, minor: 30 });
+    let error = MountError::from(HandshakeError::Version { major: 7, minor: 30, minimum: 31 });
     assert_eq!(
         error.to_string(),
         "mounting a file by /dev/fuse: the kernel speaks FUSE protocol 7.30; 7.31 or later is needed (Linux 5.2)"
@@ -75,7 +77,7 @@ fn handshakes_that_fail() {
     let (mut kernel, server) = FakeKernel::new();
     kernel.send_init(7, 38);
     let error = options().handshake(server).unwrap_err();
-    assert!(matches!(error, HandshakeError::NotInit { opcode: Opcode::CUSE_INIT }), "{error}");
+    assert!(matches!(error, HandshakeError::NotInit { opcode: Opcode::CUSE_INIT, .. }), "{error}");
     let (kernel, server) = FakeKernel::new();
     drop(kernel);
     assert!(matches!(options().handshake(server).unwrap_err(), HandshakeError::Ended));
@@ -89,11 +91,13 @@ fn the_device_is_not_asked_about_attributes() {
         assert_eq!(fields(before), (0o100_640, 1, 2, 1, 0x7fff_f000));
         let (atime, mtime) = ((10, 1), (11, 2));
         let valid = SetattrFlags::MODE | SetattrFlags::GID | SetattrFlags::MTIME;
-        let setattr = Setattr { valid, mode: 0o107_604, uid: 8, gid: 9, atime, mtime };
+        let mut setattr = Setattr::new(valid);
+        (setattr.mode, setattr.uid, setattr.gid) = (0o107_604, 8, 9);
+        (setattr.atime, setattr.mtime) = (atime, mtime);
         let set = kernel.attributes(Some(setattr));
         assert_eq!(fields(set), (0o107_604, 1, 9, 1, 0x7fff_f000));
-        let valid = SetattrFlags::SIZE | SetattrFlags::UID;
-        kernel.attributes(Some(Setattr { valid, ..setattr }));
+        setattr.valid = SetattrFlags::SIZE | SetattrFlags::UID;
+        kernel.attributes(Some(setattr));
         let after = kernel.attributes(None);
         assert_eq!(fields(after), (0o107_604, 8, 9, 1, 0x7fff_f000));
         assert_eq!((after.mtime, after.mtimensec), mtime);
@@ -113,7 +117,7 @@ fn the_device_is_not_asked_about_attributes() {
 #[test]
 fn open_files_are_streams() {
     run(Queue::new, |kernel| {
-        let open = kernel.send(Request::Open(Open { flags: 2 }));
+        let open = kernel.send(Request::Open(Open::new(2)));
         let reply = kernel.wait(open).unwrap();
         assert_eq!(reply[8..12], 0x71_u32.to_ne_bytes());
     });
@@ -132,7 +136,8 @@ fn an_appending_write_begins_at_zero() {
         |kernel| {
             for (flags, written) in [(0, 4), (O_APPEND, 0)] {
                 let file = FileHandle(1);
-                let write = Write { file, offset: 0x7fff_f000, data: b"data".into(), flags };
+                let mut write = Write::new(file, b"data");
+                (write.offset, write.flags) = (0x7fff_f000, flags);
                 let id = kernel.send(Request::Write(write));
                 assert_eq!(kernel.wait(id).unwrap()[0], written);
             }
@@ -149,9 +154,10 @@ fn ioctl(
 ) -> Result<(i32, Vec<u8>), Errno> {
     let (file, flags) = (FileHandle(1), IoctlFlags::empty());
     let tid = u32::try_from(gettid().as_raw()).unwrap();
-    kernel.set_caller(Caller { tid, uid: 0, gid: 0 });
-    let id =
-        kernel.send(Request::Ioctl(Ioctl { file, command, argument, flags, input, output_size }));
+    kernel.set_caller(Caller::new(tid, 0, 0));
+    let mut ioctl = Ioctl::new(file, command, argument);
+    (ioctl.flags, ioctl.input, ioctl.output_size) = (flags, input, output_size);
+    let id = kernel.send(Request::Ioctl(ioctl));
     let reply = kernel.wait(id)?;
     Ok((i32::from_ne_bytes(reply[..4].try_into().unwrap()), reply[16..].to_vec()))
 }
@@ -181,11 +187,8 @@ fn what_the_kernel_copies_need_not_be_fetched() {
 #[test]
 fn callers_that_cannot_be_seen() {
     run(Queue::new, |kernel| {
-        kernel.set_caller(Caller { tid: 0, uid: 0, gid: 0 });
-        let (file, flags) = (FileHandle(1), IoctlFlags::empty());
-        let ioctl =
-            Ioctl { file, command: INCREMENT, argument: 8, flags, input: &[], output_size: 0 };
-        let id = kernel.send(Request::Ioctl(ioctl));
+        kernel.set_caller(Caller::new(0, 0, 0));
+        let id = kernel.send(Request::Ioctl(Ioctl::new(FileHandle(1), INCREMENT, 8)));
         assert_eq!(kernel.wait(id), Err(Errno::EPERM));
     });
 }

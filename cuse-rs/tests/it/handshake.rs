@@ -2,9 +2,9 @@
 
 use cuse_rs::abi::{CuseInitFlags, Opcode};
 use cuse_rs::codec::Request;
-use cuse_rs::cuse::{DeviceOptions, HandshakeError, RegisterError};
+use cuse_rs::cuse::{DeviceOptions, RegisterError};
 use cuse_rs::fake::{FakeKernel, InitReply};
-use cuse_rs::{Errno, Open};
+use cuse_rs::{Errno, HandshakeError, Open};
 
 fn options() -> DeviceOptions {
     DeviceOptions::new("net/tunx".parse().expect("a valid name"))
@@ -47,14 +47,14 @@ fn kernels_that_speak_another_version() {
         kernel.send_init(version.0, version.1);
         let error = options().handshake(server).unwrap_err();
         assert!(
-            matches!(error, HandshakeError::Version { major, minor } if (major, minor) == version)
+            matches!(error, HandshakeError::Version { major, minor, .. } if (major, minor) == version)
         );
     }
 }
 
 #[test]
 fn the_message_for_an_old_kernel() {
-    let error = RegisterError::from(HandshakeError::Version { major: 7, minor: 20 });
+    let error = RegisterError::from(HandshakeError::Version { major: 7, minor: 20, minimum: 21 });
     assert_eq!(
         error.to_string(),
         "registering a device at /dev/cuse: the kernel speaks FUSE protocol 7.20; 7.21 or later is \
@@ -65,9 +65,9 @@ fn the_message_for_an_old_kernel() {
 #[test]
 fn channels_that_do_not_begin_with_cuse_init() {
     let (mut kernel, server) = FakeKernel::new();
-    kernel.send(Request::Open(Open { flags: 0 }));
+    kernel.send(Request::Open(Open::new(0)));
     let error = options().handshake(server).unwrap_err();
-    assert!(matches!(error, HandshakeError::NotInit { opcode: Opcode::OPEN }), "{error}");
+    assert!(matches!(error, HandshakeError::NotInit { opcode: Opcode::OPEN, .. }), "{error}");
 
     let (mut kernel, server) = FakeKernel::new();
     kernel.send_bytes(&[0; 39]);

@@ -124,15 +124,10 @@ impl Device for Slow {
 
 #[test]
 fn an_interrupt_of_a_request_in_progress_is_remembered() {
-    let ioctl = Request::Ioctl(Ioctl {
-        file: FileHandle(1),
-        command: 7,
-        argument: 0,
-        flags: IoctlFlags::UNRESTRICTED,
-        input: &[],
-        output_size: 0,
-    });
-    let read = Request::Read(Read { file: FileHandle(1), offset: 0, size: 64, flags: 0 });
+    let mut ioctl = Ioctl::new(FileHandle(1), 7, 0);
+    ioctl.flags = IoctlFlags::UNRESTRICTED;
+    let ioctl = Request::Ioctl(ioctl);
+    let read = Request::Read(Read::new(FileHandle(1), 64));
     for request in [read, ioctl] {
         let (begun, has_begun) = mpsc::channel();
         let (go_on, gone_on) = mpsc::channel();

@@ -18,7 +18,7 @@ fn open_names_files_and_release_forgets_them() {
     fake::run(1, Queue::new, |kernel| {
         assert_eq!(kernel.open(2), Ok(FileHandle(1)));
         assert_eq!(kernel.open(2), Ok(FileHandle(2)));
-        kernel.set_caller(Caller { tid: 0, uid: 13, gid: 13 });
+        kernel.set_caller(Caller::new(0, 13, 13));
         assert_eq!(kernel.open(O_NONBLOCK), Err(Errno::EACCES));
         kernel.release(FileHandle(1));
         kernel.release(FileHandle(2));
@@ -35,7 +35,7 @@ fn the_device_learns_who_calls() {
             reply.opened(FileHandle(u64::MAX));
         }
     }
-    let caller = Caller { tid: 77, uid: 5, gid: u32::MAX - 1 };
+    let caller = Caller::new(77, 5, u32::MAX - 1);
     fake::run(
         1,
         |_| Witness(&seen),
@@ -44,7 +44,7 @@ fn the_device_learns_who_calls() {
             assert_eq!(kernel.open(0x8802), Ok(FileHandle(u64::MAX)));
         },
     );
-    assert_eq!(*seen.lock().unwrap(), Some((caller, Open { flags: 0x8802 })));
+    assert_eq!(*seen.lock().unwrap(), Some((caller, Open::new(0x8802))));
 }
 
 #[test]
@@ -74,10 +74,12 @@ fn the_next_piece_of_a_call_is_told_from_a_new_call() {
     fake::run(1, Queue::new, |kernel| {
         let file = kernel.open(2).unwrap();
         kernel.write(file, b"next", 0).unwrap();
-        let read = Read { file, offset: 131072, size: 64, flags: 0 };
+        let mut read = Read::new(file, 64);
+        read.offset = 131072;
         let id = kernel.send(Request::Read(read));
         assert_eq!(kernel.wait(id), Ok(Vec::new()));
-        let write = Write { file, offset: 131072, data: b"rest".into(), flags: 0 };
+        let mut write = Write::new(file, b"rest");
+        write.offset = 131072;
         let id = kernel.send(Request::Write(write));
         kernel.wait(id).unwrap();
     });
@@ -239,7 +241,8 @@ fn an_ioctl_of_the_largest_size_passes() {
             let input = &[7; 131072];
             let flags = IoctlFlags::UNRESTRICTED | IoctlFlags::COMPAT | IoctlFlags::BITS_32;
             let (file, command, argument, output_size) = (FileHandle(0), 1, 2, 131072);
-            let ioctl = Ioctl { file, command, argument, flags, input, output_size };
+            let mut ioctl = Ioctl::new(file, command, argument);
+            (ioctl.flags, ioctl.input, ioctl.output_size) = (flags, input, output_size);
             let id = kernel.send(Request::Ioctl(ioctl));
             assert_eq!(kernel.wait(id).unwrap().len(), 16 + 131072);
         },

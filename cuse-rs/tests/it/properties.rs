@@ -32,12 +32,17 @@ fn almost_a_message() -> impl Strategy<Value = Vec<u8>> {
 fn requests(data: &[u8], [a, b, c]: [u32; 3], [d, e, f]: [u64; 3]) -> [Request<'_>; 5] {
     let file = FileHandle(d);
     let flags = IoctlFlags::from_bits_retain(b);
-    let ioctl = Ioctl { file, command: a, argument: e, flags, input: data, output_size: c };
+    let mut ioctl = Ioctl::new(file, a, e);
+    (ioctl.flags, ioctl.input, ioctl.output_size) = (flags, data, c);
+    let mut read = Read::new(file, a);
+    (read.offset, read.flags) = (e, b);
+    let mut write = Write::new(file, data);
+    (write.offset, write.flags) = (e, c);
     [
-        Request::Read(Read { file, offset: e, size: a, flags: b }),
-        Request::Write(Write { file, offset: e, data: data.into(), flags: c }),
+        Request::Read(read),
+        Request::Write(write),
         Request::Ioctl(ioctl),
-        Request::Poll(Poll { file, events: a, notify: (f % 2 == 0).then_some(PollHandle(e)) }),
+        Request::Poll(Poll::new(file, a, (f % 2 == 0).then_some(PollHandle(e)))),
         Request::Release(file),
     ]
 }

@@ -154,5 +154,5 @@ fn read(mut file: &File, size: usize) -> io::Result<Vec<u8>> {
 }
 
 fn errno<T>(result: io::Result<T>) -> Option<Errno> {
-    result.err().and_then(|error| error.raw_os_error()).map(Errno::from_raw)
+    result.err().and_then(|error| error.raw_os_error()).map(Errno::from_number)
 }

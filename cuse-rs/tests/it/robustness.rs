@@ -11,20 +11,14 @@ use crate::device::Queue;
 
 fn one_of_each_kind() -> [Request<'static>; 6] {
     let file = FileHandle(1);
-    let ioctl = Ioctl {
-        file,
-        command: 1,
-        argument: 2,
-        flags: IoctlFlags::UNRESTRICTED,
-        input: b"input",
-        output_size: 9,
-    };
+    let mut ioctl = Ioctl::new(file, 1, 2);
+    (ioctl.flags, ioctl.input, ioctl.output_size) = (IoctlFlags::UNRESTRICTED, b"input", 9);
     [
-        Request::Open(Open { flags: 2 }),
-        Request::Read(Read { file, offset: 0, size: 64, flags: 0 }),
-        Request::Write(Write { file, offset: 0, data: b"data".into(), flags: 0 }),
+        Request::Open(Open::new(2)),
+        Request::Read(Read::new(file, 64)),
+        Request::Write(Write::new(file, b"data")),
         Request::Ioctl(ioctl),
-        Request::Poll(Poll { file, events: 1, notify: Some(PollHandle(2)) }),
+        Request::Poll(Poll::new(file, 1, Some(PollHandle(2)))),
         Request::Release(file),
     ]
 }

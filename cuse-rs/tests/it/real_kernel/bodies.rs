@@ -20,6 +20,9 @@ use nix::unistd::Pid;
 use super::{BLOCKING, Backend, O_NONBLOCK, errno, open, read};
 use crate::device::{CREEP, INCREMENT, PLUS_ONE, Queue, REVERSE};
 
+/// What the client gets, from the kernel.
+const EFAULT: nix::errno::Errno = nix::errno::Errno::EFAULT;
+
 nix::ioctl_write_int_bad!(plus_one, PLUS_ONE);
 nix::ioctl_write_int_bad!(increment_at, INCREMENT);
 nix::ioctl_readwrite_bad!(increment, INCREMENT, [u8; 8]);
@@ -116,7 +119,7 @@ pub(super) fn ioctls_with_retry(backend: Backend) {
         assert_eq!(unsafe { increment(fd, &raw mut bytes) }, Ok(0));
         assert_eq!(bytes, [2, 3, 4, 5, 6, 7, 8, 0]);
         // SAFETY: the device is refused memory that is not mapped.
-        assert_eq!(unsafe { increment_at(fd, 8) }, Err(Errno::EFAULT));
+        assert_eq!(unsafe { increment_at(fd, 8) }, Err(EFAULT));
     });
 }
 
@@ -310,13 +313,13 @@ pub(super) fn ioctls_at_the_edge_of_memory(backend: Backend) {
         let fixed = b"read only!";
         let mut pointer = [fixed.as_ptr() as u64, fixed.len() as u64];
         // SAFETY: the device is refused memory that cannot be written.
-        assert_eq!(unsafe { reverse(fd, &raw mut pointer) }, Err(Errno::EFAULT));
+        assert_eq!(unsafe { reverse(fd, &raw mut pointer) }, Err(EFAULT));
         assert_eq!(fixed, b"read only!");
         // SAFETY: the device is refused memory that is not mapped.
-        assert_eq!(unsafe { creep(fd, 5) }, Err(Errno::EFAULT));
+        assert_eq!(unsafe { creep(fd, 5) }, Err(EFAULT));
         let edge = end_of_a_mapping();
         // SAFETY: the device is refused the eight bytes, of which only four can be read.
-        assert_eq!(unsafe { increment(fd, edge.wrapping_byte_sub(4)) }, Err(Errno::EFAULT));
+        assert_eq!(unsafe { increment(fd, edge.wrapping_byte_sub(4)) }, Err(EFAULT));
         // SAFETY: the device reads and writes eight bytes that nobody else uses.
         assert_eq!(unsafe { increment(fd, edge.wrapping_byte_sub(8)) }, Ok(0));
     });

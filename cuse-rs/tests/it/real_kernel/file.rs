@@ -198,7 +198,7 @@ fn a_mapping_takes_no_message() {
             // SAFETY: the mapping has this length; the kernel finds out that it has no content.
             let content = unsafe { std::slice::from_raw_parts(start.as_ptr(), 4096) };
             let (_reader, writer) = std::io::pipe().unwrap();
-            assert_eq!(nix::unistd::write(&writer, content), Err(Errno::EFAULT));
+            assert_eq!(nix::unistd::write(&writer, content), Err(nix::errno::Errno::EFAULT));
             assert_eq!(positions.0.lock().unwrap()[..], []);
         },
     );
@@ -281,7 +281,7 @@ fn ioctls_that_the_kernel_restricts() {
         assert_eq!(unsafe { unsaid(fd, &raw mut bytes) }, Ok(7));
         assert_eq!(bytes, [3; 40]);
         // SAFETY: the kernel refuses memory that is not mapped.
-        assert_eq!(unsafe { by_value(fd, 1) }, Err(Errno::EFAULT));
+        assert_eq!(unsafe { by_value(fd, 1) }, Err(nix::errno::Errno::EFAULT));
         let until_done = |mut step: Box<dyn FnMut() -> usize>| while step() == 0 {};
         thread::scope(|scope| {
             let client = scope.spawn(|| {
@@ -297,7 +297,7 @@ fn ioctls_that_the_kernel_restricts() {
                 unsafe { retry_later(fd, &raw mut bytes) }
             });
             until_done(Box::new(|| (&file).read(&mut [0; 9]).unwrap()));
-            assert_eq!(client.join().unwrap(), Err(Errno::EIO));
+            assert_eq!(client.join().unwrap(), Err(nix::errno::Errno::EIO));
         });
     });
 }

@@ -9,7 +9,7 @@ use std::sync::{Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use cuse_rs::{Caller, Device, Errno, ReplyWrite, Write};
+use cuse_rs::{Caller, Device, ReplyWrite, Write};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
@@ -53,7 +53,7 @@ fn a_mapping_of_the_file_itself_is_a_bad_address() {
         });
         for _ in 0..3 {
             let result = results.recv_timeout(DEADLINE).expect("the server waits for itself");
-            assert_eq!(result, Err(Errno::EFAULT));
+            assert_eq!(result, Err(nix::errno::Errno::EFAULT));
         }
         (&file).write_all(b"still there").unwrap();
         assert_eq!(read(&file, 64).unwrap(), b"still there");
@@ -130,7 +130,7 @@ fn a_caller_whose_memory_does_not_come_holds_up_nobody() {
         assert_eq!((&message[..], length, &bytes), (&b"meanwhile"[..], 8, b"hgfedcba"));
 
         pthread_kill(named.recv().unwrap(), Signal::SIGUSR2).unwrap();
-        assert_eq!(caller.join().unwrap(), Err(Errno::EINTR));
+        assert_eq!(caller.join().unwrap(), Err(nix::errno::Errno::EINTR));
 
         go_on.send(()).unwrap();
         writer.join().unwrap().unwrap();
@@ -180,7 +180,7 @@ fn a_user_whose_memory_does_not_come_leaves_others_their_ioctls() {
         for _ in 0..SHARE {
             let result =
                 results.recv_timeout(DEADLINE).expect("those beyond the share are answered");
-            assert_eq!(result, Err(Errno::ENOMEM));
+            assert_eq!(result, Err(nix::errno::Errno::ENOMEM));
         }
         let (done, others) = mpsc::channel();
         scope.spawn(move || {
