@@ -1,8 +1,13 @@
 //! What the program says where there is no daemon, and no device can be had.
 
-use std::process::Command;
+use std::{process::Command, time::Duration};
 
-use crate::support::daemon::{MEMTUN, Run, run};
+use memtun_client::PATIENCE;
+
+use crate::support::{
+    Background,
+    daemon::{MEMTUN, Run, run},
+};
 
 pub const TESTS: &[(&str, fn())] = &[
     ("usage_errors_exit_with_2", usage_errors_exit_with_2),
@@ -13,6 +18,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("log_options_are_checked", log_options_are_checked),
     ("help_names_every_verb", help_names_every_verb),
     ("missing_daemon_is_named", missing_daemon_is_named),
+    ("mute_daemon_is_given_up", mute_daemon_is_given_up),
     ("missing_cuse_is_named", missing_cuse_is_named),
     ("units_are_valid", units_are_valid),
 ];
@@ -180,6 +186,32 @@ fn missing_daemon_is_named() {
     drop(std::os::unix::net::UnixListener::bind(path).unwrap());
     let error = memtun(&["list", "--control", path]).failed(1);
     assert!(error.contains("Connection refused"), "{error}");
+}
+
+/// The kernel accepts connections for a daemon that is stopped.
+fn mute_daemon_is_given_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("control");
+    let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let runs = [
+        (&["list"][..], PATIENCE),
+        (&["take", "tun0", "--timeout", "1h"], PATIENCE),
+        // It is this one that may still have to start.
+        (&["wait", "--timeout", "1s"], PATIENCE + Duration::from_secs(1)),
+    ]
+    .map(|(arguments, after)| {
+        let mut command = Command::new(MEMTUN);
+        command.args(arguments).env("MEMTUN_CONTROL", &path);
+        (arguments, after, Background::start(move || run(&mut command, b"")))
+    });
+    for (arguments, after, run) in runs {
+        let error = run.join("a verb without a daemon").failed(1);
+        let said = format!(
+            "memtun: the daemon of control socket {} did not answer within {after:?}; it may be stopped or overloaded",
+            path.display()
+        );
+        assert_eq!(error, said, "{arguments:?}");
+    }
 }
 
 fn missing_cuse_is_named() {

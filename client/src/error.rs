@@ -5,6 +5,7 @@ use std::{
     fmt, fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use memtun_proto::Failure;
@@ -19,6 +20,13 @@ pub enum ClientError {
         path: PathBuf,
         /// What the kernel said.
         source: io::Error,
+    },
+    /// The daemon accepted no connection, sent no greeting, or did not answer a call in time. The connection is closed.
+    Unresponsive {
+        /// The path.
+        path: PathBuf,
+        /// How long it had.
+        after: Duration,
     },
     /// The daemon speaks another version of the protocol.
     Protocol {
@@ -44,6 +52,7 @@ impl ClientError {
         match self {
             Self::Refused(failure) => Some(&failure.code),
             Self::Connect { .. }
+            | Self::Unresponsive { .. }
             | Self::Protocol { .. }
             | Self::Garbled(_)
             | Self::Io(_)
@@ -60,6 +69,11 @@ impl fmt::Display for ClientError {
                 "connecting to control socket {}: {source}; {}",
                 path.display(),
                 advice(path, source)
+            ),
+            Self::Unresponsive { path, after } => write!(
+                f,
+                "the daemon of control socket {} did not answer within {after:?}; it may be stopped or overloaded",
+                path.display()
             ),
             Self::Protocol { daemon, ours } => write!(
                 f,
@@ -82,7 +96,7 @@ impl Error for ClientError {
             Self::Garbled(error) => Some(error),
             // It is the failure, not caused by it.
             Self::Refused(failure) => failure.source(),
-            Self::Protocol { .. } | Self::Closed => None,
+            Self::Unresponsive { .. } | Self::Protocol { .. } | Self::Closed => None,
         }
     }
 }

@@ -50,6 +50,10 @@ impl Host {
 impl Method for Host {
     const NAME: &'static str = "host";
     type Result = Hosted;
+
+    fn longest_wait(&self) -> Duration {
+        Duration::from_millis(self.timeout_ms)
+    }
 }
 
 /// What it gives.

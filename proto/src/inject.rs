@@ -87,6 +87,10 @@ impl Inject {
 impl Method for Inject {
     const NAME: &'static str = "inject";
     type Result = Injected;
+
+    fn longest_wait(&self) -> Duration {
+        Duration::from_millis(self.timeout_ms)
+    }
 }
 
 /// What it gives.

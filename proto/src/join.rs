@@ -37,6 +37,10 @@ impl Join {
 impl Method for Join {
     const NAME: &'static str = "join";
     type Result = Joined;
+
+    fn longest_wait(&self) -> Duration {
+        Duration::from_millis(self.timeout_ms)
+    }
 }
 
 /// What it gives.

@@ -10,6 +10,11 @@ pub trait Method: Serialize + DeserializeOwned {
     const NAME: &'static str;
     /// What the daemon answers.
     type Result: Serialize + DeserializeOwned + Send + 'static;
+
+    /// How long the daemon may wait for something to happen before it answers, as the parameters say (`timeout_ms`).
+    fn longest_wait(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 /// How long `take` and `wait` wait unless they are told, in milliseconds.

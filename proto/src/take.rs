@@ -80,6 +80,10 @@ impl Take {
 impl Method for Take {
     const NAME: &'static str = "take";
     type Result = Taken;
+
+    fn longest_wait(&self) -> Duration {
+        Duration::from_millis(self.timeout_ms)
+    }
 }
 
 /// What it gives.

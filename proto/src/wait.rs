@@ -56,6 +56,10 @@ impl Wait {
 impl Method for Wait {
     const NAME: &'static str = "wait";
     type Result = Met;
+
+    fn longest_wait(&self) -> Duration {
+        Duration::from_millis(self.timeout_ms)
+    }
 }
 
 /// What it gives.
