@@ -15,6 +15,10 @@ pub const TESTS: &[(&str, fn())] = &[
         "bad_values_are_named_before_a_daemon_is_asked",
         bad_values_are_named_before_a_daemon_is_asked,
     ),
+    ("options_have_an_effect_or_are_refused", options_have_an_effect_or_are_refused),
+    ("empty_variable_is_named", empty_variable_is_named),
+    ("help_that_cannot_be_written_is_an_error", help_that_cannot_be_written_is_an_error),
+    ("own_folder_goes_with_the_daemon", own_folder_goes_with_the_daemon),
     ("log_options_are_checked", log_options_are_checked),
     ("help_names_every_verb", help_names_every_verb),
     ("missing_daemon_is_named", missing_daemon_is_named),
@@ -73,6 +77,15 @@ fn usage_errors_exit_with_2() {
         &["serve", "--cuse", "x", "--control-mode", "8"],
         &["serve", "--cuse", "x", "--threads", "0"],
         &["serve", "--mode", "0600"],
+        &["serve", "--fuse", "x", "--number", "241:0"],
+        &["run", "--names", "a", "--require-net-admin", "--", "true"],
+        &["run", "--use", "x", "--names", "a", "--", "true"],
+        &["run", "--use", "x", "--memory", "8M", "--", "true"],
+        &["run", "--use", "x", "--memory-per-user", "8M", "--", "true"],
+        &["run", "--use", "x", "--cpu", "0", "--", "true"],
+        &["run", "--use", "x", "--no-spin", "--", "true"],
+        &["run", "--wait-attached", "--", "true"],
+        &["wait", "--", "tun0"],
     ] {
         wrong_usage(memtun(arguments), arguments);
     }
@@ -83,7 +96,10 @@ fn bad_values_are_named_before_a_daemon_is_asked() {
     let udp = |from, to| ["inject", "tun0", "--udp", "--from", from, "--to", to];
     let host = |forward| ["host", "tun0", "--addr", "10.0.0.1/24", "--forward", forward];
     for (arguments, said) in [
-        (&["inject", "tun0", "--hex", "4"][..], "give two hex digits for each byte"),
+        (
+            &["inject", "tun0", "--hex", "4"][..],
+            "'4' for '--hex <HEX>': give two hex digits for each",
+        ),
         (&["inject", "tun0", "--hex", "4x"], "give two hex digits for each byte"),
         (
             &["inject", "tun0", "--hex", "45", "--from", "10.0.0.1"],
@@ -104,6 +120,17 @@ fn bad_values_are_named_before_a_daemon_is_asked() {
         (&["join", "tun0", "tun0"], "cannot be joined to itself"),
         (&host("7:127.0.0.1:7"), "port 7 of the host has a service already"),
         (&["serve"], "<--cuse <NAME>|--fuse <PATH>>"),
+        (&["wait", "tun0"], "memtun wait [OPTIONS] [<TUNNEL> <STATE>]"),
+        (&["take", "tun0", "-n", "0"], ": give a number from 1 to 4294967295"),
+        (&["take", "tun0", "-n", "-3"], ": give a number from 1 to 4294967295"),
+        (
+            &["take", "tun0", "--timeout", "soon"],
+            "'--timeout <DURATION>': give a number and a unit",
+        ),
+        (&["serve", "--fuse", "x", "--threads", "0"], ": give a number from 1 to 255"),
+        (&["inject", "tun0", "--ping", "--id", "70000"], ": give a number from 0 to 65535"),
+        (&["inject", "tun0", "--ping", "--seq", "one"], ": give a number from 0 to 65535"),
+        (&["list", "--control", ""], "if MEMTUN_CONTROL is empty, unset it"),
     ] {
         let error = wrong_usage(memtun(arguments), arguments);
         assert!(error.contains(said), "{arguments:?}: {error}");
@@ -129,6 +156,90 @@ fn bad_values_are_named_before_a_daemon_is_asked() {
     }
     let word = ["take", "tun0", "-1s"];
     assert!(!wrong_usage(memtun(&word), &word).contains("-- -1s"));
+}
+
+/// Each is fine where it means something, see the tests of its verb.
+fn options_have_an_effect_or_are_refused() {
+    let ping = ["inject", "tun0", "--ping", "--from", "10.0.0.1", "--to", "10.0.0.2"];
+    let udp = ["inject", "tun0", "--udp", "--from", "10.0.0.1:1", "--to", "10.0.0.2:1"];
+    let hex = ["inject", "tun0", "--hex", "45"];
+    let file = ["serve", "--fuse", "x"];
+    let run = ["run", "--no-spin"];
+    let program = ["--", "true"];
+    for (before, options, after, said) in [
+        (&ping[..], &["--data", "x"][..], &[][..], "'--data <TEXT>'"),
+        (&udp, &["--id", "1"], &[], "'--id <N>'"),
+        (&udp, &["--seq", "1"], &[], "'--seq <N>'"),
+        (&hex, &["--data", "x"], &[], "--udp"),
+        (&hex, &["--no-wait", "--timeout", "1s"], &[], "'--no-wait'"),
+        (&file, &["--memory-per-user", "257M"], &[], "cannot take more memory than all"),
+        (&file, &["--memory", "8M", "--memory-per-user", "9M"], &[], "more memory than all"),
+        (&file, &["--threads", "2", "--no-spin"], &[], "--no-spin is for a single thread"),
+        (&file, &["--interface-optional"], &[], "give --interface shadow or bridge"),
+        (&file, &["--interface-optional", "--interface", "none"], &[], "give --interface shadow"),
+        (&file, &["--names", "a", "--interface", "shadow"], &[], "give --allow-unprivileged with"),
+        (&run, &["--memory-per-user", "257M"], &program, "cannot take more memory than all"),
+        (&run, &["--interface-optional"], &program, "give --interface shadow or bridge"),
+        (
+            &run,
+            &["--no-intercept", "--front-end", "cuse"],
+            &program,
+            "--no-intercept is for a file",
+        ),
+    ] {
+        let arguments = [before, options, after].concat();
+        let error = wrong_usage(memtun(&arguments), &arguments);
+        assert!(error.contains(said), "{arguments:?}: {error}");
+    }
+    // These names have an effect without --allow-unprivileged, so that it is not asked for. There is no such folder.
+    let folder = ["--control", "/nonexistent/control"];
+    let arguments = [&file[..], &folder, &["--names", "a"]].concat();
+    assert!(memtun(&arguments).failed(1).contains("there is no folder /nonexistent"));
+    let arguments = [&run[..], &folder, &["--net", "--interface-optional"], &program].concat();
+    assert!(memtun(&arguments).failed(125).contains("there is no folder /nonexistent"));
+}
+
+fn empty_variable_is_named() {
+    let mut list = Command::new(MEMTUN);
+    let error = wrong_usage(run(list.arg("list").env("MEMTUN_CONTROL", ""), b""), &["list"]);
+    assert!(error.contains("if MEMTUN_CONTROL is empty, unset it"), "{error}");
+}
+
+fn help_that_cannot_be_written_is_an_error() {
+    for arguments in [&["--help"][..], &["--version"], &["take", "--help"]] {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let help = Command::new(MEMTUN).args(arguments).stdout(full).output().unwrap();
+        let said = String::from_utf8(help.stderr).unwrap();
+        let wanted = "memtun: writing to standard output: No space left on device (os error 28)\n";
+        assert_eq!((help.status.code(), said.as_str()), (Some(1), wanted), "{arguments:?}");
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let help = Command::new(MEMTUN).args(arguments).stdout(writer).output().unwrap();
+        assert!(help.stderr.is_empty(), "{arguments:?}: {help:?}");
+    }
+}
+
+/// Of `/run/memtun`. What somebody else has made, or has something in, stays.
+fn own_folder_goes_with_the_daemon() {
+    if !nix::unistd::geteuid().is_root() || std::fs::metadata("/dev/fuse").is_err() {
+        println!("SKIP own_folder_goes_with_the_daemon: it needs root and /dev/fuse");
+        return;
+    }
+    for (prepare, left) in [
+        ("", "ls: /run/memtun is gone"),
+        ("mkdir /run/memtun;", ""),
+        ("MEANWHILE='touch /run/memtun/other';", "other"),
+    ] {
+        let script = format!(
+            "mount -t tmpfs tmpfs /run; {prepare}
+            \"$0\" serve -q --fuse /run/memtun/tun & \"$0\" wait --timeout 20s && eval \"$MEANWHILE\"
+            kill $!; wait; if [ -d /run/memtun ]; then ls /run/memtun; else echo 'ls: /run/memtun is gone'; fi"
+        );
+        let mut shell = Command::new("unshare");
+        shell.args(["-m", "sh", "-c", &script, MEMTUN]).env_remove("MEMTUN_CONTROL");
+        let said = run(&mut shell, b"").succeeded();
+        assert_eq!(said.trim_end(), left, "{prepare}");
+    }
 }
 
 /// Status 2, and how the verb is used.

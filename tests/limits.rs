@@ -27,8 +27,10 @@ use nix::{
 
 use crate::{
     DeviceTest,
+    device::inject,
     support::{
         daemon::{Backend, Daemon, MEMTUN, run},
+        datagram,
         device::{NO_PI, TUN, TunFile},
         network::Network,
         program::{Program, compiled},
@@ -37,6 +39,7 @@ use crate::{
 };
 
 pub const TESTS: &[DeviceTest] = &[
+    ("shorter_queue_loses_the_newest_uncounted", shorter_queue_loses_the_newest_uncounted),
     ("memory_of_one_user_is_not_anothers", memory_of_one_user_is_not_anothers),
     ("memory_is_returned_to_the_system", memory_is_returned_to_the_system),
     (
@@ -51,6 +54,25 @@ pub const TESTS: &[DeviceTest] = &[
         descriptors_are_raised_and_the_program_gets_what_was,
     ),
 ];
+
+/// As `tun_queue_resize` does: `ptr_ring_resize_multiple_bh` frees what has no place, and nobody counts it. What finds the queue full
+/// is counted.
+fn shorter_queue_loses_the_newest_uncounted(backend: Backend) {
+    let daemon = Daemon::start(backend);
+    let file = TunFile::attached(&daemon.device, "tun0", TUN | NO_PI);
+    for number in 0..10 {
+        inject(&mut daemon.client(), "tun0", &datagram(number));
+    }
+    daemon.memtun(&["set", "tun0", "txqueuelen", "4"]).succeeded();
+    let dropped = || daemon.list().tunnels[0].counters.to_client_dropped.datagrams;
+    assert_eq!(dropped(), 0);
+    daemon.memtun(&["inject", "tun0", "--hex", "45"]).failed(1);
+    assert_eq!(dropped(), 1);
+    for number in 0..4 {
+        assert_eq!(file.read(), Ok(datagram(number)));
+    }
+    assert_eq!(daemon.list().tunnels[0].files[0].read_buffer.datagrams, 0);
+}
 
 const NOBODY: u32 = 65_534;
 

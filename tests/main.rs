@@ -40,6 +40,7 @@ mod restart;
 mod run;
 mod support;
 mod terminal;
+mod use_device;
 
 use std::process::ExitCode;
 
@@ -141,6 +142,7 @@ fn device_trials(backend: Backend, compat: &Gate) -> Vec<Trial> {
     let tests = [
         device::TESTS,
         control::TESTS,
+        use_device::TESTS,
         limits::TESTS,
         control_costs::TESTS,
         log::TESTS,

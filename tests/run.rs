@@ -39,6 +39,7 @@ const OF_PROGRAMS: &[RunTest] = &[
     ("memtun_says_nothing_of_its_own", memtun_says_nothing_of_its_own),
     ("closed_socket_says_whose_it_is", closed_socket_says_whose_it_is),
     ("nested_runs_have_sockets_of_their_own", nested_runs_have_sockets_of_their_own),
+    ("socket_that_is_said_is_that_or_an_error", socket_that_is_said_is_that_or_an_error),
     ("net_admin_is_asked_for_if_wanted", net_admin_is_asked_for_if_wanted),
     ("unwritable_standard_error_changes_nothing", unwritable_standard_error_changes_nothing),
     ("signals_are_passed_on", signals_are_passed_on),
@@ -270,6 +271,25 @@ fn nested_runs_have_sockets_of_their_own(user: User) {
     let run = crate::support::daemon::run(&mut user.memtun_run(&control, &inner), b"");
     assert_eq!(run.status, 0, "{run:?}");
     assert!(run.stdout.starts_with('/') && run.stdout.trim_end() != control.to_str().unwrap());
+}
+
+/// Whoever says a path looks for the socket there. A variable may be that of the shell around.
+fn socket_that_is_said_is_that_or_an_error(user: User) {
+    let (_folder, control) = folder();
+    let path = control.to_str().unwrap();
+    let inner = [
+        "--",
+        "sh",
+        "-c",
+        "\"$0\" run --control \"$MEMTUN_CONTROL\" -- true; echo $?; \"$0\" list",
+        MEMTUN,
+    ];
+    let run = run(&mut user.memtun_run(&control, &inner), b"");
+    let said = format!(
+        "memtun: control socket {path} is in use by another daemon; stop that one, or give another path with --control\n"
+    );
+    assert_eq!((run.status, run.stderr), (0, said));
+    assert!(run.stdout.starts_with("125\n") && control.metadata().is_err(), "{}", run.stdout);
 }
 
 fn net_admin_is_asked_for_if_wanted(user: User) {

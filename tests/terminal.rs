@@ -39,6 +39,7 @@ pub const OF_DEVICE: &[crate::DeviceTest] = &[
     ("terminal_shows_what_is_watched_at_once", terminal_shows_what_is_watched_at_once),
     ("terminal_interrupts_what_waits", terminal_interrupts_what_waits),
     ("terminal_interrupts_a_daemon_in_order", terminal_interrupts_a_daemon_in_order),
+    ("terminal_that_is_read_is_told", terminal_that_is_read_is_told),
 ];
 
 const MISSING: &str = "/nonexistent/control";
@@ -307,4 +308,33 @@ fn terminal_interrupts_a_daemon_in_order(backend: Backend) {
         "{text}"
     );
     assert!(!device.exists() && !control.exists());
+}
+
+/// Who types a command that waits for input learns that it does, and how the input ends.
+fn terminal_that_is_read_is_told(backend: Backend) {
+    const CTRL_D: &str = "\x04";
+    let daemon = Daemon::start(backend);
+    let file = TunFile::attached(&daemon.device, "tun0", TUN | NO_PI);
+    let start = |arguments: &[&str]| {
+        let mut command = memtun(arguments);
+        command.env("MEMTUN_CONTROL", &daemon.control).env("NO_COLOR", "1");
+        Terminal::start(&command, 80)
+    };
+    let said =
+        "memtun: reading from the terminal; Ctrl-D at the start of a line ends the input\r\n";
+    for arguments in [&["inject", "tun0"][..], &["inject", "tun0", "--pcap", "-"]] {
+        let mut terminal = start(arguments);
+        assert_eq!(terminal.read_until("a line", |text| text.contains('\n')), said);
+        terminal.press(&format!("E\n{CTRL_D}"));
+        let (status, text) = terminal.end();
+        let is_capture = arguments.contains(&"--pcap");
+        assert_eq!(status.code(), Some(i32::from(is_capture)), "{text}");
+        assert_eq!(text.contains("1 datagram injected, 1 queued"), !is_capture, "{text}");
+    }
+    assert_eq!(file.read(), Ok(b"E\n".to_vec()));
+    let mut quiet = start(&["-q", "inject", "tun0"]);
+    quiet.wait_for_program("memtun");
+    quiet.press(&format!("E\n{CTRL_D}"));
+    let (status, text) = quiet.end();
+    assert_eq!((status.code(), text.contains("memtun")), (Some(0), false), "{text}");
 }

@@ -77,9 +77,7 @@ impl Connection {
         match connected() {
             Ok(socket) => Ok(Self::new(socket.into(), path)),
             Err(Errno::AGAIN) => Err(unresponsive(path, deadline)),
-            Err(errno) => {
-                Err(ClientError::Connect { path: path.to_owned(), source: errno.into() })
-            }
+            Err(errno) => Err(ClientError::Connect { path: path.to_owned(), source: errno.into() }),
         }
     }
 

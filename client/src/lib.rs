@@ -130,8 +130,7 @@ impl Client {
     /// [`ClientError::Refused`] with what the daemon says; [`ClientError::Unresponsive`] if it says nothing in time, which closes the
     /// connection; or that the connection failed.
     pub fn call<M: Method>(&mut self, params: &M) -> Result<M::Result, ClientError> {
-        let patience =
-            self.patience.map(|patience| patience.saturating_add(params.longest_wait()));
+        let patience = self.patience.map(|patience| patience.saturating_add(params.longest_wait()));
         let deadline = Deadline::after(patience);
         self.last_call += 1;
         let call = Call { id: self.last_call.into(), method: M::NAME.to_owned(), params };

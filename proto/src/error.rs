@@ -63,6 +63,7 @@ pub mod code {
         BAD_VNET = "bad-vnet": "The kernel refuses the vnet header, or what it asks for cannot be done to the datagram.";
         READ_TOO_SHORT = "read-too-short": "The client's read had no room for the headers, and lost the datagram.";
         TIMEOUT = "timeout": "It did not happen in time; nothing was taken.";
+        PEER_TAKES = "peer-takes": "The tunnel's peer gets what the client writes, so too little was there to take in time.";
         GONE = "gone": "The tunnel is gone and has fewer datagrams left, or is gone and cannot have a peer.";
         BAD_COUNT = "bad-count": "So many datagrams cannot be taken at a time.";
         HAS_PEER = "has-peer": "The tunnel has a peer already.";

@@ -1,11 +1,8 @@
 //! `memtun delete`
 
-use memtun_client::{
-    Client,
-    proto::delete::{Delete, Deleted},
-};
+use memtun_client::proto::delete::{Delete, Deleted};
 
-use super::VerbError;
+use super::{Scene, VerbError};
 use crate::core::Address;
 
 /// Deletes a tunnel that clients have open, as 'ip link delete' deletes an interface. Blocked reads get EFAULT, later calls EBADFD,
@@ -22,8 +19,8 @@ impl Args {
     /// # Errors
     ///
     /// What the daemon says.
-    pub(super) fn run(self, client: &mut Client) -> Result<(), VerbError> {
-        let Deleted {} = client.call(&Delete::new(self.tunnel.to_string()))?;
+    pub(super) fn run(self, scene: &mut Scene<'_>) -> Result<(), VerbError> {
+        let Deleted {} = scene.connect()?.call(&Delete::new(self.tunnel.to_string()))?;
         Ok(())
     }
 }

@@ -1,10 +1,8 @@
 //! `memtun host`
 
-use std::io::Write;
+use memtun_client::proto::host::Host;
 
-use memtun_client::{Client, proto::host::Host};
-
-use super::{VerbError, usage_error};
+use super::{Scene, VerbError, usage_error};
 use crate::{
     core::Address,
     peer::host::{Cidr, Config, Forward},
@@ -45,13 +43,13 @@ impl Args {
     /// # Errors
     ///
     /// What the daemon says.
-    pub(super) fn run(self, client: &mut Client, out: &mut dyn Write) -> Result<(), VerbError> {
+    pub(super) fn run(self, scene: &mut Scene<'_>) -> Result<(), VerbError> {
         let addresses = self.addr.iter().map(ToString::to_string);
         let forwards = self.forward.iter().map(ToString::to_string);
         let host = Host::new(self.tunnel.to_string(), addresses).forwards(forwards);
-        let hosted = client.call(&host.timeout(*self.timeout))?;
+        let hosted = scene.connect()?.call(&host.timeout(*self.timeout))?;
         if let Some(hwaddr) = hosted.hwaddr {
-            writeln!(out, "{hwaddr}")?;
+            writeln!(scene.out, "{hwaddr}")?;
         }
         Ok(())
     }

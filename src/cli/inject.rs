@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     fs::File,
-    io::{Read, Write},
+    io::{IsTerminal, Read},
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     str::FromStr,
@@ -21,9 +21,10 @@ use memtun_client::{
     },
 };
 
-use super::{VerbError, usage_error, vnet::Options};
+use super::{Scene, VerbError, number, usage_error, vnet::Options};
 use crate::{
     core::{Address, Datagram, MAX_DATAGRAM, MacAddress, Mode, offload::OffloadError},
+    log,
     packet::{
         self, Captured, Echo,
         capture::{Capture, CaptureError},
@@ -41,7 +42,8 @@ const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
 #[command(
     after_help = "Without --hex, --file, --pcap, --ping or --udp, all of standard input is one datagram.\n\
     A tap gets an Ethernet header before each IP datagram, unless --frame is given.\n\
-    memtun leaves out packets of a capture that the tunnel cannot carry, and prints their number at the end.\n\
+    memtun leaves out packets of a capture that the tunnel cannot carry, and goes on. At the end it reports what it left out and what \
+    the capture lacks, with -q on standard error. This is no failure: the exit status is 0.\n\
     --vnet, --gso and --csum leave segmentation and checksums to the client. If the client has not accepted that (TUNSETOFFLOAD), memtun does it."
 )]
 pub(super) struct Args {
@@ -56,19 +58,13 @@ pub(super) struct Args {
     #[arg(long, value_name = "ADDR[:PORT]")]
     to: Option<Endpoint>,
     /// Identifier of --ping [default: a random number, so that the answers of two pings differ].
-    #[arg(long, value_name = "N", requires = "ping", allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", requires = "ping", conflicts_with = "udp", value_parser = number(0, u16::MAX), allow_negative_numbers = true)]
     id: Option<u16>,
     /// Sequence number of --ping.
-    #[arg(
-        long,
-        value_name = "N",
-        requires = "ping",
-        allow_negative_numbers = true,
-        default_value = "1"
-    )]
+    #[arg(long, value_name = "N", requires = "ping", conflicts_with = "udp", value_parser = number(0, u16::MAX), allow_negative_numbers = true, default_value = "1")]
     seq: u16,
     /// Payload of --udp.
-    #[arg(long, value_name = "TEXT", requires = "udp")]
+    #[arg(long, value_name = "TEXT", requires = "udp", conflicts_with = "ping")]
     data: Option<String>,
     /// Inject the bytes unchanged: they are a whole Ethernet frame for a tap.
     #[arg(long, conflicts_with_all = ["source_mac", "destination_mac", "pcap", "ping", "udp"])]
@@ -118,13 +114,13 @@ struct Source {
 struct Hex(Bytes);
 
 impl FromStr for Hex {
-    type Err = String;
+    type Err = &'static str;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
         let digits: String = text.chars().filter(|c| !c.is_whitespace() && *c != ':').collect();
         hex::decode(&digits)
             .map(|bytes| Self(bytes.into()))
-            .map_err(|error| format!("{error}; give two hex digits for each byte"))
+            .map_err(|_| "give two hex digits for each byte, as in 45:00:00:1c")
     }
 }
 
@@ -193,18 +189,35 @@ impl Args {
     /// # Errors
     ///
     /// What is wrong with the source, or what the daemon says.
-    pub(super) fn run(self, client: &mut Client, out: &mut dyn Write) -> Result<(), InjectError> {
+    pub(super) fn run(self, scene: &mut Scene<'_>) -> Result<(), InjectError> {
+        let client = &mut scene.connect()?;
+        if self.reads_stdin() && std::io::stdin().is_terminal() && !scene.is_quiet {
+            log::complain(
+                &"reading from the terminal; Ctrl-D at the start of a line ends the input",
+            );
+        }
         if let Some(path) = &self.source.pcap {
             let report = self.inject_capture(path, client)?;
-            writeln!(out, "{report}").map_err(VerbError::from)?;
+            if scene.is_quiet && !report.is_complete() {
+                log::complain(&format_args!("capture {}: {report}", shown(path)));
+            }
+            writeln!(scene.report(), "{report}").map_err(VerbError::from)?;
             return Ok(());
         }
         let datagram = self.datagram()?;
         let Injected { read, queued } =
             self.inject(client, datagram, self.frame, Duration::ZERO)?;
         let fate = Fate { read, queued };
-        writeln!(out, "1 datagram injected, {fate}").map_err(VerbError::from)?;
+        writeln!(scene.report(), "1 datagram injected, {fate}").map_err(VerbError::from)?;
         Ok(())
+    }
+
+    fn reads_stdin(&self) -> bool {
+        match &self.source {
+            Source { pcap: Some(path), .. } => path == Path::new(STDIN),
+            Source { hex: None, file: None, ping: false, udp: false, .. } => true,
+            Source { .. } => false,
+        }
     }
 
     fn inject(
@@ -368,6 +381,13 @@ struct Report {
     filtered: u64,
     unknown_links: BTreeMap<u16, u64>,
     is_cut_off: bool,
+}
+
+impl Report {
+    /// Everything that was on the wire has been injected, as far as the capture tells.
+    fn is_complete(&self) -> bool {
+        self.injected == self.packets && self.shortened == 0 && !self.is_cut_off
+    }
 }
 
 impl fmt::Display for Report {

@@ -1,11 +1,8 @@
 //! `memtun interface`, and the options of `serve` and `run` for the kernel's network devices beside tunnels.
 
-use memtun_client::{
-    Client,
-    proto::interface::{self, Done, Interface},
-};
+use memtun_client::proto::interface::{self, Done, Interface};
 
-use super::VerbError;
+use super::{Scene, VerbError, usage_error};
 use crate::{
     core::{self, Address},
     netdev::{Options, TunNode},
@@ -16,7 +13,7 @@ use crate::{
 pub(super) struct Args {
     /// NAME, NAME@SCOPE or #ID, as 'memtun list' shows them.
     tunnel: Address,
-    /// What stands beside the tunnel from now on.
+    /// The network device that the tunnel is to have.
     interface: Kind,
 }
 
@@ -26,9 +23,9 @@ impl Args {
     /// # Errors
     ///
     /// What the daemon says.
-    pub(super) fn run(self, client: &mut Client) -> Result<(), VerbError> {
+    pub(super) fn run(self, scene: &mut Scene<'_>) -> Result<(), VerbError> {
         let call = Interface::new(self.tunnel.to_string(), self.interface.into());
-        let Done {} = client.call(&call)?;
+        let Done {} = scene.connect()?.call(&call)?;
         Ok(())
     }
 }
@@ -78,9 +75,28 @@ pub(super) struct Devices {
 }
 
 impl Devices {
+    /// What stands beside tunnels.
+    pub(super) fn kind(&self, default: Kind) -> Kind {
+        self.interface.unwrap_or(default)
+    }
+
+    /// Whether the options have an effect together.
+    ///
+    /// # Errors
+    ///
+    /// A usage error.
+    pub(super) fn check(&self, default: Kind) -> Result<(), clap::Error> {
+        if self.interface_optional && self.kind(default) == Kind::None {
+            return Err(usage_error(
+                "--interface-optional needs a network device; give --interface shadow or bridge",
+            ));
+        }
+        Ok(())
+    }
+
     /// What the daemon is to do. To be called before anything covers the kernel's tun device.
     pub(super) fn options(&self, default: Kind) -> Options {
-        let policy = self.interface.unwrap_or(default).into();
+        let policy = self.kind(default).into();
         Options { node: TunNode::find(), policy, optional: self.interface_optional }
     }
 }

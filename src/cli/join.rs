@@ -1,11 +1,8 @@
 //! `memtun join`
 
-use memtun_client::{
-    Client,
-    proto::join::{Join, Joined},
-};
+use memtun_client::proto::join::{Join, Joined};
 
-use super::{VerbError, usage_error};
+use super::{Scene, VerbError, usage_error};
 use crate::core::Address;
 
 /// Joins two tunnels: the clients of each read what the clients of the other write.
@@ -40,9 +37,9 @@ impl Args {
     /// # Errors
     ///
     /// What the daemon says.
-    pub(super) fn run(self, client: &mut Client) -> Result<(), VerbError> {
+    pub(super) fn run(self, scene: &mut Scene<'_>) -> Result<(), VerbError> {
         let join = Join::new(self.tunnel.to_string(), self.peer.to_string());
-        let Joined { .. } = client.call(&join.timeout(*self.timeout))?;
+        let Joined { .. } = scene.connect()?.call(&join.timeout(*self.timeout))?;
         Ok(())
     }
 }

@@ -1,10 +1,10 @@
 //! `memtun limits`
 
-use std::io::{self, Write};
+use std::io;
 
-use memtun_client::{Client, proto::limits::Limits};
+use memtun_client::proto::limits::Limits;
 
-use super::VerbError;
+use super::{Scene, VerbError};
 use crate::{render, terminal::Styles};
 
 /// Shows the limits of memory, files, tunnels and so on, and how much of each is in use, by all users and by each.
@@ -21,18 +21,14 @@ impl Args {
     /// # Errors
     ///
     /// What the daemon says.
-    pub(super) fn run(
-        self,
-        client: &mut Client,
-        out: &mut dyn Write,
-        styles: Styles,
-    ) -> Result<(), VerbError> {
-        let limits = client.call(&Limits::default())?;
+    pub(super) fn run(self, scene: &mut Scene<'_>) -> Result<(), VerbError> {
+        let limits = scene.connect()?.call(&Limits::default())?;
         if self.json {
-            serde_json::to_writer_pretty(&mut *out, &limits).map_err(io::Error::from)?;
-            writeln!(out)?;
+            serde_json::to_writer_pretty(&mut *scene.out, &limits).map_err(io::Error::from)?;
+            writeln!(scene.out)?;
         } else {
-            out.write_all(render::limits(&limits, styles).as_bytes())?;
+            let styles = Styles::of(&io::stdout());
+            scene.out.write_all(render::limits(&limits, styles).as_bytes())?;
         }
         Ok(())
     }

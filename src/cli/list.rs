@@ -1,10 +1,10 @@
 //! `memtun list`
 
-use std::io::{self, Write};
+use std::io;
 
-use memtun_client::{Client, proto::list::List};
+use memtun_client::proto::list::List;
 
-use super::VerbError;
+use super::{Scene, VerbError};
 use crate::{
     render,
     terminal::{Styles, escaped_json},
@@ -24,18 +24,14 @@ impl Args {
     /// # Errors
     ///
     /// What the daemon says.
-    pub(super) fn run(
-        self,
-        client: &mut Client,
-        out: &mut dyn Write,
-        styles: Styles,
-    ) -> Result<(), VerbError> {
-        let listing = client.call(&List::default())?;
+    pub(super) fn run(self, scene: &mut Scene<'_>) -> Result<(), VerbError> {
+        let listing = scene.connect()?.call(&List::default())?;
         if self.json {
             let json = serde_json::to_string_pretty(&listing).map_err(io::Error::from)?;
-            writeln!(out, "{}", escaped_json(&json))?;
+            writeln!(scene.out, "{}", escaped_json(&json))?;
         } else {
-            out.write_all(render::listing(&listing, styles).as_bytes())?;
+            let styles = Styles::of(&io::stdout());
+            scene.out.write_all(render::listing(&listing, styles).as_bytes())?;
         }
         Ok(())
     }

@@ -18,35 +18,40 @@ mod wait;
 mod watch;
 
 use std::{
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     fmt,
     io::{self, Write},
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
-    process::ExitCode,
+    process::{ExitCode, Termination},
+    str::FromStr,
 };
 
 use clap::{
     ArgMatches, Command, CommandFactory, FromArgMatches, Parser, Subcommand,
+    builder::{OsStringValueParser, TypedValueParser},
     error::{ContextKind, ContextValue, ErrorKind},
+    parser::ValueSource,
 };
-use memtun_client::Client;
+use memtun_client::{Client, ClientError};
 use tracing::level_filters::LevelFilter;
 
 pub use self::error::VerbError;
 use crate::{
     core::{self, Bound, NamePattern},
     log::{self, Filter},
-    terminal::{self, Styles},
+    terminal,
 };
 
 /// Where the control socket is unless it is said.
 pub const DEFAULT_CONTROL: &str = "/run/memtun/control";
 
+const ALL_VERBS: &str = "Options of all verbs";
+
 const ENVIRONMENT: &str = "\
 Environment:
   MEMTUN_CONTROL
-          Default of --control. 'memtun run' sets it for its program
+          Default of --control. 'memtun run' sets it for its program. If a daemon has that socket already, 'run' makes another
   MEMTUN_LOG
           What memtun logs, unless -q or -v is given: off, error, warn, info, debug or trace; or levels for parts of memtun, such as warn,memtun::control=debug
   NO_COLOR
@@ -57,8 +62,11 @@ Environment:
 #[command(version, arg_required_else_help = true, after_help = ENVIRONMENT)]
 pub struct Cli {
     /// Path of the daemon's control socket [default: /run/memtun/control; for 'run', a path in the folder for temporary files].
-    #[arg(long, global = true, env = "MEMTUN_CONTROL", value_name = "PATH")]
+    #[arg(long, global = true, help_heading = ALL_VERBS, env = "MEMTUN_CONTROL", value_name = "PATH", value_parser = OsStringValueParser::new().try_map(control))]
     control: Option<PathBuf>,
+    /// The path of the control socket is an option's, not the variable's.
+    #[arg(skip)]
+    is_control_said: bool,
     #[command(flatten)]
     verbosity: Verbosity,
     #[command(subcommand)]
@@ -68,11 +76,11 @@ pub struct Cli {
 /// How much memtun prints and logs.
 #[derive(Clone, Copy, Debug, clap::Args)]
 struct Verbosity {
-    /// Do not report success, and log errors only.
-    #[arg(short, long, global = true)]
+    /// Do not report success, and log errors only. Results are printed all the same.
+    #[arg(short, long, global = true, help_heading = ALL_VERBS)]
     quiet: bool,
     /// Log more. -vv and -vvv log still more. MEMTUN_LOG chooses in detail, such as MEMTUN_LOG=warn,memtun::control=debug.
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    #[arg(short, long, global = true, help_heading = ALL_VERBS, action = clap::ArgAction::Count)]
     verbose: u8,
 }
 
@@ -105,22 +113,79 @@ impl Verbosity {
     }
 }
 
-#[derive(Debug, Subcommand)]
-enum Verb {
-    Serve(serve::Args),
-    Run(run::Args),
-    List(list::Args),
-    Limits(limits::Args),
-    Inject(inject::Args),
-    Take(take::Args),
-    Wait(wait::Args),
-    Watch(watch::Args),
-    Set(set::Args),
-    Interface(interface::Args),
-    Delete(delete::Args),
-    Join(join::Args),
-    Host(host::Args),
-    Part(part::Args),
+/// The verbs: each in a module that has its options, what is logged unless somebody chooses, and what checks whether values fit
+/// together, which is beyond clap's own rules.
+macro_rules! verbs {
+    ($($verb:ident($module:ident), logs $level:ident $(, checked by $check:ident)?;)*) => {
+        #[derive(Debug, Subcommand)]
+        enum Verb {
+            $($verb($module::Args),)*
+        }
+
+        impl Verb {
+            fn usual_log(&self) -> LevelFilter {
+                match self {
+                    $(Self::$verb(_) => LevelFilter::$level,)*
+                }
+            }
+
+            fn check(&mut self) -> Result<(), clap::Error> {
+                match self {
+                    $(Self::$verb(_args) => { $(_args.$check()?;)? })*
+                }
+                Ok(())
+            }
+
+            fn run(self, scene: &mut Scene<'_>) -> anyhow::Result<ExitCode> {
+                Ok(match self {
+                    $(Self::$verb(args) => args.run(scene)?.report(),)*
+                })
+            }
+        }
+    };
+}
+
+// All but the daemon share standard error with a shell, or with a program.
+verbs! {
+    Serve(serve), logs INFO, checked by check;
+    Run(run), logs WARN, checked by check;
+    List(list), logs WARN;
+    Limits(limits), logs WARN;
+    Inject(inject), logs WARN, checked by check;
+    Take(take), logs WARN;
+    Wait(wait), logs WARN;
+    Watch(watch), logs WARN;
+    Set(set), logs WARN;
+    Interface(interface), logs WARN;
+    Delete(delete), logs WARN;
+    Join(join), logs WARN, checked by check;
+    Host(host), logs WARN, checked by check;
+    Part(part), logs WARN;
+}
+
+/// What a verb works with.
+struct Scene<'a> {
+    control: Option<PathBuf>,
+    is_control_said: bool,
+    is_quiet: bool,
+    out: &'a mut dyn Write,
+    nobody: io::Sink,
+}
+
+impl Scene<'_> {
+    /// Where the control socket is.
+    fn control(&self) -> &Path {
+        self.control.as_deref().unwrap_or(Path::new(DEFAULT_CONTROL))
+    }
+
+    fn connect(&self) -> Result<Client, ClientError> {
+        Client::connect(self.control())
+    }
+
+    /// Where success is reported.
+    fn report(&mut self) -> &mut dyn Write {
+        if self.is_quiet { &mut self.nobody } else { self.out }
+    }
 }
 
 /// Who may make tunnels; options of all that serve a device.
@@ -135,24 +200,29 @@ struct Admission {
     /// --interface']. The kernel still decides which network devices a client may attach to.
     #[arg(long, conflicts_with = "require_net_admin")]
     allow_unprivileged: bool,
-    /// The names that clients without CAP_NET_ADMIN may use. * stands for any characters. Any other name gets EPERM.
-    #[arg(
-        long,
-        value_name = "NAMES",
-        value_delimiter = ',',
-        default_value = "*",
-        requires = "allow_unprivileged"
-    )]
-    names: Vec<NamePattern>,
+    /// The names that clients without CAP_NET_ADMIN may use [default: *]. * stands for any characters. Any other name gets EPERM.
+    /// With 'serve --interface', this also needs --allow-unprivileged.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', conflicts_with = "require_net_admin")]
+    names: Option<Vec<NamePattern>>,
 }
 
 impl Admission {
-    /// What it comes to, where clients may have less rights than the daemon or not.
+    /// Whether the options have an effect; `is_strict`: clients may have less rights than the daemon.
+    fn check(&self, is_strict: bool) -> Result<(), clap::Error> {
+        if self.names.is_some() && is_strict && !self.allow_unprivileged {
+            return Err(usage_error(
+                "with --interface, clients without CAP_NET_ADMIN may use no names; give --allow-unprivileged with --names",
+            ));
+        }
+        Ok(())
+    }
+
+    /// What it comes to.
     fn resolve(self, is_strict: bool) -> core::Admission {
         if self.require_net_admin || is_strict && !self.allow_unprivileged {
             core::Admission::NetAdmin
         } else {
-            core::Admission::Names(self.names)
+            core::Admission::Names(self.names.unwrap_or_else(|| vec![NamePattern::any()]))
         }
     }
 }
@@ -169,10 +239,20 @@ struct Memory {
     memory_per_user: Option<usize>,
 }
 
+impl Memory {
+    fn check(self) -> Result<(), clap::Error> {
+        if self.memory_per_user.is_some_and(|user| user > self.memory) {
+            return Err(usage_error(
+                "one user cannot take more memory than all; give --memory-per-user at most what --memory is",
+            ));
+        }
+        Ok(())
+    }
+}
+
 impl From<Memory> for Bound {
     fn from(Memory { memory, memory_per_user }: Memory) -> Self {
-        let user = memory_per_user.map_or(Self::shared(memory).user, |user| user.min(memory));
-        Self { all: memory, user }
+        Self { all: memory, user: memory_per_user.unwrap_or(Self::shared(memory).user) }
     }
 }
 
@@ -206,52 +286,29 @@ impl Cli {
         }
         let parsed = command.try_get_matches_from_mut(std::env::args_os());
         parsed.and_then(|matches| Self::checked(&matches)).unwrap_or_else(|error| {
-            with_usage(error, command).exit();
+            let error = with_usage(error, command);
+            // clap's own exit does not look whether it could be written.
+            let printed = error.print().and_then(|()| io::stdout().flush());
+            let status = match printed {
+                Err(failed)
+                    if !error.use_stderr() && failed.kind() != io::ErrorKind::BrokenPipe =>
+                {
+                    log::complain(&VerbError::Output(failed));
+                    1
+                }
+                _ => error.exit_code(),
+            };
+            std::process::exit(status);
         })
     }
 
-    /// Whether values fit together is beyond clap's own rules.
     fn checked(matches: &ArgMatches) -> Result<(Self, Filter), clap::Error> {
         let mut cli = Self::from_arg_matches(matches)?;
-        match &mut cli.verb {
-            Verb::Inject(args) => args.check()?,
-            Verb::Join(args) => args.check()?,
-            Verb::Host(args) => args.check()?,
-            Verb::Serve(_)
-            | Verb::Run(_)
-            | Verb::List(_)
-            | Verb::Limits(_)
-            | Verb::Take(_)
-            | Verb::Wait(_)
-            | Verb::Watch(_)
-            | Verb::Set(_)
-            | Verb::Interface(_)
-            | Verb::Delete(_)
-            | Verb::Part(_) => {}
-        }
+        cli.is_control_said = matches.value_source("control") == Some(ValueSource::CommandLine);
+        cli.verb.check()?;
         let variable = std::env::var_os(log::VARIABLE).filter(|text| !text.is_empty());
-        let filter = cli.verbosity.filter(cli.usual_log(), variable.as_deref())?;
+        let filter = cli.verbosity.filter(cli.verb.usual_log(), variable.as_deref())?;
         Ok((cli, filter))
-    }
-
-    fn usual_log(&self) -> LevelFilter {
-        match self.verb {
-            Verb::Serve(_) => LevelFilter::INFO,
-            // Standard error is the program's, or a shell's.
-            Verb::Run(_)
-            | Verb::List(_)
-            | Verb::Limits(_)
-            | Verb::Inject(_)
-            | Verb::Take(_)
-            | Verb::Wait(_)
-            | Verb::Watch(_)
-            | Verb::Set(_)
-            | Verb::Interface(_)
-            | Verb::Delete(_)
-            | Verb::Join(_)
-            | Verb::Host(_)
-            | Verb::Part(_) => LevelFilter::WARN,
-        }
     }
 
     /// Runs the verb; what it has to say goes to `out`.
@@ -260,27 +317,9 @@ impl Cli {
     ///
     /// What the verb says; the caller prints it and ends with status 1.
     pub fn execute(self, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
-        let control = self.control.as_deref().unwrap_or(Path::new(DEFAULT_CONTROL));
-        let connect = || Client::connect(control);
-        let mut nobody = io::sink();
-        let report: &mut dyn Write = if self.verbosity.quiet { &mut nobody } else { &mut *out };
-        match self.verb {
-            Verb::Serve(args) => args.run(control)?,
-            Verb::Run(args) => return Ok(args.run(self.control.as_deref())),
-            Verb::List(args) => args.run(&mut connect()?, out, Styles::of(&io::stdout()))?,
-            Verb::Limits(args) => args.run(&mut connect()?, out, Styles::of(&io::stdout()))?,
-            Verb::Inject(args) => args.run(&mut connect()?, report)?,
-            Verb::Take(args) => args.run(&mut connect()?, out)?,
-            Verb::Wait(args) => args.run(control, report)?,
-            Verb::Watch(args) => args.run(&mut connect()?, out)?,
-            Verb::Set(args) => args.run(&mut connect()?)?,
-            Verb::Interface(args) => args.run(&mut connect()?)?,
-            Verb::Delete(args) => args.run(&mut connect()?)?,
-            Verb::Join(args) => args.run(&mut connect()?)?,
-            Verb::Host(args) => args.run(&mut connect()?, out)?,
-            Verb::Part(args) => args.run(&mut connect()?)?,
-        }
-        Ok(ExitCode::SUCCESS)
+        let Self { control, is_control_said, verbosity, verb } = self;
+        let is_quiet = verbosity.quiet;
+        verb.run(&mut Scene { control, is_control_said, is_quiet, out, nobody: io::sink() })
     }
 }
 
@@ -289,13 +328,31 @@ fn usage_error(message: impl fmt::Display) -> clap::Error {
     clap::Error::raw(ErrorKind::ValueValidation, message)
 }
 
+fn control(text: OsString) -> Result<PathBuf, &'static str> {
+    match text.is_empty() {
+        true => Err("give the path of a socket; if MEMTUN_CONTROL is empty, unset it"),
+        false => Ok(text.into()),
+    }
+}
+
+/// A whole number on the command line.
+fn number<N>(least: N, most: N) -> impl Fn(&str) -> Result<N, String> + Clone
+where
+    N: FromStr + PartialOrd + fmt::Display + Copy,
+{
+    move |text| {
+        let number = text.parse().ok().filter(|number| (least..=most).contains(number));
+        number.ok_or_else(|| format!("give a number from {least} to {most}"))
+    }
+}
+
 /// A time on the command line. Only options that take a word with a hyphen get to see a negative one.
-fn duration(text: &str) -> Result<humantime::Duration, String> {
-    text.parse().map_err(|error| {
+fn duration(text: &str) -> Result<humantime::Duration, &'static str> {
+    text.parse().map_err(|_| {
         if text.starts_with('-') {
-            "a time cannot be negative; give one such as 500ms or 2s".to_owned()
+            "a time cannot be negative; give one such as 500ms or 2s"
         } else {
-            format!("{error}; give a number and a unit, such as 500ms or 2s")
+            "give a number and a unit, such as 500ms or 2s"
         }
     })
 }
@@ -339,6 +396,8 @@ mod tests {
         }
         let bound = |memory, memory_per_user| Bound::from(Memory { memory, memory_per_user });
         assert_eq!(bound(256, None), Bound { all: 256, user: 64 });
-        assert_eq!(bound(256, Some(300)), Bound { all: 256, user: 256 });
+        assert_eq!(bound(256, Some(100)), Bound { all: 256, user: 100 });
+        let check = |user| Memory { memory: 256, memory_per_user: Some(user) }.check();
+        assert!(check(256).is_ok() && check(257).is_err());
     }
 }

@@ -1,14 +1,11 @@
 //! `memtun part`
 
-use memtun_client::{
-    Client,
-    proto::part::{Part, Parted},
-};
+use memtun_client::proto::part::{Part, Parted};
 
-use super::VerbError;
+use super::{Scene, VerbError};
 use crate::core::Address;
 
-/// Removes a tunnel's peer: parts it from the tunnel it is joined to, removes its host, or closes its attached socket.
+/// Removes a tunnel's peer: separates two joined tunnels, removes a host, or closes an attached socket.
 ///
 /// From then on, 'memtun take' gets what clients write.
 #[derive(Debug, clap::Args)]
@@ -23,8 +20,8 @@ impl Args {
     /// # Errors
     ///
     /// What the daemon says.
-    pub(super) fn run(self, client: &mut Client) -> Result<(), VerbError> {
-        let Parted {} = client.call(&Part::new(self.tunnel.to_string()))?;
+    pub(super) fn run(self, scene: &mut Scene<'_>) -> Result<(), VerbError> {
+        let Parted {} = scene.connect()?.call(&Part::new(self.tunnel.to_string()))?;
         Ok(())
     }
 }

@@ -38,7 +38,11 @@ use nix::{
 };
 use tracing::{info, warn};
 
-use super::interface::{Devices, Kind as Links};
+use super::{
+    Scene,
+    interface::{Devices, Kind as Links},
+    usage_error,
+};
 use crate::{
     control::server::{BindError, Server, SocketOptions},
     core::Event,
@@ -71,13 +75,13 @@ const NOT_FOUND: u8 = 127;
 pub(super) struct Args {
     /// Use the device of a running daemon, such as /dev/memtun. Without this option memtun serves a device for the program alone,
     /// until the program has ended and none of its processes has the device open.
-    #[arg(long = "use", value_name = "DEVICE", conflicts_with_all = ["front_end", "ready_fd", "wait_attached", "require_net_admin", "allow_unprivileged", "names", "interface", "interface_optional"])]
+    #[arg(long = "use", value_name = "DEVICE", conflicts_with_all = ["front_end", "ready_fd", "wait_attached", "require_net_admin", "allow_unprivileged", "names", "interface", "interface_optional", "memory", "memory_per_user"])]
     device: Option<PathBuf>,
     /// The path at which the program finds the device.
     #[arg(long, value_name = "PATH", default_value = "/dev/net/tun", value_parser = absolute)]
     at: PathBuf,
     /// How the program's calls reach memtun.
-    #[arg(long, value_enum, default_value_t = Kind::Auto)]
+    #[arg(long, value_enum, value_name = "KIND", default_value_t = Kind::Auto)]
     front_end: Kind,
     /// Let the program see itself as root. This matters only for ordinary users: memtun runs their program in a user namespace.
     #[arg(long)]
@@ -126,19 +130,35 @@ enum Kind {
 }
 
 impl Args {
-    /// Runs the program; `control` is where the control socket is to be, if that was said.
-    pub(super) fn run(self, control: Option<&Path>) -> ExitCode {
+    /// Whether the options have an effect together.
+    ///
+    /// # Errors
+    ///
+    /// A usage error.
+    pub(super) fn check(&self) -> Result<(), clap::Error> {
+        if self.no_intercept && self.front_end == Kind::Cuse {
+            return Err(usage_error(
+                "--no-intercept is for a file; a character device needs no filter",
+            ));
+        }
+        self.interface.check(self.links())?;
+        self.memory.check()
+    }
+
+    /// Runs the program.
+    pub(super) fn run(self, scene: &mut Scene<'_>) -> anyhow::Result<ExitCode> {
+        let control = scene.control.as_deref();
         let status = match &self.device {
-            Some(device) => {
-                self.replace_process(device, control.unwrap_or(Path::new(super::DEFAULT_CONTROL)))
-            }
-            None => self.run_beside(control),
+            Some(device) => self.replace_process(device, control),
+            None => self.run_beside(control, scene.is_control_said),
         };
-        status.unwrap_or_else(|error| fail(FAILED, &error))
+        Ok(status.unwrap_or_else(|error| fail(FAILED, &error)))
     }
 
     /// The program takes the place of this process, so signals, terminal and exit status are its own.
-    fn replace_process(&self, device: &Path, control: &Path) -> anyhow::Result<ExitCode> {
+    fn replace_process(&self, device: &Path, control: Option<&Path>) -> anyhow::Result<ExitCode> {
+        // Absolute, for the program may look for it from another folder.
+        let control = control.map(std::path::absolute).transpose()?;
         probe::probe(device)?;
         self.enter_namespace()?;
         namespace::provide(&self.at)?;
@@ -146,20 +166,19 @@ impl Args {
         let file = fs::metadata(&self.at).ok().filter(fs::Metadata::is_file);
         intercept(self.interceptor(file.map(|file| file.dev())))?;
         log::finish();
-        let error = self.command(control).exec();
+        let error = self.command(control.as_deref()).exec();
         Ok(self.not_started(&error))
     }
 
-    fn run_beside(&self, control: Option<&Path>) -> anyhow::Result<ExitCode> {
+    fn run_beside(&self, control: Option<&Path>, is_said: bool) -> anyhow::Result<ExitCode> {
         let signals = SigSet::all();
         // Before there are threads, so that all inherit it.
         signals.thread_block()?;
         let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC)?;
 
         self.stay_on_cpu()?;
-        let socket = Socket::bind(control)?;
-        let links = if self.net { Links::Shadow } else { Links::None };
-        let netdevs = self.interface.options(links);
+        let socket = Socket::bind(control, is_said)?;
+        let netdevs = self.interface.options(self.links());
         let device = self.register(&socket.path)?;
         socket.guard.watch_namespace();
         let file_system = match device.identity() {
@@ -179,7 +198,7 @@ impl Args {
         self.announce(&daemon)?;
 
         intercept(interceptor)?;
-        let mut command = self.command(&socket.path);
+        let mut command = self.command(Some(&socket.path));
         let status = match sys::spawn_dying_with_us(&mut command) {
             Ok(program) => supervise(program, &signals, &daemon).and_then(|(status, ended_by)| {
                 left::wait_for(&daemon, &signals, &self.at, ended_by)?;
@@ -190,6 +209,11 @@ impl Args {
         daemon.abandon();
         socket.guard.dismiss();
         status
+    }
+
+    /// What stands beside tunnels unless that is said.
+    fn links(&self) -> Links {
+        if self.net { Links::Shadow } else { Links::None }
     }
 
     /// Threads and the program inherit it.
@@ -262,11 +286,14 @@ impl Args {
         Ok(())
     }
 
-    fn command(&self, control: &Path) -> Command {
+    fn command(&self, control: Option<&Path>) -> Command {
         let (program, arguments) =
             self.program.split_first().unwrap_or_else(|| unreachable!("clap requires a program"));
         let mut command = Command::new(program);
-        command.args(arguments).env("MEMTUN_CONTROL", control);
+        command.args(arguments);
+        if let Some(control) = control {
+            command.env("MEMTUN_CONTROL", control);
+        }
         command
     }
 
@@ -335,21 +362,18 @@ struct Socket {
 }
 
 impl Socket {
-    fn bind(control: Option<&Path>) -> anyhow::Result<Self> {
+    /// A path that was said is this one, or an error: whoever said it looks for the socket there.
+    fn bind(control: Option<&Path>, is_said: bool) -> anyhow::Result<Self> {
         let own = || std::env::temp_dir().join(format!("memtun-{}.sock", std::process::id()));
         // Absolute, for the program may look for it from another folder.
         let path = control.map_or_else(|| Ok(own()), std::path::absolute)?;
         let bind = |path: &Path| {
             Server::bind(&SocketOptions { path: path.to_owned(), mode: 0o600, group: None })
         };
-        let is_same =
-            |outer| std::path::absolute(PathBuf::from(outer)).is_ok_and(|outer| outer == path);
         let (server, path) = match bind(&path) {
-            // The variable names the socket of another daemon, for verbs: in a program that is run by us, or in the shell of
+            // A variable names the socket of another daemon, for verbs: in a program that is run by us, or in the shell of
             // somebody who exported it.
-            Err(BindError::InUse(_)) if std::env::var_os("MEMTUN_CONTROL").is_some_and(is_same) => {
-                (bind(&own())?, own())
-            }
+            Err(BindError::InUse(_)) if !is_said && control.is_some() => (bind(&own())?, own()),
             bound => (bound?, path),
         };
         let guard = sys::Guard::of(&path)?;

@@ -20,10 +20,13 @@ use nix::{
 use sd_notify::NotifyState;
 use tracing::{info, warn};
 
-use super::interface::{Devices, Kind};
+use super::{
+    Scene,
+    interface::{Devices, Kind},
+    number as whole, usage_error,
+};
 use crate::{
     control::server::{Server, SocketOptions},
-    core::Interface,
     daemon::{DEVICE_LOST, Daemon, DaemonError, Options, system},
     frontend::{Registered, cuse, fuse},
     panics,
@@ -51,7 +54,7 @@ pub(super) struct Args {
     #[command(flatten)]
     admission: super::Admission,
     /// How many threads read each device. One thread serves any number of blocked clients.
-    #[arg(long, value_name = "N", default_value = "1", allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = whole(NonZero::<u8>::MIN, NonZero::<u8>::MAX), allow_negative_numbers = true)]
     threads: NonZero<u8>,
     /// Sleep at once when there is no call. Without this option, a single thread looks for the next call for up to 100 us before it
     /// sleeps. It does so only if calls are frequent and the CPU is idle.
@@ -72,7 +75,29 @@ pub(super) struct Args {
 type Owner = (Option<u32>, Option<u32>);
 
 impl Args {
-    pub(super) fn run(self, control: &Path) -> Result<(), DaemonError> {
+    /// Whether the options have an effect together.
+    ///
+    /// # Errors
+    ///
+    /// A usage error.
+    pub(super) fn check(&self) -> Result<(), clap::Error> {
+        if self.no_spin && self.threads.get() > 1 {
+            return Err(usage_error(
+                "--no-spin is for a single thread; several threads always sleep at once",
+            ));
+        }
+        self.interface.check(Kind::None)?;
+        self.admission.check(self.is_strict())?;
+        self.memory.check()
+    }
+
+    /// Whoever may open the device must not get a kernel device by the daemon's rights.
+    fn is_strict(&self) -> bool {
+        self.interface.kind(Kind::None) != Kind::None
+    }
+
+    pub(super) fn run(self, scene: &mut Scene<'_>) -> Result<(), DaemonError> {
+        let control = scene.control();
         // While a signal still ends this process: to look at a file whose daemon hangs takes a while.
         self.fuse.as_deref().map_or(Ok(()), fuse::admit)?;
         // Before there are threads, so that all inherit it and only the wait below gets these.
@@ -80,7 +105,8 @@ impl Args {
             SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, DEVICE_LOST]);
         signals.thread_block().map_err(io::Error::from).map_err(system("blocking signals"))?;
 
-        make_own_folder([Some(control), self.fuse.as_deref()].into_iter().flatten());
+        let paths = [Some(control), self.fuse.as_deref()];
+        let _until_the_end = OwnFolder::make(paths.into_iter().flatten());
         let socket = SocketOptions {
             path: control.to_owned(),
             mode: self.control_mode,
@@ -92,12 +118,10 @@ impl Args {
             None => Server::bind(&socket)?,
         };
         let netdevs = self.interface.options(Kind::None);
-        // Whoever may open the device must not get a kernel device by the daemon's rights.
-        let is_strict = netdevs.policy != Interface::None;
         let options = Options {
             threads: self.threads,
             spin: !self.no_spin,
-            admission: self.admission.clone().resolve(is_strict),
+            admission: self.admission.clone().resolve(self.is_strict()),
             memory: self.memory.into(),
             netdevs,
         };
@@ -133,12 +157,23 @@ impl Args {
     }
 }
 
-/// Makes the folder that is memtun's own, where it is asked for. Any other is to be there: what is not may be a mistake.
-fn make_own_folder<'a>(mut paths: impl Iterator<Item = &'a Path>) {
-    let own = Path::new(super::DEFAULT_CONTROL).parent();
-    if let Some(own) = own.filter(|own| paths.any(|path| path.parent() == Some(own))) {
+/// The folder that is memtun's own, if this process has made it. It is removed at the end, unless something is in it.
+struct OwnFolder(Option<&'static Path>);
+
+impl OwnFolder {
+    /// Makes it where it is asked for. Any other is to be there: what is not may be a mistake.
+    fn make<'a>(mut paths: impl Iterator<Item = &'a Path>) -> Self {
+        let own = Path::new(super::DEFAULT_CONTROL).parent();
+        let own = own.filter(|own| paths.any(|path| path.parent() == Some(own)));
         // Whoever wants something there says that it is not.
-        let _made = std::fs::create_dir(own);
+        Self(own.filter(|own| std::fs::create_dir(own).is_ok()))
+    }
+}
+
+impl Drop for OwnFolder {
+    fn drop(&mut self) {
+        // Another daemon may have something in it.
+        let _removed = self.0.map(std::fs::remove_dir);
     }
 }
 

@@ -1,19 +1,16 @@
 //! `memtun set`
 
 use clap::{Arg, ArgMatches, Command, FromArgMatches};
-use memtun_client::{
-    Client,
-    proto::set::{Carrier, Done, Link, Set},
-};
+use memtun_client::proto::set::{Carrier, Done, Link, Set};
 
-use super::{VerbError, usage_error};
+use super::{Scene, VerbError, usage_error};
 use crate::core::{Address, MacAddress, parse_name};
 
 /// Changes a tunnel, as 'ip link set' changes an interface. It makes all the changes or none.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Changes, each at most once, in any order:
   up | down
-          While a tunnel is down, writes get EIO and poll gives no POLLOUT. What is queued can still be read
+          While a tunnel is down, writes get EIO and poll gives no POLLOUT. The client can still read what is queued
   carrier on|off
           Without carrier nothing reaches the client. Its writes succeed
   mtu N
@@ -23,7 +20,7 @@ use crate::core::{Address, MacAddress, parse_name};
   name NAME
           A name, or a template such as tun%d
   txqueuelen N
-          How many datagrams a queue holds. If it holds more, the newest are lost")]
+          How many datagrams a queue holds. If more are in it, the newest are lost. As in the kernel, they are not counted as dropped")]
 pub(super) struct Args {
     /// NAME, NAME@SCOPE or #ID, as 'memtun list' shows them.
     tunnel: Address,
@@ -37,9 +34,10 @@ impl Args {
     /// # Errors
     ///
     /// What the daemon says.
-    pub(super) fn run(self, client: &mut Client) -> Result<(), VerbError> {
+    pub(super) fn run(self, scene: &mut Scene<'_>) -> Result<(), VerbError> {
         let Changes(changes) = self.changes;
-        let Done {} = client.call(&Set { tunnel: self.tunnel.to_string().into(), ..changes })?;
+        let Done {} =
+            scene.connect()?.call(&Set { tunnel: self.tunnel.to_string().into(), ..changes })?;
         Ok(())
     }
 }
@@ -114,7 +112,7 @@ impl clap::Args for Changes {
             .required(true)
             .num_args(1..)
             .allow_negative_numbers(true);
-        command.arg(words.help("What is to be changed, see below"))
+        command.arg(words.help("A change, as listed below"))
     }
 
     fn augment_args_for_update(command: Command) -> Command {

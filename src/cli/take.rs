@@ -6,16 +6,16 @@ use std::{
 };
 
 use memtun_client::{
-    Client, ClientError,
+    ClientError,
     proto::{
-        Failure,
         drop::DropKept,
+        error::code,
         take::{Take, Taken, TakenDatagram},
     },
 };
 use zerocopy::IntoBytes;
 
-use super::{VerbError, vnet::words};
+use super::{Scene, VerbError, number, vnet::words};
 use crate::{
     control::verbs::{take::wrote, timed_out},
     core::{Address, Mode},
@@ -36,8 +36,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = super::duration, allow_hyphen_values = true)]
     timeout: humantime::Duration,
     /// How many datagrams.
-    #[arg(short = 'n', long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..), allow_negative_numbers = true)]
-    count: u64,
+    #[arg(short = 'n', long, default_value_t = 1, value_parser = number(1, u32::MAX), allow_negative_numbers = true)]
+    count: u32,
     /// Do what vnet headers ask for: fill in checksums, and cut GSO datagrams into segments.
     #[arg(long)]
     segment: bool,
@@ -69,7 +69,9 @@ impl Args {
     ///
     /// What the daemon says, a timeout before the last datagram too; and that the output cannot be written.
     #[expect(clippy::disallowed_methods, reason = "one deadline for several calls")]
-    pub(super) fn run(self, client: &mut Client, out: &mut dyn Write) -> Result<(), VerbError> {
+    pub(super) fn run(self, scene: &mut Scene<'_>) -> Result<(), VerbError> {
+        let mut client = scene.connect()?;
+        let out = &mut *scene.out;
         let start = Instant::now();
         for number in 0..self.count {
             // A message about the first names the time that was asked for.
@@ -91,10 +93,8 @@ impl Args {
     }
 
     /// The daemon knows of the last call alone; what is said is about all of them.
-    fn counted(&self, error: ClientError, printed: u64) -> ClientError {
-        if let ClientError::Refused(Failure { message, .. }) = &error
-            && message.starts_with(&wrote(&self.tunnel, 0, 1))
-        {
+    fn counted(&self, error: ClientError, printed: u32) -> ClientError {
+        if error.code() == Some(code::TIMEOUT) {
             let timeout_ms = u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX);
             return timed_out(wrote(&self.tunnel, printed, self.count), timeout_ms).into();
         }

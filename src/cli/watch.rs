@@ -1,13 +1,10 @@
 //! `memtun watch`
 
-use std::io::{self, Write};
+use std::io;
 
-use memtun_client::{
-    Client,
-    proto::watch::{Watch, Watching},
-};
+use memtun_client::proto::watch::{Watch, Watching};
 
-use super::VerbError;
+use super::{Scene, VerbError};
 use crate::{core::Address, render, terminal::escaped_json};
 
 /// Prints events as they happen, one on each line, until you interrupt it.
@@ -26,18 +23,19 @@ impl Args {
     /// # Errors
     ///
     /// What the daemon says, or that it ended.
-    pub(super) fn run(self, client: &mut Client, out: &mut dyn Write) -> Result<(), VerbError> {
+    pub(super) fn run(self, scene: &mut Scene<'_>) -> Result<(), VerbError> {
         let watch = self.tunnel.map_or_else(Watch::all, |tunnel| Watch::new(tunnel.to_string()));
+        let mut client = scene.connect()?;
         let Watching {} = client.call(&watch)?;
         loop {
             let event = client.next_event()?;
             if self.json {
                 let json = serde_json::to_string(&event).map_err(io::Error::from)?;
-                writeln!(out, "{}", escaped_json(&json))?;
+                writeln!(scene.out, "{}", escaped_json(&json))?;
             } else {
-                writeln!(out, "{}", render::event(&event))?;
+                writeln!(scene.out, "{}", render::event(&event))?;
             }
-            out.flush()?;
+            scene.out.flush()?;
         }
     }
 }

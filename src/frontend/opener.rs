@@ -191,6 +191,11 @@ fn close_on_exec_of(pid: u32, is_device: impl Fn(FileKind) -> bool) -> Option<bo
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        io::Read,
+        process::{Child, Command, Stdio},
+    };
+
     use super::*;
 
     #[test]
@@ -260,44 +265,50 @@ mod tests {
         assert_eq!(credentials(0, 9, 8, Some(&network)), unseen);
     }
 
+    /// A process in namespaces of its own. It ends when this is dropped.
+    struct Unshared(Child);
+
+    impl Unshared {
+        fn start(namespaces: &[&str]) -> Self {
+            let mut unshare = Command::new("unshare");
+            unshare.args(namespaces).args(["sh", "-c", "echo; read line"]);
+            let child = unshare.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+            let mut child = child.unwrap();
+            // It has them when it says something.
+            child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+            Self(child)
+        }
+    }
+
+    impl Drop for Unshared {
+        fn drop(&mut self) {
+            drop(self.0.stdin.take());
+            let _ended = self.0.wait();
+        }
+    }
+
     /// In a user namespace of its own anybody has all capabilities, and none where the network namespace belongs to another.
     #[test]
     fn capability_counts_in_the_user_namespace_of_the_network() {
         let network = Network::current().unwrap();
         let here = user_namespace_of(std::process::id()).unwrap();
-        let child = std::process::Command::new("unshare")
-            .args(["--user", "--map-root-user", "sh", "-c", "echo; read line"])
-            .stdin(std::process::Stdio::piped())
-            .stdout(std::process::Stdio::piped())
-            .spawn();
-        let mut child = child.unwrap();
-        let mut line = [0];
-        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut line).unwrap();
-        let status = Status::of(child.id()).unwrap().caller().unwrap();
+        let child = Unshared::start(&["--user", "--map-root-user"]);
+        let status = Status::of(child.0.id()).unwrap().caller().unwrap();
         assert!(status.has_net_admin);
-        assert_ne!(user_namespace_of(child.id()), Some(here));
-        assert!(!credentials(child.id(), 0, 0, Some(&network)).net_admin);
-        assert!(!credentials(child.id(), 0, 0, Some(&network)).is_initial_admin);
+        assert_ne!(user_namespace_of(child.0.id()), Some(here));
+        assert!(!credentials(child.0.id(), 0, 0, Some(&network)).net_admin);
+        assert!(!credentials(child.0.id(), 0, 0, Some(&network)).is_initial_admin);
         let who = |users, has_net_admin| Administrator { users, has_net_admin, uid: 1 };
         assert_eq!(network.is_administered_by(&who(here, true)), Some(true));
         assert_eq!(network.is_administered_by(&who(here, false)), Some(false));
-        drop(child.stdin.take());
-        child.wait().unwrap();
     }
 
     /// The namespace above has what it has in those below, and so has the user who made one.
     #[test]
     fn namespace_below_is_administered_from_above() {
-        let child = std::process::Command::new("unshare")
-            .args(["--user", "--map-root-user", "--net", "sh", "-c", "echo; read line"])
-            .stdin(std::process::Stdio::piped())
-            .stdout(std::process::Stdio::piped())
-            .spawn();
-        let mut child = child.unwrap();
-        let mut line = [0];
-        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut line).unwrap();
-        let network = Network::of_thread(child.id()).unwrap();
-        assert!(credentials(child.id(), 0, 0, Some(&network)).net_admin);
+        let child = Unshared::start(&["--user", "--map-root-user", "--net"]);
+        let network = Network::of_thread(child.0.id()).unwrap();
+        assert!(credentials(child.0.id(), 0, 0, Some(&network)).net_admin);
         let here = user_namespace_of(std::process::id()).unwrap();
         let owner = nix::unistd::geteuid().as_raw();
         let has = |has_net_admin, uid| {
@@ -306,8 +317,6 @@ mod tests {
         assert_eq!(has(true, owner + 1), Some(true));
         assert_eq!(has(false, owner), Some(true), "who made it");
         assert_eq!(has(false, owner + 1), Some(false));
-        drop(child.stdin.take());
-        child.wait().unwrap();
     }
 
     #[test]

@@ -1,6 +1,10 @@
 //! Two tunnels as each other's peer.
 
-use memtun_client::proto::{event::What, join::Join, list::List, watch::Watch};
+use std::time::Duration;
+
+use memtun_client::proto::{
+    error::code, event::What, join::Join, list::List, take::Take, watch::Watch,
+};
 use nix::errno::Errno;
 
 use crate::{
@@ -51,6 +55,8 @@ fn joined_tunnels_carry_datagrams_both_ways(backend: Backend) {
     assert_eq!(left.read(), Ok(datagram(3)), "the harness may inject");
     let take = daemon.memtun(&["take", "left", "--timeout", "1ms"]).failed(1);
     assert!(take.contains("its peer, tunnel #2, gets what the client writes"), "{take}");
+    let taken = daemon.client().call(&Take::new("left").timeout(Duration::from_millis(1)));
+    assert_eq!(taken.unwrap_err().code(), Some(code::PEER_TAKES));
     let table = daemon.memtun(&["list"]).succeeded();
     assert!(table.contains("  tunnel #2  ") && table.contains("  tunnel #1  "), "{table}");
     let peer = daemon.list().tunnels[0].peer.take().expect("it has one");

@@ -63,13 +63,15 @@ impl Verb for Take {
             )),
             Answer::TimedOut(available) => {
                 let peer = hub.view(|core| core.tunnel(id).and_then(Tunnel::peer));
-                let what = match peer.and_then(|peer| peer_view(&hub, peer)) {
-                    None => wrote(&address, available, count),
-                    Some(peer) => format!(
-                        "tunnel {address}: its peer, {peer}, gets what the client writes; nothing was left to take"
-                    ),
-                };
-                Err(timed_out(what, timeout_ms))
+                Err(match peer.and_then(|peer| peer_view(&hub, peer)) {
+                    None => timed_out(wrote(&address, available, count), timeout_ms),
+                    Some(peer) => {
+                        let what = format_args!(
+                            "tunnel {address}: its peer, {peer}, gets what the client writes; nothing was left to take"
+                        );
+                        Failure { code: code::PEER_TAKES.to_owned(), ..timed_out(what, timeout_ms) }
+                    }
+                })
             }
             Answer::Met(_) | Answer::Injected(_) | Answer::Gone => {
                 let left = match count {
