@@ -295,11 +295,12 @@ int main(int argc, char **argv) {
                                             {"keep", required_argument, NULL, 'k'},
                                             {0}};
     const char *inject = NULL;
+    size_t kept = 0;
     for (int option; (option = getopt_long(argc, argv, "+", options, NULL)) != -1;) {
         switch (option) {
         case 'p': served_path = optarg; break;
         case 'i': inject = optarg; break;
-        case 'k': keeping_start(strtoull(optarg, NULL, 10)); break;
+        case 'k': kept = strtoull(optarg, NULL, 10); break;
         default: return 2;
         }
     }
@@ -317,6 +318,8 @@ int main(int argc, char **argv) {
     parking_start(inject, answer_parked);
     signal(SIGCHLD, finish);
     start(argv + optind);
+    /* After the fork, or each page would be copied on its first write. */
+    keeping_start(kept);
     for (;;) {
         /* It has to be zero (seccomp_notify_recv). */
         memset(call, 0, room);
