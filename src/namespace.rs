@@ -34,7 +34,8 @@ use crate::{
 pub(crate) struct Options {
     /// Look like root inside, if a user namespace is needed.
     pub map_root: bool,
-    /// A network namespace with a loopback interface that is up, and a `/sys` that shows it if the kernel allows that.
+    /// A network namespace with a loopback interface that is up, and a `/sys` that shows it if the kernel allows that. Programs may
+    /// configure what is in it.
     pub net: bool,
 }
 
@@ -118,6 +119,13 @@ pub(crate) fn enter(options: Options) -> Result<(), NamespaceError> {
             write_map("/proc/self/uid_map", &format!("{} {uid} 1", inside(uid.as_raw())))?;
             write_map("/proc/self/gid_map", &format!("{} {gid} 1", inside(gid.as_raw())))?;
             unshare(CloneFlags::CLONE_NEWNS).map_err(mounts)?;
+            // Root's programs have it anyway. In the outer network namespace it is worth nothing.
+            if options.net
+                && !options.map_root
+                && let Err(errno) = sys::rights::pass_on_net_admin()
+            {
+                warn!(%errno, "giving the program CAP_NET_ADMIN failed, ignoring");
+            }
         }
         Err(errno) => return Err(mounts(errno)),
     }

@@ -86,7 +86,7 @@ pub(super) struct Args {
     /// Let the program see itself as root. This matters only for ordinary users: memtun runs their program in a user namespace.
     #[arg(long)]
     map_root: bool,
-    /// Give the program a network namespace of its own. It has only a loopback interface, which is up.
+    /// Give the program a network namespace of its own, which it may configure. It has only a loopback interface, which is up.
     #[arg(long)]
     net: bool,
     #[command(flatten)]

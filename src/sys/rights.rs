@@ -90,16 +90,40 @@ fn named(mut groups: Vec<u32>) -> Vec<u32> {
     groups
 }
 
+/// Has CAP_NET_ADMIN, which this thread has, go on to the programs that it starts, though their user is not root: the ambient set of
+/// capabilities(7).
+pub(crate) fn pass_on_net_admin() -> Result<(), Errno> {
+    /// `CAP_NET_ADMIN`.
+    const NET_ADMIN: u32 = 12;
+    /// Where the first word of the inheritable set is among the sets.
+    const INHERITABLE: usize = 2;
+    let mut header = THIS_THREAD;
+    let mut sets = Sets::default();
+    // SAFETY: the two structures have the sizes that belong to this version.
+    set(unsafe { libc::syscall(libc::SYS_capget, header.as_mut_ptr(), sets.as_mut_ptr()) })?;
+    sets[INHERITABLE] |= 1 << NET_ADMIN;
+    set_capabilities(&sets)?;
+    let (raise, none) = (libc::PR_CAP_AMBIENT_RAISE, 0);
+    // SAFETY: numbers.
+    let result = unsafe { libc::prctl(libc::PR_CAP_AMBIENT, raise, NET_ADMIN, none, none) };
+    Errno::result(result).map(drop)
+}
+
 /// None is left to this thread.
 fn drop_capabilities() -> Result<(), Errno> {
-    /// `_LINUX_CAPABILITY_VERSION_3`: two words for each set.
-    const VERSION: u32 = 0x2008_0522;
-    // `struct __user_cap_header_struct`: the version, and 0 for this thread.
-    let header = [VERSION, 0];
-    // `struct __user_cap_data_struct`, twice: effective, permitted, inheritable.
-    let none = [0_u32; 6];
+    set_capabilities(&Sets::default())
+}
+
+/// `struct __user_cap_header_struct`: `_LINUX_CAPABILITY_VERSION_3`, which has two words for each set, and 0 for this thread.
+const THIS_THREAD: [u32; 2] = [0x2008_0522, 0];
+
+/// `struct __user_cap_data_struct`, twice: the effective, permitted and inheritable set.
+type Sets = [u32; 6];
+
+fn set_capabilities(sets: &Sets) -> Result<(), Errno> {
+    let header = THIS_THREAD;
     // SAFETY: the two structures have the sizes that belong to this version.
-    set(unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr()) })
+    set(unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) })
 }
 
 fn set(result: c_long) -> Result<(), Errno> {

@@ -26,6 +26,7 @@ pub(super) const TESTS: &[RunTest] = &[
     ("what_is_mounted_on_sysfs_comes_along", what_is_mounted_on_sysfs_comes_along),
     ("what_sysfs_may_not_show_stays_covered", what_sysfs_may_not_show_stays_covered),
     ("namespace_is_for_those_who_may_administer_it", namespace_is_for_those_who_may_administer_it),
+    ("namespace_is_configured_under_the_own_id", namespace_is_configured_under_the_own_id),
     ("namespace_is_that_of_the_open_file", namespace_is_that_of_the_open_file),
     ("substitute_vanishes_when_memtun_is_killed", substitute_vanishes_when_memtun_is_killed),
 ];
@@ -124,10 +125,34 @@ fn namespace_is_for_those_who_may_administer_it(user: User) {
         User::Ordinary => NOT_PERMITTED,
     };
     expect(user, &[], &[(OF_TUNNEL, "-1 EBADFD"), (OF_FILE, given)]);
-    // The namespace is of an ordinary user's user namespace, but without root's id the program has no capability there.
-    expect(user, &["--net"], &[(OF_FILE, given)]);
     let may = [(OF_FILE, "0"), ("attach=tun0", "0"), (OF_FILE, "0"), (OF_TUNNEL, "0")];
+    expect(user, &["--net"], &may);
     expect(user, &["--net", "--map-root"], &may);
+}
+
+/// A program that asks who it is finds the user who started it, and may configure its interface all the same.
+fn namespace_is_configured_under_the_own_id(user: User) {
+    let id = match user {
+        User::Root => "0",
+        User::Ordinary => "65534",
+    };
+    let program = compiled("calls");
+    // TUNSETPERSIST, so that the tunnel is there when its program has ended.
+    let script = "set -e; id -u; \"$0\" /dev/net/tun attach=tun0 ioctl=400454cb,1 >/dev/null
+        ip address add 10.9.0.1/24 dev tun0; ip link set tun0 up mtu 1400
+        ip route add 10.10.0.0/16 via 10.9.0.2; cat /sys/class/net/tun0/mtu";
+    let program = program.to_str().expect("a plain path");
+    let run = memtun_run(user, &["--net", "--", "sh", "-c", script, program]);
+    assert_eq!((run.status, run.stdout), (0, format!("{id}\n1400\n")), "{}", run.stderr);
+    let count = "grep CapAmb /proc/self/status";
+    let ambient =
+        |options: &[&str]| memtun_run(user, &[options, &["--", "sh", "-c", count]].concat()).stdout;
+    let expected = match user {
+        User::Root => "CapAmb:\t0000000000000000\n",
+        User::Ordinary => "CapAmb:\t0000000000001000\n",
+    };
+    assert_eq!(ambient(&["--net"]), expected, "nothing more");
+    assert_eq!(ambient(&[]), "CapAmb:\t0000000000000000\n", "the network is not its own");
 }
 
 fn namespace_is_that_of_the_open_file(user: User) {
