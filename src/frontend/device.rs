@@ -95,7 +95,7 @@ impl DeviceFrontEnd {
         if let Ok(Reply::Ioctl { result, output }) = outcome
             && !output.as_bytes().is_empty()
         {
-            return self.stores.answer(&self.channel, id, result, output);
+            return self.stores.answer(&self.hub, &self.channel, id, result, output);
         }
         self.stores.forget(id);
         let reply = self.channel.reply_ioctl(id);

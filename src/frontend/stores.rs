@@ -15,34 +15,24 @@ use std::{
 use cuse_rs::{Channel, Errno, RequestId};
 use tracing::warn;
 
-use crate::core::IoctlOutput;
-
-/// Callers of one user whose memory may be waited for at a time.
-const OF_ONE_USER: usize = 16;
-/// Callers of all users.
-const OF_ALL: usize = 256;
+use crate::{
+    core::{IoctlOutput, Resource, input},
+    hub::Hub,
+};
 
 thread_local! {
     /// The ioctl that this thread is asking the core.
     static ASKED: Cell<Option<RequestId>> = const { Cell::new(None) };
 }
 
-/// The answers of one device.
+/// The users of those whose calls have not been answered, by call, of one device.
 #[derive(Debug, Default)]
-pub(super) struct Stores(Mutex<State>);
-
-#[derive(Debug, Default)]
-struct State {
-    /// The users of those whose calls have not been answered.
-    callers: BTreeMap<RequestId, u32>,
-    /// How many threads store for a user.
-    threads: BTreeMap<u32, usize>,
-}
+pub(super) struct Stores(Mutex<BTreeMap<RequestId, u32>>);
 
 impl Stores {
     /// Asks the core what a caller wants to know. Answered meanwhile by this thread, it may wait for the caller.
     pub(super) fn ask(&self, id: RequestId, uid: u32, ask: impl FnOnce()) {
-        self.lock().callers.insert(id, uid);
+        self.lock().insert(id, uid);
         ASKED.set(Some(id));
         ask();
         ASKED.set(None);
@@ -50,58 +40,40 @@ impl Stores {
 
     /// Answers a call; not by this thread, if it has not asked.
     pub(super) fn answer(
-        self: &Arc<Self>,
+        &self,
+        hub: &Hub,
         channel: &Arc<Channel>,
         id: RequestId,
         result: i32,
         output: IoctlOutput,
     ) {
-        let uid = self.lock().callers.remove(&id);
+        let uid = self.lock().remove(&id);
         let Some(uid) = uid.filter(|_| ASKED.get() != Some(id)) else {
             channel.reply_ioctl(id).done(result, output.as_bytes());
             return;
         };
-        if !self.begin(uid) {
+        let user = hub.handle(input::FindUser { uid });
+        let Ok(charge) = user.charge(Resource::StoredAnswers, 1) else {
             channel.reply_ioctl(id).error(Errno::ENOMEM);
             return;
-        }
-        let (this, to) = (Arc::clone(self), Arc::clone(channel));
+        };
+        let to = Arc::clone(channel);
         let stored = thread::Builder::new().name("store".to_owned()).spawn(move || {
+            let _until_stored = charge;
             to.reply_ioctl(id).done(result, output.as_bytes());
-            this.end(uid);
         });
         if let Err(error) = stored {
             warn!(%error, "no thread to answer an ioctl, answering ENOMEM");
-            self.end(uid);
             channel.reply_ioctl(id).error(Errno::ENOMEM);
-        }
-    }
-
-    fn begin(&self, uid: u32) -> bool {
-        let mut state = self.lock();
-        let all: usize = state.threads.values().sum();
-        let of_user = state.threads.entry(uid).or_default();
-        let has_room = *of_user < OF_ONE_USER && all < OF_ALL;
-        *of_user += usize::from(has_room);
-        has_room
-    }
-
-    fn end(&self, uid: u32) {
-        let mut state = self.lock();
-        if let Some(threads) = state.threads.get_mut(&uid) {
-            *threads -= 1;
-            if *threads == 0 {
-                state.threads.remove(&uid);
-            }
         }
     }
 
     /// A call was answered with nothing to store.
     pub(super) fn forget(&self, id: RequestId) {
-        self.lock().callers.remove(&id);
+        self.lock().remove(&id);
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<RequestId, u32>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -109,15 +81,20 @@ impl Stores {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::{Charge, Core, Limits};
 
     #[test]
     fn one_user_does_not_take_the_others_threads() {
-        let stores = Stores::default();
-        assert_eq!((0..100).filter(|_| stores.begin(7)).count(), OF_ONE_USER);
-        assert!(stores.begin(8));
-        stores.end(7);
-        assert!(stores.begin(7) && !stores.begin(7));
-        let all = (100..200).flat_map(|uid| [uid; 100]).filter(|uid| stores.begin(*uid)).count();
-        assert_eq!(all + OF_ONE_USER + 1, OF_ALL);
+        let limits = Limits::default();
+        let hub = Hub::new(Core::new(limits, 1));
+        let begin = |uid| hub.handle(input::FindUser { uid }).charge(Resource::StoredAnswers, 1);
+        let of_one: Vec<Charge> = (0..100).filter_map(|_| begin(7).ok()).collect();
+        assert_eq!(of_one.len(), limits.stored_answers.user);
+        let users = (100..200).flat_map(|uid| [uid; 100]);
+        let of_others: Vec<Charge> = users.filter_map(|uid| begin(uid).ok()).collect();
+        assert_eq!(of_others.len() + of_one.len(), limits.stored_answers.all);
+        assert!(begin(8).is_err());
+        drop(of_one);
+        assert!(begin(8).is_ok() && begin(7).is_ok());
     }
 }

@@ -35,11 +35,13 @@ pub enum Resource {
     Connections,
     /// Waits of harnesses.
     Waits,
+    /// Answers to ioctls that are being stored in the memory of their callers, each by a thread.
+    StoredAnswers,
 }
 
 impl Resource {
     /// Each of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Memory,
         Self::Files,
         Self::Tunnels,
@@ -48,6 +50,7 @@ impl Resource {
         Self::Descriptors,
         Self::Connections,
         Self::Waits,
+        Self::StoredAnswers,
     ];
 
     /// The word that stands for it on the control socket.
@@ -62,6 +65,7 @@ impl Resource {
             Self::Descriptors => "descriptors",
             Self::Connections => "connections",
             Self::Waits => "waits",
+            Self::StoredAnswers => "stored-answers",
         }
     }
 }

@@ -39,6 +39,8 @@ pub struct Limits {
     pub datagram: usize,
     /// Waits at one time.
     pub waits: Bound,
+    /// Answers to ioctls that are stored in their callers' memory at one time.
+    pub stored_answers: Bound,
 }
 
 impl Limits {
@@ -53,6 +55,7 @@ impl Limits {
             Resource::Descriptors => self.descriptors,
             Resource::Connections => self.connections,
             Resource::Waits => self.waits,
+            Resource::StoredAnswers => self.stored_answers,
         }
     }
 }
@@ -79,6 +82,7 @@ impl Default for Limits {
             copied_bytes: 4 << 20,
             datagram: MAX_DATAGRAM,
             waits: Bound { all: 2_048, user: 1_024 },
+            stored_answers: Bound { all: 256, user: 16 },
         }
     }
 }
