@@ -70,7 +70,7 @@ impl Intake {
     /// As [`codec::decode`].
     pub(crate) fn decode(&mut self, length: usize) -> Result<Message<'_>, DecodeError> {
         let beyond = length.saturating_sub(HEAD);
-        let is_large = beyond >= LEAST_GIVEN && beyond <= DATA && self.is_write();
+        let is_large = (LEAST_GIVEN..=DATA).contains(&beyond) && self.is_write();
         let was_apart = self.apart > 0;
         self.apart = if is_large { APART } else { self.apart.saturating_sub(1) };
         if was_apart && beyond > 0 {
