@@ -1,5 +1,7 @@
 //! The core beside the kernel's own tun: the same bytes to both, and the same outcome expected.
 
+use std::{fs, net::UdpSocket, ops::Range, path::Path};
+
 use bytes::Bytes;
 use memtun::{
     abi::{
@@ -14,13 +16,15 @@ use memtun::{
     },
     errno::Errno,
 };
+use serde_json::Value;
 use zerocopy::IntoBytes;
 
 use crate::{
     bpf::{ANCILLARY, encoded, random_program},
     support::{
-        device::{NO_PI, TAP, TUN},
+        device::{NO_PI, TAP, TUN, TunFile},
         kernel::KernelTun,
+        network::Network,
         random_numbers,
     },
 };
@@ -32,6 +36,10 @@ pub const TESTS: &[(&str, fn())] = &[
     ("vnet_headers_are_refused_as_by_the_kernel", vnet_headers_are_refused_as_by_the_kernel),
     ("offloads_are_performed_as_by_the_kernel", offloads_are_performed_as_by_the_kernel),
     ("filters_see_frames_as_the_kernel_s_do", filters_see_frames_as_the_kernel_s_do),
+    (
+        "shorter_queue_of_the_kernel_s_loses_the_newest_uncounted",
+        shorter_queue_of_the_kernel_s_loses_the_newest_uncounted,
+    ),
 ];
 
 const VNET_HDR: u16 = IfFlags::VNET_HDR.bits();
@@ -328,4 +336,34 @@ fn filters_see_frames_as_the_kernel_s_do() {
         }
     }
     assert!(kept > 500 && dropped > 500, "{kept} kept, {dropped} dropped");
+}
+
+/// The test of the same name in `limits` asks memtun.
+fn shorter_queue_of_the_kernel_s_loses_the_newest_uncounted() {
+    let network = Network::new();
+    let (file, socket) = network.inside(|| {
+        fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").expect("no IPv6");
+        let file = TunFile::attached(Path::new("/dev/net/tun"), "tun0", TUN | NO_PI);
+        (file, UdpSocket::bind("0.0.0.0:0").unwrap())
+    });
+    file.set_nonblocking(true);
+    network.ip(&["address", "add", "10.9.0.1/24", "dev", "tun0"]);
+    network.ip(&["link", "set", "tun0", "txqueuelen", "20", "up"]);
+    let send = |numbers: Range<u8>| {
+        for number in numbers {
+            socket.send_to(&[number], "10.9.0.2:9").unwrap();
+        }
+    };
+    let dropped = || {
+        let shown = network.ip(&["-json", "-statistics", "link", "show", "tun0"]);
+        let shown: Value = serde_json::from_str(&shown).unwrap();
+        shown[0]["stats64"]["tx"]["dropped"].as_u64()
+    };
+    send(0..10);
+    network.ip(&["link", "set", "tun0", "txqueuelen", "4"]);
+    assert_eq!(dropped(), Some(0));
+    send(10..11);
+    assert_eq!(dropped(), Some(1));
+    let left = std::iter::from_fn(|| file.read().ok()?.last().copied());
+    assert_eq!(left.collect::<Vec<_>>(), [0, 1, 2, 3]);
 }
