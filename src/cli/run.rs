@@ -74,7 +74,8 @@ const NOT_FOUND: u8 = 127;
 )]
 pub(super) struct Args {
     /// Use the device of a running daemon, such as /dev/memtun. Without this option memtun serves a device for the program alone,
-    /// until the program has ended and none of its processes has the device open.
+    /// until the program has ended and none of its processes has the device open. The program finds --control in MEMTUN_CONTROL, so
+    /// give the path of the same daemon's socket.
     #[arg(long = "use", value_name = "DEVICE", conflicts_with_all = ["front_end", "ready_fd", "wait_attached", "require_net_admin", "allow_unprivileged", "names", "interface", "interface_optional", "memory", "memory_per_user"])]
     device: Option<PathBuf>,
     /// The path at which the program finds the device.
