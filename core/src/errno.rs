@@ -10,6 +10,7 @@ compile_error!("the error numbers of this architecture differ from asm-generic/e
 
 /// An error number of the kernel's user interface, such as [`Errno::EAGAIN`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "log", derive(serde::Deserialize))]
 pub struct Errno(i32);
 
 impl Errno {
@@ -41,6 +42,16 @@ impl fmt::Display for Errno {
 impl fmt::Debug for Errno {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}({})", self.name(), self.0)
+    }
+}
+
+#[cfg(feature = "log")]
+impl serde::Serialize for Errno {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        if to.is_human_readable() {
+            return to.collect_str(self);
+        }
+        to.serialize_newtype_struct("Errno", &self.0)
     }
 }
 

@@ -23,7 +23,11 @@ pub mod abi;
 pub mod bpf;
 pub mod datagram;
 pub mod errno;
+#[cfg(feature = "log")]
+pub mod log;
 mod machine;
+#[cfg(feature = "log")]
+mod serial;
 mod time;
 
 pub use self::{

@@ -8,6 +8,7 @@ use core::{
 /// A moment of a clock that never goes back. Its origin is chosen by whoever drives the core: a test takes zero, a daemon
 /// its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "log", derive(serde::Serialize, serde::Deserialize))]
 pub struct Instant(Duration);
 
 impl Instant {

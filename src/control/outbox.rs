@@ -105,7 +105,7 @@ impl Outbox {
             return Err(Refused::Full);
         }
         let length = pieces.iter().map(Bytes::len).sum::<usize>();
-        let memory = self.user.charge(Resource::Memory, ITEM_MEMORY + length);
+        let memory = self.user.charge_outside(Resource::Memory, ITEM_MEMORY + length);
         let charge = memory.map_err(|_| Refused::Full)?;
         self.send_locked(state, Item { pieces, descriptor: None, _charge: charge })
     }

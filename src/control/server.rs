@@ -191,7 +191,7 @@ struct Connections {
 impl Connections {
     /// Counts one more for a user; or says why not.
     fn open(self: &Arc<Self>, user: &Arc<User>) -> Result<Slot, Failure> {
-        let charge = user.charge(Resource::Connections, 1).map_err(|exhausted| {
+        let charge = user.charge_outside(Resource::Connections, 1).map_err(|exhausted| {
             let Bound { all, user: share } = user.budget().bound(Resource::Connections);
             let (limit, whose) = match exhausted {
                 Exhausted::Share => (share, format!("the limit of uid {}", user.uid())),

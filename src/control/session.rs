@@ -141,7 +141,7 @@ impl Session {
         reply: Reply<R>,
         then: impl FnOnce(Answer) -> Result<R, Failure> + Send + 'static,
     ) {
-        let Ok(charge) = self.user.charge(Resource::Waits, 1) else {
+        let Ok(charge) = self.user.charge_outside(Resource::Waits, 1) else {
             let limit = self.user.budget().bound(Resource::Waits).user;
             return reply.send(Err(failure(CommandError::TooManyWaits(limit))));
         };

@@ -53,7 +53,7 @@ impl Stores {
             return;
         };
         let user = hub.handle(input::FindUser { uid });
-        let Ok(charge) = user.charge(Resource::StoredAnswers, 1) else {
+        let Ok(charge) = user.charge_outside(Resource::StoredAnswers, 1) else {
             channel.reply_ioctl(id).error(Errno::ENOMEM);
             return;
         };
@@ -87,7 +87,8 @@ mod tests {
     fn one_user_does_not_take_the_others_threads() {
         let limits = Limits::default();
         let hub = Hub::new(Core::new(limits, 1));
-        let begin = |uid| hub.handle(input::FindUser { uid }).charge(Resource::StoredAnswers, 1);
+        let begin =
+            |uid| hub.handle(input::FindUser { uid }).charge_outside(Resource::StoredAnswers, 1);
         let of_one: Vec<Charge> = (0..100).filter_map(|_| begin(7).ok()).collect();
         assert_eq!(of_one.len(), limits.stored_answers.user);
         let users = (100..200).flat_map(|uid| [uid; 100]);

@@ -33,9 +33,6 @@ impl AsFd for Held {
 /// Counts descriptors that are about to be opened for the device of this name.
 pub(super) fn charge(user: &Arc<User>, name: Name, count: usize) -> Result<Charge, MakeError> {
     let uid = user.uid();
-    user.charge(Resource::Descriptors, count).map_err(|exhausted| MakeError::NoDescriptors {
-        name,
-        uid,
-        exhausted,
-    })
+    user.charge_outside(Resource::Descriptors, count)
+        .map_err(|exhausted| MakeError::NoDescriptors { name, uid, exhausted })
 }

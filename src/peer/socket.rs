@@ -132,7 +132,7 @@ pub fn attach(
     let charge = |resource: Resource, amount| {
         let uid = user.uid();
         let too_many = |_| AttachError::TooMany { uid, what: resource.word() };
-        user.charge(resource, amount).map_err(too_many)
+        user.charge_outside(resource, amount).map_err(too_many)
     };
     let charges = [charge(Resource::Descriptors, 1)?, charge(Resource::Memory, MEMORY)?];
     let mode = hub.view(|core| core.tunnel(tunnel).map(Tunnel::mode));

@@ -47,6 +47,13 @@ pub const FEATURES: u32 =
         as u32;
 const _: () = assert!(FEATURES == 0x7173);
 
+#[cfg(feature = "log")]
+impl serde::Serialize for IfFlags {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        self.bits().serialize(to)
+    }
+}
+
 bitflags::bitflags! {
     /// `TUN_F_*`: the offloads that TUNSETOFFLOAD accepts.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -308,6 +315,23 @@ impl fmt::Display for Name {
 impl fmt::Debug for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "\"{self}\"")
+    }
+}
+
+#[cfg(feature = "log")]
+impl serde::Serialize for Name {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        if to.is_human_readable() {
+            return to.collect_str(self);
+        }
+        to.serialize_bytes(self.as_bytes())
+    }
+}
+
+#[cfg(feature = "log")]
+impl<'de> serde::Deserialize<'de> for Name {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        <&[u8]>::deserialize(from).map(Self::new)
     }
 }
 

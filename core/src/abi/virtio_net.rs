@@ -57,6 +57,22 @@ impl VnetHeader {
     }
 }
 
+#[cfg(feature = "log")]
+impl serde::Serialize for VnetHeader {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        crate::serial::serialize(self.as_bytes(), to)
+    }
+}
+
+#[cfg(feature = "log")]
+impl<'de> serde::Deserialize<'de> for VnetHeader {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let bytes = <&[u8]>::deserialize(from)?;
+        Self::read_from_bytes(bytes)
+            .map_err(|_| serde::de::Error::invalid_length(bytes.len(), &"a vnet header"))
+    }
+}
+
 /// `VIRTIO_NET_HDR_GSO_*`: what a datagram is to be cut into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]

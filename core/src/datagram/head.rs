@@ -31,6 +31,23 @@ impl Head {
     }
 }
 
+#[cfg(feature = "log")]
+impl serde::Serialize for Head {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        crate::serial::serialize(self.as_bytes(), to)
+    }
+}
+
+#[cfg(feature = "log")]
+impl<'de> serde::Deserialize<'de> for Head {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let (bytes, mut head) = (<&[u8]>::deserialize(from)?, Self::default());
+        let fits = head.push(bytes);
+        fits.then_some(head)
+            .ok_or_else(|| serde::de::Error::invalid_length(bytes.len(), &"headers"))
+    }
+}
+
 impl core::fmt::Debug for Head {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         self.as_bytes().fmt(f)

@@ -28,6 +28,7 @@ const ETHERTYPE_IPV6: u16 = 0x86dd;
 
 /// An Ethernet address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
+#[cfg_attr(feature = "log", derive(serde::Serialize, serde::Deserialize))]
 pub struct MacAddress(pub [u8; 6]);
 
 impl MacAddress {
@@ -83,8 +84,10 @@ impl core::str::FromStr for MacAddress {
 
 /// The payload of one `read` or `write`, in either mode.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "log", derive(serde::Serialize, serde::Deserialize))]
 pub struct Datagram {
     /// The bytes: an IP datagram in tun mode, a frame in tap mode; or whatever was written.
+    #[cfg_attr(feature = "log", serde(with = "crate::serial"))]
     pub payload: Bytes,
     /// From a client: the protocol its PI header named. To a client it is found in the payload.
     pub protocol: Option<u16>,

@@ -4,6 +4,7 @@ use crate::abi::tun::{IfFlags, MAX_MTU};
 
 /// Layer 3 or layer 2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "log", derive(serde::Serialize, serde::Deserialize))]
 pub enum Mode {
     /// IP datagrams.
     Tun,

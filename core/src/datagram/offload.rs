@@ -164,6 +164,7 @@ impl Gso {
 
 /// Why the offloads of a datagram cannot be performed. The kernel drops it then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[cfg_attr(feature = "log", derive(serde::Serialize, serde::Deserialize))]
 pub enum OffloadError {
     /// The vnet header is not allowed before the datagram.
     #[error("it does not fit the datagram")]

@@ -8,6 +8,7 @@ use crate::abi::tun::Name;
 
 /// How the harness names a tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "log", derive(serde::Serialize, serde::Deserialize))]
 pub enum Address {
     /// By its number.
     Id(TunnelId),

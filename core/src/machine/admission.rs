@@ -12,6 +12,7 @@ use crate::abi::tun::Name;
 
 /// Who may make a tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "log", derive(serde::Serialize, serde::Deserialize))]
 pub enum Admission {
     /// Those that the kernel lets: it takes CAP_NET_ADMIN.
     NetAdmin,
@@ -36,6 +37,7 @@ impl Admission {
 
 /// A name, in which `*` stands for any bytes, also for none.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "log", derive(serde::Serialize, serde::Deserialize))]
 pub struct NamePattern(Vec<u8>);
 
 impl NamePattern {

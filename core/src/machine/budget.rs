@@ -6,7 +6,8 @@
 //! for it: a file, a tunnel, a parked read, a datagram in a queue. So the amount in use is always the sum of what exists, however a
 //! thing ends. A charge allocates nothing, and its time does not depend on the amount in use.
 //!
-//! The counters are atomic, because the edges charge too, without the core's lock: what waits in an outbox also takes memory.
+//! The counters are atomic, because the edges charge too, without the core's lock: what waits in an outbox also takes memory. Such
+//! charges are counted once more by themselves, because a log of the core's inputs must tell of them.
 //!
 //! A user is the file-system uid that opened the device, or connected to the control socket. Root is a user like others, because in a
 //! container everybody may be root.
@@ -17,7 +18,8 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use super::Limits;
 
 /// Something of which there is not enough for everybody.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(feature = "log", derive(serde::Serialize, serde::Deserialize))]
 pub enum Resource {
     /// Bytes, of datagrams that are kept and of all else that grows.
     Memory,
@@ -72,6 +74,7 @@ impl Resource {
 
 /// How much of a resource there may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "log", derive(serde::Serialize, serde::Deserialize))]
 pub struct Bound {
     /// Of all users together.
     pub all: usize,
@@ -109,12 +112,15 @@ pub struct Budget {
     used: [AtomicUsize; Resource::ALL.len()],
     /// The most memory in use since [`trimmed`](Self::trimmed).
     peak: AtomicUsize,
+    /// How often the edges have charged, or given back.
+    outside_changes: AtomicUsize,
 }
 
 impl Budget {
     fn new(limits: &Limits) -> Arc<Self> {
         let bounds = Resource::ALL.map(|resource| limits.bound(resource));
-        Arc::new(Self { bounds, used: Default::default(), peak: AtomicUsize::new(0) })
+        let (used, peak, outside_changes) = Default::default();
+        Arc::new(Self { bounds, used, peak, outside_changes })
     }
 
     /// How much there may be.
@@ -135,6 +141,12 @@ impl Budget {
         self.peak.load(Ordering::Relaxed).saturating_sub(self.used(Resource::Memory))
     }
 
+    /// A number that changes whenever somebody outside of the core charges a user, or gives that back.
+    #[must_use]
+    pub fn outside_changes(&self) -> usize {
+        self.outside_changes.load(Ordering::Relaxed)
+    }
+
     /// What was given back is the system's again.
     pub fn trimmed(&self) {
         self.peak.store(self.used(Resource::Memory), Ordering::Relaxed);
@@ -147,6 +159,8 @@ pub struct User {
     uid: u32,
     budget: Arc<Budget>,
     used: [AtomicUsize; Resource::ALL.len()],
+    /// How much of this the edges have charged.
+    outside: [AtomicUsize; Resource::ALL.len()],
 }
 
 impl User {
@@ -168,23 +182,40 @@ impl User {
         &self.budget
     }
 
-    /// Takes so much of a resource.
+    /// How much of it is charged by somebody outside of the core.
+    #[must_use]
+    pub fn used_outside(&self, resource: Resource) -> usize {
+        self.outside[resource as usize].load(Ordering::Relaxed)
+    }
+
+    /// Takes so much of a resource, for the core.
     ///
     /// # Errors
     ///
     /// [`Exhausted`], and nothing is taken.
-    pub fn charge(
+    pub(crate) fn charge(
         self: &Arc<Self>,
         resource: Resource,
         amount: usize,
     ) -> Result<Charge, Exhausted> {
-        let bound = self.budget.bound(resource);
-        let mut charge = Charge { user: Arc::clone(self), amount: 0, resource };
-        charge.take(amount, bound)?;
-        Ok(charge)
+        self.nothing_of(resource, false).with(amount, self.budget.bound(resource))
     }
 
-    /// Takes memory for what was asked for and must be answered, up to twice what there may be otherwise.
+    /// Takes so much of a resource, for somebody outside of the core.
+    ///
+    /// # Errors
+    ///
+    /// [`Exhausted`], and nothing is taken.
+    pub fn charge_outside(
+        self: &Arc<Self>,
+        resource: Resource,
+        amount: usize,
+    ) -> Result<Charge, Exhausted> {
+        self.nothing_of(resource, true).with(amount, self.budget.bound(resource))
+    }
+
+    /// Takes memory for what was asked for and must be answered, up to twice what there may be otherwise. For somebody outside of
+    /// the core.
     ///
     /// # Errors
     ///
@@ -192,9 +223,21 @@ impl User {
     pub fn charge_answer(self: &Arc<Self>, amount: usize) -> Result<Charge, Exhausted> {
         let Bound { all, user } = self.budget.bound(Resource::Memory);
         let twice = Bound { all: all.saturating_mul(2), user: user.saturating_mul(2) };
-        let mut charge = Charge { user: Arc::clone(self), amount: 0, resource: Resource::Memory };
-        charge.take(amount, twice)?;
-        Ok(charge)
+        self.nothing_of(Resource::Memory, true).with(amount, twice)
+    }
+
+    /// Has so much of a resource in use as somebody outside of another core had, who is not here: whatever the limits are.
+    pub fn set_outside(&self, resource: Resource, amount: usize) {
+        let index = resource as usize;
+        let before = self.outside[index].swap(amount, Ordering::Relaxed);
+        for used in [&self.used[index], &self.budget.used[index]] {
+            used.fetch_add(amount, Ordering::Relaxed);
+            used.fetch_sub(before, Ordering::Relaxed);
+        }
+    }
+
+    fn nothing_of(self: &Arc<Self>, resource: Resource, is_outside: bool) -> Charge {
+        Charge { user: Arc::clone(self), amount: 0, resource, is_outside }
     }
 }
 
@@ -204,6 +247,7 @@ pub struct Charge {
     user: Arc<User>,
     amount: u32,
     resource: Resource,
+    is_outside: bool,
 }
 
 impl Charge {
@@ -227,6 +271,11 @@ impl Charge {
     pub fn grow(&mut self, more: usize) -> Result<(), Exhausted> {
         let bound = self.user.budget.bound(self.resource);
         self.take(more, bound)
+    }
+
+    fn with(mut self, amount: usize, bound: Bound) -> Result<Self, Exhausted> {
+        self.take(amount, bound)?;
+        Ok(self)
     }
 
     fn take(&mut self, more: usize, bound: Bound) -> Result<(), Exhausted> {
@@ -253,6 +302,10 @@ impl Charge {
             }
         }
         self.amount = amount;
+        if self.is_outside {
+            self.user.outside[index].fetch_add(more, Ordering::Relaxed);
+            self.user.budget.outside_changes.fetch_add(1, Ordering::Relaxed);
+        }
         Ok(())
     }
 }
@@ -262,6 +315,10 @@ impl Drop for Charge {
         let (index, amount) = (self.resource as usize, self.amount());
         self.user.budget.used[index].fetch_sub(amount, Ordering::Relaxed);
         self.user.used[index].fetch_sub(amount, Ordering::Relaxed);
+        if self.is_outside {
+            self.user.outside[index].fetch_sub(amount, Ordering::Relaxed);
+            self.user.budget.outside_changes.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -291,8 +348,8 @@ impl Users {
             self.known.retain(|_, user| Arc::strong_count(user) > 1);
             self.tidy_at = (2 * self.known.len()).max(16);
         }
-        let user = User { uid, budget: Arc::clone(&self.budget), used: Default::default() };
-        let user = Arc::new(user);
+        let (used, outside) = Default::default();
+        let user = Arc::new(User { uid, budget: Arc::clone(&self.budget), used, outside });
         self.known.insert(uid, Arc::clone(&user));
         user
     }

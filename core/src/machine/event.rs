@@ -9,6 +9,7 @@ use crate::abi::tun::Name;
 
 /// Something happened. Built only while somebody observes.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "log", derive(serde::Serialize))]
 pub enum Event {
     /// A client opened the device.
     Opened {
@@ -64,6 +65,7 @@ pub enum Event {
         /// Its mode.
         mode: Mode,
         /// The datagram.
+        #[cfg_attr(feature = "log", serde(with = "crate::serial"))]
         payload: Bytes,
     },
     /// A client wrote a datagram.
@@ -75,6 +77,7 @@ pub enum Event {
         /// Its mode.
         mode: Mode,
         /// The datagram.
+        #[cfg_attr(feature = "log", serde(with = "crate::serial"))]
         payload: Bytes,
     },
     /// The kernel sent a datagram into the link beside a tunnel, and no client got it.
@@ -86,6 +89,7 @@ pub enum Event {
         /// Its mode.
         mode: Mode,
         /// The datagram.
+        #[cfg_attr(feature = "log", serde(with = "crate::serial"))]
         payload: Bytes,
     },
     /// A datagram was lost.
@@ -132,6 +136,7 @@ impl Event {
 
 /// Why a datagram was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "log", derive(serde::Serialize))]
 pub enum DropReason {
     /// A filter of the client's dropped it.
     Filtered,

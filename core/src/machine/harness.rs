@@ -11,6 +11,7 @@ use crate::abi::tun;
 /// Why the harness does not get what it asked of a tunnel.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
+#[cfg_attr(feature = "log", derive(serde::Serialize, serde::Deserialize))]
 pub enum CommandError {
     /// No tunnel answers to the address.
     #[error("no tunnel {0}; 'memtun list' shows those there are")]

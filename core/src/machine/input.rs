@@ -3,7 +3,8 @@
 //! An input comes with its time, and nothing else decides what it does. So the log of a core's inputs and their times, given to another
 //! core with the same limits and seed, gives the same outputs and answers, bit for bit.
 //!
-//! What the edges charge to users (`budget`) is no input. So this holds as long as no budget runs out in one of the two cores alone.
+//! What the edges charge to users (`budget`) is no input, because nothing comes of it at once. A log has it in records of its own, with
+//! what was charged before each input. So the two cores differ only if a budget runs out by what an edge charges during an input.
 
 use alloc::{sync::Arc, vec::Vec};
 use core::time::Duration;
@@ -17,7 +18,7 @@ use super::{
 };
 
 /// Something that the core can be given.
-pub trait Enter: Into<Input> {
+pub trait Enter: Clone + Into<Input> {
     /// What the core says to it at once. What it leads to later comes as outputs.
     type Answer;
 
@@ -43,14 +44,15 @@ impl Core {
 macro_rules! inputs {
     ($(
         $(#[doc = $doc:literal])*
-        $name:ident { $($(#[doc = $field_doc:literal])* $field:ident: $type:ty,)* } -> $answer:ty
+        $name:ident { $($(#[$field_attribute:meta])* $field:ident: $type:ty,)* } -> $answer:ty
             = |$core:ident| $act:expr;
     )*) => {
         $(
             $(#[doc = $doc])*
             #[derive(Clone, Debug)]
+            #[cfg_attr(feature = "log", derive(serde::Serialize, serde::Deserialize))]
             pub struct $name {
-                $($(#[doc = $field_doc])* pub $field: $type,)*
+                $($(#[$field_attribute])* pub $field: $type,)*
             }
 
             impl From<$name> for Input {
@@ -71,6 +73,7 @@ macro_rules! inputs {
 
         /// Any input, as a log has them.
         #[derive(Clone, Debug)]
+        #[cfg_attr(feature = "log", derive(serde::Serialize, serde::Deserialize))]
         #[non_exhaustive]
         pub enum Input {
             /// A client asks something.
@@ -131,6 +134,7 @@ inputs! {
         /// The file.
         queue: FileId,
         /// What it has sent, headers included.
+        #[cfg_attr(feature = "log", serde(with = "crate::serial"))]
         bytes: Bytes,
     } -> bool = |core| core.handle_netdev_datagram(tunnel, queue, bytes);
 

@@ -14,6 +14,7 @@ use super::{Core, Datagram, Output, Peer, TunnelId};
 
 /// Whoever takes and keeps, as the hub numbers them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "log", derive(serde::Serialize, serde::Deserialize))]
 pub struct Keeper(pub u64);
 
 impl Core {

@@ -4,6 +4,7 @@ use super::{Bound, Resource};
 
 /// How much of everything there may be.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "log", derive(serde::Serialize, serde::Deserialize))]
 pub struct Limits {
     /// Bytes of everything that grows. Beyond them datagrams are dropped, and open and TUNSETIFF get `ENOMEM`. What is kept of
     /// deleted tunnels makes room first.

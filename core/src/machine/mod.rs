@@ -71,6 +71,7 @@ use crate::{
 /// A peer outside of the core, as the hub numbers them: whatever takes a tunnel's from-client datagrams as soon as there
 /// are any, instead of the harness.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "log", derive(serde::Serialize, serde::Deserialize))]
 pub struct PeerId(pub u32);
 
 /// The state machine; see the [crate].

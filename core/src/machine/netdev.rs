@@ -49,6 +49,7 @@ use crate::{
 
 /// Whether a network device stands beside a tunnel, and what it does with datagrams.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "log", derive(serde::Serialize, serde::Deserialize))]
 pub enum Interface {
     /// There is none.
     #[default]

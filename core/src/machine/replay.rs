@@ -1,6 +1,6 @@
 //! The log of what went in replays to what came out: random sequences of every input there is.
 //!
-//! When a [`Rig`] is dropped it gives another core all that it was given, and compares. So each scenario of this crate is such
+//! When a [`Rig`] is dropped it stores all that it was given as a log does, reads it, gives it to another core, and compares. So each scenario of this crate is such
 //! a test; these sequences reach what no scenario thinks of.
 
 use alloc::{boxed::Box, collections::BTreeSet, format, string::String, vec, vec::Vec};

@@ -17,10 +17,12 @@ use crate::{
 
 /// Which front end a request came through: its index in the hub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "log", derive(serde::Serialize, serde::Deserialize))]
 pub struct Origin(pub u8);
 
 /// One request, as its front end numbers them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "log", derive(serde::Serialize, serde::Deserialize))]
 pub struct RequestId {
     /// The front end.
     pub origin: Origin,
@@ -30,19 +32,23 @@ pub struct RequestId {
 
 /// One open file description of the device (kernel: `tun_file`). Never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "log", derive(serde::Serialize, serde::Deserialize))]
 pub struct FileId(pub u64);
 
 /// What a front end wakes a poller by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "log", derive(serde::Serialize, serde::Deserialize))]
 pub struct WakeHandle(pub u64);
 
 /// The network namespace that tunnels are named in: the inode number of the opener's `/proc/PID/ns/net`, or 0 where
 /// that could not be read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "log", derive(serde::Serialize, serde::Deserialize))]
 pub struct Scope(pub u64);
 
 /// The process that opened a file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "log", derive(serde::Serialize, serde::Deserialize))]
 pub struct Opener {
     /// Process id, 0 where it cannot be seen from here.
     pub pid: u32,
@@ -58,6 +64,7 @@ pub struct Opener {
 
 /// A system call of a client.
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "log", derive(serde::Serialize, serde::Deserialize))]
 pub struct Request {
     /// By which it is answered.
     pub id: RequestId,
@@ -67,6 +74,7 @@ pub struct Request {
 
 /// What a client asks.
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "log", derive(serde::Serialize, serde::Deserialize))]
 pub enum Op {
     /// `open(2)`; answered with [`Reply::Opened`].
     Open {
@@ -94,6 +102,7 @@ pub enum Op {
 
 /// The arguments of one `ioctl(2)`.
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "log", derive(serde::Serialize, serde::Deserialize))]
 pub struct IoctlCall {
     /// The full 32-bit command.
     pub command: u32,
@@ -104,6 +113,7 @@ pub struct IoctlCall {
     /// What the caller may do; `None`: everything.
     pub credentials: Option<Box<Credentials>>,
     /// What was fetched from the caller, as the last [`Reply::Fetch`] asked, joined; empty before.
+    #[cfg_attr(feature = "log", serde(with = "crate::serial"))]
     pub input: Bytes,
     /// How many bytes can be stored in the caller, as the last [`Reply::Fetch`] asked; 0 before.
     pub output_room: usize,
@@ -111,6 +121,7 @@ pub struct IoctlCall {
 
 /// What the kernel looks at to permit TUNSETIFF, of the thread that calls it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "log", derive(serde::Serialize, serde::Deserialize))]
 pub struct Credentials {
     /// It has `CAP_NET_ADMIN` in the network namespace of the file.
     pub net_admin: bool,
@@ -124,6 +135,7 @@ pub struct Credentials {
 
 /// A range of the caller's memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "log", derive(serde::Serialize))]
 pub struct UserRange {
     /// Its address.
     pub address: u64,
@@ -133,6 +145,7 @@ pub struct UserRange {
 
 /// The arguments of one `read(2)`, `readv(2)` or `pread(2)`.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "log", derive(serde::Serialize, serde::Deserialize))]
 pub struct ReadCall {
     /// Room in the caller's buffer, in bytes.
     pub limit: usize,
@@ -152,8 +165,10 @@ impl ReadCall {
 
 /// The arguments of one `write(2)`, `writev(2)` or `pwrite(2)`.
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "log", derive(serde::Serialize, serde::Deserialize))]
 pub struct WriteCall {
     /// Everything written: headers and datagram.
+    #[cfg_attr(feature = "log", serde(with = "crate::serial"))]
     pub data: Bytes,
     /// As in [`ReadCall::offset`].
     pub offset: u64,
@@ -166,6 +181,7 @@ pub type Outcome = Result<Reply, Errno>;
 
 /// How a request succeeded.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "log", derive(serde::Serialize))]
 pub enum Reply {
     /// To `Open`: the file by which it is known from now on.
     Opened(FileId),
@@ -188,6 +204,7 @@ pub enum Reply {
         /// PI and vnet header.
         head: Head,
         /// The datagram, cut to what fits.
+        #[cfg_attr(feature = "log", serde(with = "crate::serial"))]
         body: Bytes,
     },
     /// To `Write`: the count, headers included.
@@ -252,6 +269,13 @@ impl IoctlOutput {
     }
 }
 
+#[cfg(feature = "log")]
+impl serde::Serialize for IoctlOutput {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        crate::serial::serialize(self.as_bytes(), to)
+    }
+}
+
 impl core::fmt::Debug for IoctlOutput {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         self.as_bytes().fmt(f)
@@ -260,6 +284,7 @@ impl core::fmt::Debug for IoctlOutput {
 
 /// Work the core hands out; see [`Core::take_outputs`](super::Core::take_outputs).
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "log", derive(serde::Serialize))]
 pub enum Output {
     /// Answer a request: exactly once for each.
     Complete(RequestId, Outcome),

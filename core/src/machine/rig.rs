@@ -16,6 +16,7 @@ use super::{input::*, *};
 use crate::{
     abi::tun::{IfFlags, IfReq, Name, ioctl},
     errno::Errno,
+    log::{self, Record},
 };
 
 /// Of every core in a test.
@@ -458,12 +459,27 @@ impl Drop for Rig {
         let mut replayed = Core::new(self.limits, SEED);
         for (at, (now, input, expected)) in self.log.drain(..).enumerate() {
             let shown = format!("{input:?}");
+            let input = stored_and_read(now, input, &expected);
+            assert_eq!(format!("{input:?}"), shown, "input {at} as it was stored");
             replayed.handle(now, input);
             let mut outputs = Vec::new();
             replayed.take_outputs(&mut outputs);
             let (outputs, expected) = (format!("{outputs:?}"), format!("{expected:?}"));
             assert_eq!(outputs, expected, "input {at}, {shown}, replayed");
         }
+    }
+}
+
+/// An input, as a log has it.
+fn stored_and_read(now: Instant, input: Input, outputs: &[Output]) -> Input {
+    let mut stored = Vec::new();
+    Record::Input { now, input, outputs: log::digest(outputs) }.encode(&mut stored);
+    match Record::decode(&stored[log::LENGTH..]) {
+        Ok(Record::Input { now: at, input, outputs: digest }) => {
+            assert_eq!((at, digest), (now, log::digest(outputs)));
+            input
+        }
+        other => panic!("an input was stored, and {other:?} was read"),
     }
 }
 

@@ -9,6 +9,7 @@ use crate::abi::{tun, tun::Name};
 
 /// What is to be changed of a tunnel; `None` stays as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "log", derive(serde::Serialize, serde::Deserialize))]
 pub struct Settings {
     /// Up or down. Down, writes get `EIO` and polls no `POLLOUT`; what is queued can still be read.
     pub up: Option<bool>,
@@ -27,6 +28,7 @@ pub struct Settings {
 /// A setting that the kernel refuses.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
+#[cfg_attr(feature = "log", derive(serde::Serialize, serde::Deserialize))]
 pub enum SettingError {
     /// `EINVAL` of `dev_validate_mtu`.
     #[error("an MTU of {mtu} is out of range for a {}; give one from {} to {}", .mode.word(), tun::MIN_MTU, .mode.max_mtu())]

@@ -28,6 +28,7 @@ use crate::{
 
 /// What became of an injected datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "log", derive(serde::Serialize, serde::Deserialize))]
 pub enum Delivery {
     /// A blocked read got it.
     Read,
@@ -48,6 +49,7 @@ pub(super) enum Sender {
 
 /// How bytes become a datagram on their way to a client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "log", derive(serde::Serialize, serde::Deserialize))]
 pub enum Wrap {
     /// Untouched.
     #[default]
@@ -65,6 +67,7 @@ pub enum Wrap {
 
 /// A datagram that waits for room in the client's queue, or the segments that are left of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "log", derive(serde::Serialize, serde::Deserialize))]
 pub struct Injection {
     to: TunnelId,
     rest: VecDeque<Datagram>,

@@ -16,6 +16,7 @@ use crate::abi::{
 
 /// A tunnel's number; never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "log", derive(serde::Serialize, serde::Deserialize))]
 pub struct TunnelId(pub u32);
 
 /// What was counted, in datagrams and bytes since the tunnel was made.

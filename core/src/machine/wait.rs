@@ -12,10 +12,12 @@ use super::{
 
 /// One wait, as the hub numbers them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "log", derive(serde::Serialize, serde::Deserialize))]
 pub struct WaitId(pub u64);
 
 /// What is waited for.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "log", derive(serde::Serialize, serde::Deserialize))]
 pub enum Condition {
     /// A file is attached to the tunnel.
     Attached(Address),
@@ -37,6 +39,7 @@ pub enum Condition {
 
 /// How a wait ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "log", derive(serde::Serialize))]
 pub enum Answer {
     /// What was waited for is the case, on this tunnel (`None`: it is gone, as was waited for).
     Met(Option<TunnelId>),

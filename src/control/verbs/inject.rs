@@ -47,7 +47,7 @@ impl Verb for Inject {
             Err(error) => return reply.send(Err(failure(error))),
         };
         // While it waits it is in the memory of who asked.
-        let Ok(charge) = session.user().charge(Resource::Memory, injection.memory()) else {
+        let Ok(charge) = session.user().charge_outside(Resource::Memory, injection.memory()) else {
             let message = format!(
                 "no memory is left for what uid {} injects; 'memtun limits' shows what is in use",
                 session.user().uid()

@@ -11,6 +11,7 @@ use crate::{
 
 /// How a network device is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "log", derive(serde::Serialize, serde::Deserialize))]
 pub struct NetdevState {
     /// The network namespace that it is in by now.
     pub scope: Scope,
@@ -32,6 +33,7 @@ pub struct NetdevState {
 
 /// What can be set on a network device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "log", derive(serde::Serialize))]
 pub enum NetdevSetting {
     /// Up or down.
     Up(bool),
@@ -59,6 +61,7 @@ pub enum NetdevSetting {
 
 /// What the core wants of a network device; answered by [`Netdev`](crate::input::Netdev).
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "log", derive(serde::Serialize))]
 pub enum NetdevRequest {
     /// Make one, with a queue for a file; answered with [`NetdevNews::Made`].
     Make {
@@ -130,6 +133,7 @@ pub enum NetdevRequest {
 
 /// Whose rights count where the kernel is asked for a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "log", derive(serde::Serialize))]
 pub enum Rights {
     /// The caller has CAP_NET_ADMIN in the network namespace, and may do what whoever asks for it may.
     Admin,
@@ -144,6 +148,7 @@ pub enum Rights {
 
 /// What is to be known before a request can be answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "log", derive(serde::Serialize))]
 pub struct Look {
     /// How the network device beside this tunnel is, by [`NetdevNews::Changed`] or [`NetdevNews::Gone`].
     pub tunnel: TunnelId,
@@ -153,6 +158,7 @@ pub struct Look {
 
 /// What of that which the kernel has sent is to be known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "log", derive(serde::Serialize))]
 pub enum Sent {
     /// Nothing.
     Nothing,
@@ -164,6 +170,7 @@ pub enum Sent {
 
 /// What the core is told about a network device.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "log", derive(serde::Serialize, serde::Deserialize))]
 pub enum NetdevNews {
     /// It was made; or the tunnel is to do without (`None`); or the client's call ends with an error.
     Made(TunnelId, Result<Option<MadeNetdev>, Errno>),
@@ -223,6 +230,7 @@ pub enum Switch {
 
 /// A network device that was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "log", derive(serde::Serialize, serde::Deserialize))]
 pub struct MadeNetdev {
     /// How it is.
     pub state: NetdevState,
@@ -234,6 +242,7 @@ pub struct MadeNetdev {
 
 /// A datagram that a client wrote, on its way to the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "log", derive(serde::Serialize, serde::Deserialize))]
 pub struct Forward {
     /// The client's call.
     pub asker: RequestId,
