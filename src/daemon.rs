@@ -11,6 +11,7 @@
 //! | `timer` | ends waits at their deadlines | when the hub stops |
 //! | `observers` | tells observers, such as watches, what happens | when the hub stops |
 //! | `log` | writes the log | with the process |
+//! | `input-log` | writes the log of inputs, if one is asked for | when the daemon stops, or the log ends before |
 //! | `control` | accepts harnesses | with the process |
 //! | `harness`, `outbox` | one pair for each connection | with it |
 //! | `attach-in`, `attach-out` | one pair for each attached socket | with it, or its tunnel |
@@ -33,7 +34,7 @@ use std::{
 };
 
 use cuse_rs::{cuse::RegisterError, fuse_file::MountError};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
 use tracing::{error, info, warn};
 
 use crate::{
@@ -41,6 +42,7 @@ use crate::{
     core::{Admission, Bound, Core, Limits, input},
     frontend::{Registered, fuse::Occupied},
     hub::{Ended, FrontEnd, Hub, NetdevOwner},
+    input_log::{BeginError, InputLog},
     log, netdev,
     panics::{self, Panicked},
     planted, sys,
@@ -62,6 +64,9 @@ pub(crate) enum DaemonError {
     /// Another daemon's file is there.
     #[error(transparent)]
     Occupied(#[from] Occupied),
+    /// The log of inputs.
+    #[error(transparent)]
+    InputLog(#[from] BeginError),
     /// The system.
     #[error("{what}: {error}")]
     System {
@@ -94,6 +99,8 @@ pub(crate) struct Options {
     pub memory: Bound,
     /// The network devices beside tunnels.
     pub netdevs: netdev::Options,
+    /// Where all that goes into the core is logged.
+    pub input_log: Option<InputLog>,
 }
 
 /// Threads that serve devices and a control socket.
@@ -105,6 +112,7 @@ pub(crate) struct Daemon {
     timer: JoinHandle<()>,
     memory: JoinHandle<()>,
     observers: JoinHandle<()>,
+    input_log: Option<LoggingInputs>,
     stopping: Arc<AtomicBool>,
     lost: Arc<OnceLock<String>>,
 }
@@ -113,6 +121,13 @@ struct Served {
     front_end: Arc<dyn FrontEnd>,
     threads: Vec<JoinHandle<()>>,
     /// Disconnected when the threads have ended.
+    ended: mpsc::Receiver<Infallible>,
+}
+
+/// The thread that logs inputs.
+struct LoggingInputs {
+    thread: JoinHandle<()>,
+    /// Disconnected when it has ended.
     ended: mpsc::Receiver<Infallible>,
 }
 
@@ -138,7 +153,10 @@ impl Daemon {
             warn!(%error, "starting the log's thread failed, ignoring");
         }
         let limits = Limits { memory: options.memory, ..limits_by_descriptors() };
-        let hub = Hub::new(Core::new(limits, fastrand::u64(..)));
+        let seed = fastrand::u64(..);
+        let hub = Hub::new(Core::new(limits, seed));
+        let input_log = options.input_log.map(|file| log_inputs(&hub, file, seed, limits));
+        let input_log = input_log.transpose()?;
         hub.handle(input::SetAdmission { admission: options.admission });
         let netdevs = netdev::start(&hub, options.netdevs);
         let stopping = Arc::new(AtomicBool::new(false));
@@ -186,7 +204,18 @@ impl Daemon {
             let (server, hub) = (Arc::clone(&server), Arc::clone(&hub));
             move || server.run(&hub)
         })?;
-        Ok(Self { hub, netdevs, server, served, timer, memory, observers, stopping, lost })
+        Ok(Self {
+            hub,
+            netdevs,
+            server,
+            served,
+            timer,
+            memory,
+            observers,
+            input_log,
+            stopping,
+            lost,
+        })
     }
 
     /// The hub.
@@ -206,6 +235,7 @@ impl Daemon {
     pub(crate) fn abandon(self) {
         self.server.remove();
         self.netdevs.stop();
+        end_input_log(&self.hub, self.input_log);
         std::mem::forget(self.served);
     }
 
@@ -229,6 +259,7 @@ impl Daemon {
         join(self.timer);
         join(self.memory);
         join(self.observers);
+        end_input_log(&self.hub, self.input_log);
         self.server.remove();
         info!("stopped");
     }
@@ -267,6 +298,40 @@ fn serve_device(front_end: &dyn FrontEnd, briskly: bool) -> Ended {
         error!(%error, "reading the device failed");
         Ended::Taken
     })
+}
+
+/// Begins to log inputs; there must have been none yet.
+fn log_inputs(
+    hub: &Arc<Hub>,
+    mut file: InputLog,
+    seed: u64,
+    limits: Limits,
+) -> Result<LoggingInputs, DaemonError> {
+    file.begin(seed, limits).map_err(system("writing the log of inputs"))?;
+    hub.log_inputs();
+    let (alive, ended) = mpsc::channel();
+    let thread = spawn("input-log", {
+        let hub = Arc::clone(hub);
+        move || {
+            let _until_the_end = alive;
+            // A file that reaches RLIMIT_FSIZE is an error like others here, not the end of the daemon.
+            if let Err(errno) = SigSet::from(Signal::SIGXFSZ).thread_block() {
+                warn!(%errno, "blocking SIGXFSZ failed, ignoring");
+            }
+            hub.run_input_log(file);
+        }
+    })?;
+    Ok(LoggingInputs { thread, ended })
+}
+
+fn end_input_log(hub: &Hub, logging: Option<LoggingInputs>) {
+    let Some(LoggingInputs { thread, ended }) = logging else { return };
+    hub.end_input_log();
+    if ended.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+        warn!("the log of inputs is still being written, leaving the rest out");
+    } else {
+        join(thread);
+    }
 }
 
 /// The main thread waits for signals, so it gets one.

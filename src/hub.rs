@@ -14,6 +14,7 @@
 
 mod events;
 mod front_end;
+mod inputs;
 
 use std::{
     cell::Cell,
@@ -25,7 +26,7 @@ use std::{
     time::{self, Duration, SystemTime},
 };
 
-use self::events::Events;
+use self::{events::Events, inputs::Inputs};
 pub use self::{
     events::{Happened, Observer},
     front_end::{Ended, FrontEnd},
@@ -109,6 +110,8 @@ pub struct Hub {
     timer: Condvar,
     /// For the observers' thread.
     happened: Condvar,
+    /// For the thread that logs inputs.
+    logged: Condvar,
     front_ends: [OnceLock<Arc<dyn FrontEnd>>; MAX_FRONT_ENDS],
     netdevs: OnceLock<Arc<dyn NetdevOwner>>,
     networks: Networks,
@@ -143,9 +146,38 @@ struct State {
     core: Core,
     /// What has happened and was not told yet.
     events: Events,
+    /// What went in and was not logged yet.
+    inputs: Inputs,
     /// When the timer thread wakes up by itself.
     timer_due: Option<Instant>,
     stopping: bool,
+}
+
+/// Threads that are to be woken when the lock is released.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Wakes {
+    observers: bool,
+    input_log: bool,
+}
+
+impl State {
+    /// Gives the core an input, and moves its outputs into `outputs`, but for events, which are queued.
+    fn handle<I: Enter>(
+        &mut self,
+        now: Instant,
+        input: I,
+        outputs: &mut Vec<Output>,
+    ) -> (I::Answer, Wakes) {
+        let copy = self.inputs.copy(&input, &self.core);
+        let answer = self.core.handle(now, input);
+        planted::panic_at("lock");
+        self.core.take_outputs(outputs);
+        if let Some(input) = copy {
+            self.inputs.push(now, input, outputs);
+        }
+        let observers = self.queue_events(outputs);
+        (answer, Wakes { observers, input_log: self.inputs.wakes() })
+    }
 }
 
 thread_local! {
@@ -161,11 +193,13 @@ impl Hub {
             state: Mutex::new(State {
                 core,
                 events: Events::default(),
+                inputs: Inputs::default(),
                 timer_due: None,
                 stopping: false,
             }),
             timer: Condvar::new(),
             happened: Condvar::new(),
+            logged: Condvar::new(),
             front_ends: [const { OnceLock::new() }; MAX_FRONT_ENDS],
             netdevs: OnceLock::new(),
             networks: Networks::default(),
@@ -196,9 +230,7 @@ impl Hub {
         let mut outputs = SCRATCH.take();
         let now = now();
         let mut state = self.lock();
-        let answer = state.core.handle(now, input);
-        planted::panic_at("lock");
-        let wakes_observers = state.take_outputs(&mut outputs);
+        let (answer, wakes) = state.handle(now, input, &mut outputs);
         let earlier = match (state.core.poll_timeout(), state.timer_due) {
             (Some(due), Some(sleeps_until)) => (due < sleeps_until).then_some(due),
             (due, None) => due,
@@ -212,7 +244,7 @@ impl Hub {
         if earlier.is_some() {
             self.timer.notify_one();
         }
-        self.perform(&mut outputs, wakes_observers);
+        self.perform(&mut outputs, wakes);
         if is_trim_due && !self.trim_asked.swap(true, Ordering::Relaxed) {
             self.set_trim(Trim::Asked);
         }
@@ -358,14 +390,15 @@ impl Hub {
         let mut outputs = Vec::new();
         let mut state = self.lock();
         while !state.stopping {
-            state.core.handle(now(), input::Timeout {});
-            let wakes_observers = state.take_outputs(&mut outputs);
-            if wakes_observers || !outputs.is_empty() {
+            let ((), wakes) = state.handle(now(), input::Timeout {}, &mut outputs);
+            if wakes != Wakes::default() || !outputs.is_empty() {
                 planted::panic_at("timer");
                 drop(state);
-                self.perform(&mut outputs, wakes_observers);
+                self.perform(&mut outputs, wakes);
                 state = self.lock();
-                continue;
+                if state.stopping {
+                    return;
+                }
             }
             state.timer_due = state.core.poll_timeout();
             state = match state.timer_due {
@@ -419,7 +452,7 @@ impl Hub {
     }
 
     /// Performs outputs: what clients and peers wait for first.
-    fn perform(&self, outputs: &mut Vec<Output>, wakes_observers: bool) {
+    fn perform(&self, outputs: &mut Vec<Output>, wakes: Wakes) {
         for output in outputs.extract_if(.., |output| !matches!(output, Output::Answer(..))) {
             match output {
                 Output::Complete(to, outcome) => {
@@ -450,8 +483,11 @@ impl Hub {
                 self.answer(wait, answer);
             }
         }
-        if wakes_observers {
+        if wakes.observers {
             self.happened.notify_one();
+        }
+        if wakes.input_log {
+            self.logged.notify_one();
         }
     }
 
@@ -534,7 +570,7 @@ mod tests {
         });
         let give_back = || {
             let user = hub.handle(input::FindUser { uid: 1 });
-            drop(user.charge(Resource::Memory, TRIM_AFTER).unwrap());
+            drop(user.charge_outside(Resource::Memory, TRIM_AFTER).unwrap());
             hub.handle(input::Timeout {});
         };
         give_back();

@@ -47,6 +47,7 @@ mod control;
 mod daemon;
 pub mod frontend;
 pub mod hub;
+mod input_log;
 pub mod log;
 mod mounts;
 mod namespace;

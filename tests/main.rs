@@ -36,6 +36,7 @@ mod panics;
 mod peers;
 mod prose;
 mod receipt;
+mod replay;
 mod restart;
 mod run;
 mod support;
@@ -148,6 +149,7 @@ fn device_trials(backend: Backend, compat: &Gate) -> Vec<Trial> {
         log::TESTS,
         captures::TESTS,
         receipt::TESTS,
+        replay::TESTS,
         offload::TESTS,
         abi::TESTS,
         terminal::OF_DEVICE,

@@ -1,5 +1,6 @@
 //! The command line: options, and which verb they go to.
 
+mod debug;
 mod delete;
 mod error;
 mod host;
@@ -54,6 +55,8 @@ Environment:
           Default of --control. 'memtun run' sets it for its program. If a daemon has that socket already, 'run' makes another
   MEMTUN_LOG
           What memtun logs, unless -q or -v is given: off, error, warn, info, debug or trace; or levels for parts of memtun, such as warn,memtun::control=debug
+  MEMTUN_LOG_INPUTS
+          For 'serve' and 'run': a file to create and fill with all that reaches the core. 'memtun debug replay-log' replays it
   NO_COLOR
           Print no colors on a terminal. TERM=dumb does the same";
 
@@ -161,6 +164,7 @@ verbs! {
     Join(join), logs WARN, checked by check;
     Host(host), logs WARN, checked by check;
     Part(part), logs WARN;
+    Debug(debug), logs WARN;
 }
 
 /// What a verb works with.

@@ -55,6 +55,7 @@ use crate::{
         probe,
     },
     hub::{Happened, Observer},
+    input_log::{self, InputLog},
     log, namespace, panics, sys,
 };
 
@@ -178,6 +179,7 @@ impl Args {
         let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC)?;
 
         self.stay_on_cpu()?;
+        let input_log = InputLog::from_environment()?;
         let socket = Socket::bind(control, is_said)?;
         let netdevs = self.interface.options(self.links());
         let device = self.register(&socket.path)?;
@@ -194,12 +196,15 @@ impl Args {
             admission: self.admission.clone().resolve(false),
             memory: self.memory.into(),
             netdevs,
+            input_log,
         };
         let daemon = Daemon::start(vec![device], socket.server, options)?;
         self.announce(&daemon)?;
 
         intercept(interceptor)?;
         let mut command = self.command(Some(&socket.path));
+        // The log is this daemon's, not that of one in the program.
+        command.env_remove(input_log::VARIABLE);
         let status = match sys::spawn_dying_with_us(&mut command) {
             Ok(program) => supervise(program, &signals, &daemon).and_then(|(status, ended_by)| {
                 left::wait_for(&daemon, &signals, &self.at, ended_by)?;

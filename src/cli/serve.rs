@@ -29,6 +29,7 @@ use crate::{
     control::server::{Server, SocketOptions},
     daemon::{DEVICE_LOST, Daemon, DaemonError, Options, system},
     frontend::{Registered, cuse, fuse},
+    input_log::InputLog,
     panics,
 };
 
@@ -124,6 +125,7 @@ impl Args {
             admission: self.admission.clone().resolve(self.is_strict()),
             memory: self.memory.into(),
             netdevs,
+            input_log: InputLog::from_environment().map_err(DaemonError::from)?,
         };
         let daemon = Daemon::start(self.devices()?, server, options)?;
         info!(control = %socket.path.display(), "ready");

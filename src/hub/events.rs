@@ -117,11 +117,10 @@ fn size_of(event: &Event) -> usize {
 }
 
 impl State {
-    /// Moves the core's outputs into `into`, but for events, which are queued; whether the thread that tells them is to be woken.
-    pub(super) fn take_outputs(&mut self, into: &mut Vec<Output>) -> bool {
-        self.core.take_outputs(into);
+    /// Queues the events among outputs; whether the thread that tells them is to be woken.
+    pub(super) fn queue_events(&mut self, outputs: &mut Vec<Output>) -> bool {
         let mut at = None;
-        for output in into.extract_if(.., |output| matches!(output, Output::Event(_))) {
+        for output in outputs.extract_if(.., |output| matches!(output, Output::Event(_))) {
             if let Output::Event(event) = output {
                 self.events.push(*at.get_or_insert_with(super::wall_clock), event);
             }

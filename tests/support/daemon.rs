@@ -1,7 +1,7 @@
 //! A daemon for one test, with a device and a control socket of its own.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
@@ -101,12 +101,20 @@ impl Daemon {
 
     /// A daemon that has a place where a thread panics, or several: see `src/planted.rs`.
     pub fn planted(backend: Backend, options: &[&str], places: &str) -> Self {
+        Self::with_environment(backend, options, &[("MEMTUN_PLANTED_PANIC", places.as_ref())])
+    }
+
+    /// A daemon with some environment variables.
+    pub fn with_environment(
+        backend: Backend,
+        options: &[&str],
+        environment: &[(&str, &OsStr)],
+    ) -> Self {
         let folder = tempfile::tempdir().expect("a folder for the socket");
         let control = folder.path().join("control");
         let (device_options, device) = backend.options(&unused_name());
-        let planted = [("MEMTUN_PLANTED_PANIC", places)];
         let mut daemon =
-            Self::launch(&[MEMTUN], &device_options, &device, &control, options, &planted);
+            Self::launch(&[MEMTUN], &device_options, &device, &control, options, environment);
         daemon.folder = Some(folder);
         daemon
     }
@@ -145,7 +153,7 @@ impl Daemon {
         device: &Path,
         control: &Path,
         options: &[&str],
-        environment: &[(&str, &str)],
+        environment: &[(&str, &OsStr)],
     ) -> Self {
         let mut child = Command::new(program[0])
             .args(&program[1..])
