@@ -120,7 +120,7 @@ fn bad_values_are_named_before_a_daemon_is_asked() {
         (&["join", "tun0", "tun0"], "cannot be joined to itself"),
         (&host("7:127.0.0.1:7"), "port 7 of the host has a service already"),
         (&["serve"], "<--cuse <NAME>|--fuse <PATH>>"),
-        (&["wait", "tun0"], "memtun wait [OPTIONS] [<TUNNEL> <STATE>]"),
+        (&["wait", "tun0"], "memtun wait [OPTIONS] [<TUNNEL> <attached|detached|reading|written>]"),
         (&["take", "tun0", "-n", "0"], ": give a number from 1 to 4294967295"),
         (&["take", "tun0", "-n", "-3"], ": give a number from 1 to 4294967295"),
         (

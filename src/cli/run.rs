@@ -229,7 +229,7 @@ impl Args {
         let set = only.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &only));
         set.map_err(|errno| {
             anyhow::anyhow!(
-                "--cpu {cpu}: {}; 'nproc' tells how many there are, from 0",
+                "--cpu {cpu}: {}; 'nproc' prints how many CPUs there are; the first is 0",
                 errno.desc()
             )
         })
@@ -314,7 +314,7 @@ impl Args {
 fn cpu(text: &str) -> Result<usize, String> {
     let last = CpuSet::count() - 1;
     text.parse().ok().filter(|number| *number <= last).ok_or_else(|| {
-        format!("a CPU has a number from 0 to {last}; 'nproc' tells how many there are")
+        format!("give a number from 0 to {last}; 'nproc' prints how many CPUs there are")
     })
 }
 

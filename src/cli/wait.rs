@@ -12,7 +12,7 @@ use crate::{core::Address, terminal::escaped};
 ///
 /// The daemon need not run yet: the command waits for it first.
 #[derive(Debug, clap::Args)]
-#[command(override_usage = "memtun wait [OPTIONS] [<TUNNEL> <STATE>]")]
+#[command(override_usage = "memtun wait [OPTIONS] [<TUNNEL> <attached|detached|reading|written>]")]
 pub(super) struct Args {
     /// NAME, NAME@SCOPE or #ID. The tunnel need not exist yet.
     #[arg(requires = "until")]
