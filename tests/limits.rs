@@ -15,21 +15,21 @@ use memtun_client::{
         Address,
         interface::{Interface, Kind},
         join::Join,
-        limits::{Limits, LimitsView, SharedView},
+        limits::{Limits, LimitsView},
     },
 };
 use nix::{
     errno::Errno,
     fcntl::OFlag,
     sys::resource::{Resource, getrlimit, setrlimit},
-    unistd::{Pid, Uid, geteuid, setfsuid},
+    unistd::{Uid, geteuid, setfsuid},
 };
 
 use crate::{
     DeviceTest,
     device::inject,
     support::{
-        daemon::{Backend, Daemon, MEMTUN, run},
+        daemon::{Backend, Daemon, MEMTUN, resident, run},
         datagram,
         device::{NO_PI, TUN, TunFile},
         network::Network,
@@ -90,11 +90,6 @@ fn attached_by(uid: u32, device: &Path, name: &str) -> Result<TunFile, Errno> {
     })
 }
 
-fn shared(daemon: &Daemon, resource: &str) -> SharedView {
-    let LimitsView { shared, .. } = daemon.client().call(&Limits {}).expect("the daemon answers");
-    shared.into_iter().find(|shared| shared.resource == resource).expect("it is limited")
-}
-
 fn is_root() -> bool {
     let is_root = geteuid().is_root();
     if !is_root {
@@ -121,7 +116,7 @@ fn memory_of_one_user_is_not_anothers(backend: Backend) {
     let dropped = &tunnel.memory_dropped;
     assert!(dropped.datagrams > 40 && dropped.datagrams < 540, "{dropped:?}");
     assert_eq!(tunnel.from_client_dropped.datagrams, dropped.datagrams);
-    let used = shared(&daemon, "memory");
+    let used = daemon.shared("memory");
     assert!(used.users[&NOBODY] > 2_000_000 && used.users[&NOBODY] <= used.user_limit, "{used:?}");
     assert_eq!((used.limit, used.user_limit), (8 << 20, 2 << 20));
     assert_eq!(attached_by(NOBODY, &daemon.device, "more").unwrap_err(), Errno::ENOMEM);
@@ -147,16 +142,9 @@ fn wait_until(what: &str, daemon: &Daemon, is_so: impl Fn(&mut Client) -> bool +
     within_deadline(what, move || while !is_so(&mut client) {});
 }
 
-/// `VmRSS` in KiB.
-fn resident(pid: Pid) -> usize {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it is shown");
-    line.trim().trim_end_matches(" kB").parse().expect("a number")
-}
-
 fn memory_is_returned_to_the_system(backend: Backend) {
     let daemon = Daemon::start(backend);
-    let before = resident(daemon.pid());
+    let before = daemon.resident();
     let attached = |name| TunFile::attached(&daemon.device, name, TUN | NO_PI);
     // A tunnel keeps 16 MiB of what its client wrote, so two of them hold 30 MB.
     let writers = [attached("a"), attached("b")];
@@ -166,7 +154,7 @@ fn memory_is_returned_to_the_system(backend: Backend) {
             writer.write(&long).unwrap();
         }
     }
-    let full = resident(daemon.pid());
+    let full = daemon.resident();
     assert!(full > before + 25_000, "{before} KiB, then {full} KiB");
     // Across they go into queues, which go with their files.
     let readers = [attached("c"), attached("d")];
@@ -191,7 +179,7 @@ fn a_user_with_all_its_tunnels_leaves_some_to_others(backend: Backend) {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit of file descriptors");
     setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("it can be raised to the hard limit");
     let daemon = Daemon::start(backend);
-    let share = shared(&daemon, "tunnels").user_limit;
+    let share = daemon.shared("tunnels").user_limit;
     let mut files = Vec::new();
     let refused = loop {
         match attached_by(NOBODY, &daemon.device, "t%d") {
@@ -200,7 +188,7 @@ fn a_user_with_all_its_tunnels_leaves_some_to_others(backend: Backend) {
         }
     };
     assert_eq!((files.len(), refused), (share, Errno::EMFILE));
-    let used = shared(&daemon, "tunnels");
+    let used = daemon.shared("tunnels");
     assert_eq!((used.used, used.users[&NOBODY]), (share, share));
     let _other = TunFile::attached(&daemon.device, "other", TUN | NO_PI);
     drop(files);
@@ -221,23 +209,19 @@ impl<'a> Open<'a> {
     fn new(daemon: &'a Daemon) -> Self {
         // The first device starts threads and all that they share.
         daemon.close(TunFile::attached(&daemon.device, "first", TUN | NO_PI));
-        until(|| shared(daemon, "descriptors").used == 0);
-        Self { daemon, before: Self::count(daemon) }
-    }
-
-    fn count(daemon: &Daemon) -> usize {
-        fs::read_dir(format!("/proc/{}/fd", daemon.pid())).expect("it runs").count()
+        until(|| daemon.shared("descriptors").used == 0);
+        Self { daemon, before: daemon.descriptors() }
     }
 
     /// What is open is counted: so much, and each namespace from which files are open.
     #[track_caller]
     fn is_counted(&self, counted: usize) {
         until(|| {
-            let used = shared(self.daemon, "descriptors");
-            let namespaces = shared(self.daemon, "namespaces").used;
+            let used = self.daemon.shared("descriptors");
+            let namespaces = self.daemon.shared("namespaces").used;
             used.used == counted
                 && used.users.get(&0).is_none_or(|users| *users == counted)
-                && Self::count(self.daemon) <= self.before + counted + namespaces
+                && self.daemon.descriptors() <= self.before + counted + namespaces
         });
     }
 }
@@ -278,9 +262,9 @@ fn descriptors_of_interfaces_are_all_counted(backend: Backend) {
     let (network, mut client) = (Network::new(), daemon.client());
     let file = network.inside(|| TunFile::attached(&daemon.device, "t0", TUN | NO_PI));
     client.call(&Interface::new("t0".parse::<Address>().unwrap(), Kind::Shadow)).unwrap();
-    assert_eq!(shared(&daemon, "descriptors").users[&0], QUEUE + NAMESPACE);
+    assert_eq!(daemon.shared("descriptors").users[&0], QUEUE + NAMESPACE);
     drop(file);
-    until(|| shared(&daemon, "descriptors").used == 0);
+    until(|| daemon.shared("descriptors").used == 0);
 }
 
 fn descriptors_for_interfaces_are_shared(backend: Backend) {
@@ -288,7 +272,7 @@ fn descriptors_for_interfaces_are_shared(backend: Backend) {
         return;
     }
     let daemon = Daemon::within(backend, &["--interface", "shadow"], 256);
-    let share = shared(&daemon, "descriptors");
+    let share = daemon.shared("descriptors");
     let attach = || {
         let mut command = Command::new("setpriv");
         command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "unshare", "-Urn"]);
@@ -302,17 +286,17 @@ fn descriptors_for_interfaces_are_shared(backend: Backend) {
     assert!(clients.iter().all(|(_, line)| line == "attached t0"));
     let (_refused, line) = attach();
     assert_eq!(line, "failed EMFILE");
-    let used = shared(&daemon, "descriptors");
+    let used = daemon.shared("descriptors");
     assert_eq!(used.users[&NOBODY], fitting * (QUEUE + NAMESPACE));
     assert!(daemon.log().contains("no file descriptors are left for uid 65534"), "it is told");
     // A device that is moved to a namespace of its own takes more: there is nothing left, so its tunnel ends.
     let place = Network::new();
     Network::of(clients[0].0.pid()).ip(&["link", "set", "t0", "netns", &place.path()]);
-    until(|| shared(&daemon, "descriptors").users[&NOBODY] == (fitting - 1) * (QUEUE + NAMESPACE));
+    until(|| daemon.shared("descriptors").users[&NOBODY] == (fitting - 1) * (QUEUE + NAMESPACE));
     assert!(daemon.log().contains("the interface was moved there, and its tunnel ends"));
     let _of_root = Network::new().inside(|| TunFile::attached(&daemon.device, "t0", TUN | NO_PI));
     drop(clients);
-    until(|| shared(&daemon, "descriptors").users.get(&NOBODY).is_none_or(|used| *used == 0));
+    until(|| daemon.shared("descriptors").users.get(&NOBODY).is_none_or(|used| *used == 0));
     assert_eq!(attach().1, "attached t0");
 }
 
@@ -325,7 +309,7 @@ fn queues_of_interfaces_take_no_memory_each(backend: Backend) {
     let network = Network::new();
     let attached = || network.inside(|| TunFile::attached(&daemon.device, "t%d", TUN | NO_PI));
     let first = attached();
-    let before = resident(daemon.pid());
+    let before = daemon.resident();
     let files: Vec<TunFile> = (1..COUNT).map(|_| attached()).collect();
     let batch: String = (0..COUNT)
         .map(|at| format!("address add 10.9.{at}.1/24 dev t{at}\nlink set t{at} mtu 65000 up\n"))
@@ -338,7 +322,7 @@ fn queues_of_interfaces_take_no_memory_each(backend: Backend) {
         until(|| daemon.list().tunnels[at].counters.to_link.bytes > 60_000);
     };
     (0..COUNT).for_each(send);
-    let grown = resident(daemon.pid()).saturating_sub(before);
+    let grown = daemon.resident().saturating_sub(before);
     assert!(grown < COUNT * 60 / 2, "{grown} KiB for {COUNT} queues");
     drop((first, files));
 }

@@ -175,8 +175,11 @@ fn device_trials(backend: Backend, compat: &Gate) -> Vec<Trial> {
     let of_files = Some(restart::OF_FILES).filter(|_| backend == Backend::Fuse).unwrap_or_default();
     let of_this_kind = of_this_kind.into_iter().flatten();
     let of_panics = panics::trials(backend, &kind);
-    let of_interfaces =
-        interface::TESTS.iter().chain(hostile::TESTS).chain(of_this_kind).map(|(name, test)| {
+    let of_interfaces = interface::TESTS
+        .iter()
+        .chain(hostile::TESTS.into_iter().flatten())
+        .chain(of_this_kind)
+        .map(|(name, test)| {
             let gate = match &kind {
                 Gate::Open => Gate::new("interface", "links", netdev::obstacle()),
                 Gate::Skipped | Gate::Failing(_) => kind.clone(),

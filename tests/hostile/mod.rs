@@ -1,5 +1,8 @@
 //! Ordinary users against a daemon of root's: nothing of root's changes, and nobody else waits.
 
+mod client;
 mod netdev;
 
-pub use self::netdev::TESTS;
+use crate::DeviceTest;
+
+pub const TESTS: [&[DeviceTest]; 2] = [client::TESTS, netdev::TESTS];

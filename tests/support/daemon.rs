@@ -17,6 +17,7 @@ use memtun_client::{
     Client,
     proto::{
         Address,
+        limits::{Limits, LimitsView, SharedView},
         list::{List, Listing},
         wait::{Until, Wait},
     },
@@ -181,6 +182,31 @@ impl Daemon {
         Pid::from_raw(self.child.id().cast_signed())
     }
 
+    /// How much of a resource users have.
+    pub fn shared(&self, resource: &str) -> SharedView {
+        let LimitsView { shared, .. } = self.client().call(&Limits {}).expect("it answers");
+        shared.into_iter().find(|shared| shared.resource == resource).expect("it is limited")
+    }
+
+    /// `VmRSS` in KiB.
+    pub fn resident(&self) -> usize {
+        resident(self.pid())
+    }
+
+    /// How many file descriptors it has.
+    pub fn descriptors(&self) -> usize {
+        self.count("fd")
+    }
+
+    /// How many threads it has.
+    pub fn threads(&self) -> usize {
+        self.count("task")
+    }
+
+    fn count(&self, what: &str) -> usize {
+        std::fs::read_dir(format!("/proc/{}/{what}", self.pid())).expect("it runs").count()
+    }
+
     pub fn signal(&self, signal: Signal) {
         kill(self.pid(), signal).expect("the daemon is running");
     }
@@ -325,4 +351,11 @@ pub fn run(command: &mut Command, input: &[u8]) -> Run {
         stdout: String::from_utf8_lossy(&stdout).into_owned(),
         stderr: String::from_utf8_lossy(&stderr).into_owned(),
     }
+}
+
+/// `VmRSS` of a process, in KiB.
+pub fn resident(pid: Pid) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it is shown");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
 }

@@ -156,6 +156,29 @@ impl Program {
         }
     }
 
+    /// Whether it has said this by now. It must not end before.
+    #[track_caller]
+    pub fn has_said(&self, text: &str) -> bool {
+        let mut said = self.said.borrow_mut();
+        let ended = loop {
+            match self.lines.try_recv() {
+                Ok(line) => said.push(line),
+                Err(error) => break error == mpsc::TryRecvError::Disconnected,
+            }
+        };
+        let has_said = said.iter().any(|line| line == text);
+        assert!(has_said || !ended, "{}: it ended before it said {text:?}", self.name);
+        has_said
+    }
+
+    /// The rest of the line that it has said and that begins so.
+    #[track_caller]
+    pub fn line_said(&self, start: &str) -> String {
+        let said = self.said.borrow();
+        let rest = said.iter().find_map(|line| line.strip_prefix(start));
+        rest.unwrap_or_else(|| panic!("{}: no line begins with {start:?}", self.name)).to_owned()
+    }
+
     #[track_caller]
     pub fn expect_line(&self, wanted: &str) {
         assert_eq!(self.line(), wanted, "{}", self.name);
