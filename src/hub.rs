@@ -10,6 +10,17 @@
 //! construction: a datagram is bound to its read and put into its queue under the lock, and a wake-up or a peer's
 //! notification only says "look again". Events are queued under the lock too, and told by a thread of their own ([`Observer`]).
 //!
+//! # Locks
+//!
+//! A thread that holds more than one takes them in this order:
+//!
+//! 1. the list of observers, while one comes or goes, and while they are told something;
+//! 2. what a peer holds while it takes from its tunnel, or the turn of a network device's queue ([`netdev`](crate::netdev) says more);
+//! 3. the core's, here. No other is taken under it;
+//! 4. what belongs to one connection, to the waits, to a front end, or to the network namespaces. None of these is held while another
+//!    is taken, but for the last;
+//! 5. the log's.
+//!
 //! One timer thread sleeps until the core's next deadline; it is woken only for an earlier one.
 
 mod events;
@@ -288,12 +299,10 @@ impl Hub {
 
     /// Somebody has ended: what it waits for is not done, and what it keeps is given back.
     pub fn leave(&self, waiter: Waiter) {
-        let given_up: Vec<WaitId> = self
-            .lock_waits()
-            .extract_if(.., |_, pending| pending.waiter == waiter)
-            .map(|(id, _)| id)
-            .collect();
-        for id in given_up {
+        // What was to be done is dropped without the lock: it may be the last part of a connection.
+        let given_up: Vec<(WaitId, Pending)> =
+            self.lock_waits().extract_if(.., |_, pending| pending.waiter == waiter).collect();
+        for (id, _) in given_up {
             self.handle(input::CancelWait { id });
         }
         self.handle(input::ReleaseKept { keeper: waiter.keeper() });

@@ -193,7 +193,8 @@ impl Session {
     /// No more calls come: what waits is given up. Answers that are on their way still go out.
     pub(super) fn close(&self) {
         self.hub.leave(self.waiter);
-        for watch in std::mem::take(&mut *self.lock()) {
+        let watches = std::mem::take(&mut *self.lock());
+        for watch in watches {
             self.hub.unobserve(&watch);
         }
         self.end_call();

@@ -37,13 +37,15 @@
 //!
 //! # Locks
 //!
-//! They are taken in this order. Only the second one is held while the core is told something.
+//! They are taken in this order. Only the second one is held while the core is told something. [`hub`](crate::hub) has the order of
+//! the daemon's other locks.
 //!
-//! 1. the lock of `Table`, for a look-up or a change;
-//! 2. the turn of a queue: held while datagrams are read and given to the core, which keeps their order. The core's own lock comes
+//! 1. the lock of `Table`, for a look-up or a change, and no other under it;
+//! 2. the turn of a queue, one at a time: held while datagrams are read and given to the core, which keeps their order. The core's own lock comes
 //!    after it, and a thread that has the core's lock never takes a turn;
 //! 3. the file descriptor of a queue: shared for one `read` or `writev`, which never block, and exclusive to close it;
-//! 4. a socket of rtnetlink: each belongs to one thread, except for the one of the makers and the remover.
+//! 4. what is watched in a namespace: the owner's, while it reads news;
+//! 5. a socket of rtnetlink: each belongs to one thread, except for the one of the makers and the remover.
 
 mod buffer;
 mod device;
