@@ -9,8 +9,8 @@ use alloc::{boxed::Box, sync::Arc, vec::Vec};
 
 use super::{
     Bound, Charge, CommandError, Core, Credentials, DropReason, Event, File, FileId, MacAddress,
-    MadeNetdev, Mode, NetdevRequest, NetdevState, Output, Resource, Rights, Scope, Tunnel,
-    TunnelId, User, too_many,
+    MadeNetdev, Mode, NetdevRequest, NetdevState, Output, RequestId, Resource, Rights, Scope,
+    Tunnel, TunnelId, User, too_many,
     tunnel::{Identity, TUNNEL_MEMORY},
 };
 use crate::{
@@ -67,7 +67,7 @@ impl Core {
         caller: Option<&Credentials>,
     ) -> Result<Name, Errno> {
         let attachment = self.begin_attach(file, name, flags, caller)?;
-        self.finish_attach(&attachment, None)
+        self.finish_attach(&attachment, None, None)
     }
 
     /// Finds the tunnel that TUNSETIFF means, and checks what can be checked before a device is made for it.
@@ -99,11 +99,12 @@ impl Core {
     }
 
     /// Binds the file to the tunnel, which comes to be if it is not there: beside the device that was made for it, or without one.
-    /// Returns its name.
+    /// Returns its name. `reserved_for`: it is bound when the outcome has reached its client.
     pub(super) fn finish_attach(
         &mut self,
         attachment: &Attachment,
         made: Option<MadeNetdev>,
+        reserved_for: Option<RequestId>,
     ) -> Result<Name, Errno> {
         let Attachment { file, tunnel: id, flags, ref rights, .. } = *attachment;
         let caller = match rights {
@@ -127,7 +128,10 @@ impl Core {
                 true
             }
         };
-        self.bind(file, id, flags, created)?;
+        match reserved_for {
+            None => self.bind(file, id, flags, created)?,
+            Some(request) => self.reserve_attach(request, attachment, created)?,
+        }
         Ok(self.tunnels.get(&id).ok_or(Errno::EBADFD)?.name)
     }
 
@@ -353,27 +357,40 @@ impl Core {
     /// `EINVAL`: neither was asked for; the queue is not detached, or is; the tunnel has one queue only, or there is none; the
     /// filter that it gets is bad, and the queue is attached.
     pub(super) fn set_queue(&mut self, file_id: FileId, flags: IfFlags) -> Result<(), Errno> {
+        // A bad filter is found again.
+        let _filtered = self.check_set_queue(file_id, flags)?;
         let file = self.files.get_mut(&file_id).ok_or(Errno::EBADF)?;
         let tunnel = file.tunnel.and_then(|id| self.tunnels.get_mut(&id)).ok_or(Errno::EINVAL)?;
         if flags.contains(IfFlags::ATTACH_QUEUE) {
-            if !file.detached {
-                return Err(Errno::EINVAL);
-            }
             tunnel.detached.retain(|&other| other != file_id);
             tunnel.queues.push(file_id);
             file.detached = false;
             inherit_filter(file, tunnel)
-        } else if flags.contains(IfFlags::DETACH_QUEUE) {
-            if file.detached || !tunnel.flags.contains(IfFlags::MULTI_QUEUE) {
-                return Err(Errno::EINVAL);
-            }
+        } else {
             remove_queue(tunnel, file_id);
             tunnel.detached.push(file_id);
             file.detached = true;
             file.queue.clear();
             Ok(())
-        } else {
-            Err(Errno::EINVAL)
+        }
+    }
+
+    /// Whether [`set_queue`](Self::set_queue) does anything, and what it says when it has.
+    pub(super) fn check_set_queue(
+        &self,
+        file: FileId,
+        flags: IfFlags,
+    ) -> Result<Result<(), Errno>, Errno> {
+        let file = self.files.get(&file).ok_or(Errno::EBADF)?;
+        let tunnel = file.tunnel.and_then(|id| self.tunnels.get(&id)).ok_or(Errno::EINVAL)?;
+        let attaches = flags.contains(IfFlags::ATTACH_QUEUE);
+        let detaches = flags.contains(IfFlags::DETACH_QUEUE)
+            && !file.detached
+            && tunnel.flags.contains(IfFlags::MULTI_QUEUE);
+        match attaches {
+            true if file.detached => Ok(inheritable(tunnel)),
+            false if detaches => Ok(Ok(())),
+            true | false => Err(Errno::EINVAL),
         }
     }
 
@@ -386,8 +403,8 @@ impl Core {
         if tunnel.last_writer == Some(file_id) {
             tunnel.last_writer = None;
         }
-        let is_unused = tunnel.file_count() == 0;
-        if is_unused {
+        let is_unused = tunnel.is_unused();
+        if tunnel.file_count() == 0 {
             tunnel.carrier = false;
         }
         let deleted = is_unused && !tunnel.persistent;
@@ -408,7 +425,7 @@ impl Core {
     /// [`CommandError::UnknownTunnel`].
     pub(super) fn delete(&mut self, id: TunnelId) -> Result<(), CommandError> {
         let tunnel = self.living_mut(id)?;
-        let name = tunnel.name;
+        let (name, was_shown) = (tunnel.name, tunnel.is_shown);
         let files: Vec<FileId> = tunnel.files().collect();
         tunnel.queues.clear();
         tunnel.detached.clear();
@@ -422,21 +439,21 @@ impl Core {
             self.wake(file_id);
         }
         self.bury(id, true);
-        self.event(|| Event::Deleted { tunnel: id, name });
+        if was_shown {
+            self.event(|| Event::Deleted { tunnel: id, name });
+        }
         Ok(())
     }
 
     /// Deletes a tunnel. What its client wrote can still be taken: a client often ends before the test looks.
-    fn bury(&mut self, id: TunnelId, is_deleted: bool) {
+    pub(super) fn bury(&mut self, id: TunnelId, is_deleted: bool) {
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
         tunnel.gone = true;
         let name = (tunnel.scope, tunnel.name);
         self.give_up_name(name, id);
         self.tell_netdev(id, |tunnel| NetdevRequest::Remove { tunnel, is_deleted });
-        let is_empty = self.tunnels.get(&id).is_none_or(|tunnel| tunnel.written.is_empty());
         self.tell_peer_of_end(id);
-        if is_empty {
-            self.tunnels.remove(&id);
+        if self.end_if_spent(id).is_some() {
             return;
         }
         self.gone.push(id);
@@ -461,6 +478,17 @@ impl Core {
         if self.names.get(&name) == Some(&of) {
             self.names.remove(&name);
         }
+    }
+
+    /// The end of a tunnel that is gone, if nothing is left of what its clients wrote.
+    pub(super) fn end_if_spent(&mut self, id: TunnelId) -> Option<Box<Tunnel>> {
+        let tunnel = self.tunnels.get_mut(&id).filter(|tunnel| tunnel.gone)?;
+        // It may have something for the harness later, but that nobody can see yet.
+        tunnel.is_shown = !tunnel.written.is_empty();
+        if tunnel.is_shown || !tunnel.withheld.is_empty() {
+            return None;
+        }
+        self.remove_gone(id)
     }
 
     /// The end of a tunnel that is gone.
@@ -519,10 +547,19 @@ fn remove_queue(tunnel: &mut Tunnel, file: FileId) {
 /// filter again, from the same address in the caller. If that succeeds, TUNSETIFF or TUNSETQUEUE returns 0 but the queue is not
 /// attached (`tun_attach` goes to its end on success).
 fn inherit_filter(file: &mut File, tunnel: &Tunnel) -> Result<(), Errno> {
-    if let Some(program) = &tunnel.packet_filter.program {
-        file.packet_filter = Some(Arc::clone(program.as_ref().map_err(|errno| *errno)?));
+    inheritable(tunnel)?;
+    if let Some(Ok(program)) = &tunnel.packet_filter.program {
+        file.packet_filter = Some(Arc::clone(program));
     }
     Ok(())
+}
+
+/// What is wrong with the filter that a queue would get.
+pub(super) fn inheritable(tunnel: &Tunnel) -> Result<(), Errno> {
+    match &tunnel.packet_filter.program {
+        Some(Err(errno)) => Err(*errno),
+        Some(Ok(_)) | None => Ok(()),
+    }
 }
 
 /// `dev_valid_name`: not empty, not `.` or `..`, no `/`, no `:`, no white space as the kernel's `isspace` sees it.

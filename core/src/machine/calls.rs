@@ -8,13 +8,31 @@ use bytes::Bytes;
 use super::{
     Core, DropReason, Event, Exhausted, FileId, Interface, Op, Opener, Outcome, Output, ReadCall,
     Reply, Request, RequestId, Resource, WakeHandle,
-    file::{FILE_MEMORY, File, FileCharges, Kept, ParkedRead},
+    file::{FILE_MEMORY, File, FileCharges, ParkedRead},
+    queue::{Holder, Kept},
+    reserved::Reserved,
 };
-use crate::{abi::tun, datagram::Head, errno::Errno};
+use crate::{
+    abi::tun,
+    datagram::{self, Head, Part},
+    errno::Errno,
+};
 
 impl Core {
     /// Answers a request, unless it is parked or the kernel is to be asked first.
     pub(super) fn request(&mut self, request: Request) {
+        if self.netdevs.is_in_use() || self.reservations.is_in_use() {
+            self.request_in_turn(request);
+        } else {
+            self.perform(request);
+        }
+    }
+
+    /// The same, where there are network devices, or outcomes that may not reach their clients.
+    fn request_in_turn(&mut self, request: Request) {
+        if self.must_wait_for_outcome(&request) {
+            return self.wait_for_outcome(request);
+        }
         match self.look_before(&request) {
             Some(look) => {
                 if let Op::Poll { file, arm } = request.op
@@ -30,7 +48,15 @@ impl Core {
     }
 
     /// The same, of a client whose tunnel's link has been looked at.
-    pub(super) fn perform(&mut self, request: Request) {
+    pub(super) fn perform_in_turn(&mut self, request: Request) {
+        if self.must_wait_for_outcome(&request) {
+            self.wait_for_outcome(request);
+        } else {
+            self.perform(request);
+        }
+    }
+
+    fn perform(&mut self, request: Request) {
         let id = request.id;
         let outcome = match request.op {
             Op::Read(file, call) => self.read(id, file, call),
@@ -46,10 +72,11 @@ impl Core {
     }
 
     pub(super) fn cancel(&mut self, id: RequestId) -> bool {
-        if self.is_waiting_for_netdev(id) {
+        if self.is_waiting_for_netdev(id) || self.cancel_waiting(id) {
             return true;
         }
-        for file in self.files.values_mut().filter(|file| file.opened_by.origin == id.origin) {
+        // Several front ends may serve one file.
+        for file in self.files.values_mut() {
             if let Some(at) = file.parked.iter().position(|read| read.id == id) {
                 file.parked.remove(at);
                 self.outputs.push(Output::Complete(id, Err(Errno::EINTR)));
@@ -78,8 +105,16 @@ impl Core {
         };
         self.last_file += 1;
         let id = FileId(self.last_file);
-        self.event(|| Event::Opened { file: id, pid: opener.pid, command: opener.command.clone() });
-        self.files.insert(id, File::new(id, by, flags, opener, charges));
+        let mut file = File::new(id, by, flags, opener, charges);
+        if self.reports(by) {
+            file.is_shown = false;
+            self.files.insert(id, file);
+            self.reserve(by, Reserved::Open(id));
+        } else {
+            let (pid, command) = (file.opener.pid, file.opener.command.clone());
+            self.files.insert(id, file);
+            self.event(|| Event::Opened { file: id, pid, command });
+        }
         Ok(Reply::Opened(id))
     }
 
@@ -118,7 +153,9 @@ impl Core {
             self.detach(id, tunnel);
         }
         self.leave_namespace(&file.opener);
-        self.event(|| Event::Closed { file: id });
+        if file.is_shown {
+            self.event(|| Event::Closed { file: id });
+        }
         Ok(Reply::Closed)
     }
 
@@ -135,8 +172,12 @@ impl Core {
         if call.offset > 0 {
             return Some(Ok(Reply::Read { head: Head::default(), body: file.continue_read(call) }));
         }
-        file.forget_rest();
         file.set_nonblocking(call.nonblock);
+        let reports = self.reservations.reports(id);
+        if reports && file.queue.available() > 0 {
+            return self.read_reserved(id, file_id, call.limit);
+        }
+        file.forget_rest();
         if let Some(Kept { datagram, charge }) = file.queue.pop_kept() {
             let length = datagram.payload.len();
             let outcome = file.deliver(&datagram, Some(charge), tunnel.framing(), call.limit);
@@ -155,11 +196,39 @@ impl Core {
         let Ok(charge) = file.user.charge(Resource::ParkedReads, 1) else {
             return Some(Err(Errno::ENOMEM));
         };
-        file.parked.push_back(ParkedRead { id, limit: call.limit, _charge: charge });
+        file.parked.push_back(ParkedRead { id, limit: call.limit, reports, _charge: charge });
         if tunnel.interface == Interface::Bridge {
             self.outputs.push(Output::Receive(tunnel.id, file_id));
         }
         None
+    }
+
+    /// The oldest datagram, for a read whose outcome may not reach its client; `None` if there is none.
+    #[cold]
+    fn read_reserved(&mut self, id: RequestId, file_id: FileId, limit: usize) -> Option<Outcome> {
+        let file = self.files.get_mut(&file_id)?;
+        let tunnel = file.tunnel.and_then(|tunnel| self.tunnels.get(&tunnel))?;
+        let (number, datagram) = file.queue.reserve(Holder::Read, &mut self.last_kept)?;
+        let read = datagram::read_part(&datagram, tunnel.framing(), limit);
+        let lost = read.is_err().then_some((tunnel.id, datagram.payload.len()));
+        self.reserve(id, Reserved::Read { file: file_id, number, lost });
+        Some(read.map(|Part { head, body, .. }| Reply::Read { head, body }))
+    }
+
+    /// Parked reads get what has come to be in the queue; whether there was one.
+    #[cold]
+    pub(super) fn serve_parked(&mut self, file_id: FileId) -> bool {
+        let mut any = false;
+        while let Some(file) = self.files.get_mut(&file_id)
+            && file.queue.available() > 0
+            && let Some(ParkedRead { id, limit, .. }) = file.parked.pop_front()
+        {
+            let call = ReadCall { limit, offset: 0, nonblock: !file.is_blocking() };
+            let outcome = self.read(id, file_id, call);
+            self.outputs.extend(outcome.map(|outcome| Output::Complete(id, outcome)));
+            any = true;
+        }
+        any
     }
 
     /// `tun_chr_poll`.

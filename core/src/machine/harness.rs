@@ -166,8 +166,8 @@ impl Core {
     pub(super) fn take(&mut self, from: TunnelId) -> Option<Datagram> {
         let tunnel = self.tunnels.get_mut(&from)?;
         let datagram = tunnel.written.pop();
-        if tunnel.gone && tunnel.written.is_empty() {
-            self.remove_gone(from);
+        if tunnel.gone {
+            self.end_if_spent(from);
         }
         datagram
     }

@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use super::{
     Address, Admission, Condition, Core, Datagram, Delivery, FileId, Instant, Interface, Keeper,
-    NetdevNews, PeerId, Request, RequestId, Settings, Switch, TunnelId, User, WaitId, Wrap,
+    NetdevNews, Origin, PeerId, Request, RequestId, Settings, Switch, TunnelId, User, WaitId, Wrap,
     harness::CommandError, to_client::Sender,
 };
 
@@ -119,7 +119,7 @@ inputs! {
     Looked {
         /// What the client asks.
         request: Request,
-    } -> () = |core| core.perform(request);
+    } -> () = |core| core.perform_in_turn(request);
 
     /// News of the network device beside a tunnel: what was asked for, or what has changed.
     Netdev {
@@ -172,6 +172,38 @@ inputs! {
         /// The request.
         request: RequestId,
     } -> () = |core| core.take_back(request);
+
+    /// A front end that learns whether its answers reach their clients says so, once, before its first request.
+    ///
+    /// From then on it says of *each* request of this origin that was completed ([`Output::Complete`](super::Output::Complete)) whether
+    /// the answer reached its client, by [`Answered`]: also of errors, and in whatever order. Until then the outcome is reserved, as if
+    /// the call had not been made yet:
+    ///
+    /// - What a write wrote is seen by nobody. Later writes of the tunnel, of any front end, wait behind it.
+    /// - What a read read is in the queue for nobody else. It comes back as the oldest if the client did not get it.
+    /// - The file of an open, and the tunnel that a TUNSETIFF made, are not shown. All requests for that file wait.
+    /// - TUNSETIFF and TUNSETQUEUE take effect when their outcome has reached the client.
+    /// - A close waits until each outcome of its file is known.
+    ///
+    /// So the call can be made again by `SA_RESTART`, as a request of its own, and ends as if it were the first. Calls that do the same
+    /// when they are made twice (the other ioctls, poll) take effect at once.
+    ///
+    /// On a bridge the kernel gets a write when its outcome has reached the client. What it refuses then is counted as dropped.
+    ///
+    /// Other front ends pay nothing. They say [`Undelivered`] of an open whose client has died.
+    ReportAnswers {
+        /// The front end.
+        origin: Origin,
+    } -> () = |core| core.report_answers(origin);
+
+    /// The answer to a request reached its client, or a signal came first; see [`ReportAnswers`]. That of a request which reserves
+    /// nothing is passed over.
+    Answered {
+        /// The request.
+        request: RequestId,
+        /// The client got the answer.
+        delivered: bool,
+    } -> () = |core| core.answered(request, delivered);
 
     /// Time has passed: waits whose deadline has come end.
     Timeout {} -> () = |core| core.end_due_waits();

@@ -19,6 +19,7 @@ mod effects;
 
 use zerocopy::FromBytes;
 
+pub(super) use self::effects::done;
 use self::effects::*;
 use super::{
     Core, Credentials, FileId, IoctlCall, MacAddress, Mode, NetdevSetting, Outcome, Reply, Tunnel,
@@ -285,6 +286,12 @@ pub(super) fn wants_memory(call: &IoctlCall) -> bool {
     let is_of_sockets = ioctl::type_of(call.command) == ioctl::SOCK_IOC_TYPE;
     let shape = row.map(|row| row.shape).or(is_of_sockets.then_some(Shape::IfReqIn));
     shape.is_some_and(|shape| shape.missing(call).is_some())
+}
+
+/// The flags of TUNSETQUEUE, once its argument is there whole.
+pub(super) fn tunsetqueue(call: &IoctlCall) -> Option<IfFlags> {
+    let is_whole = call.command == ioctl::TUNSETQUEUE && Shape::IfReqIn.missing(call).is_none();
+    IfReq::from_bytes(&call.input).filter(|_| is_whole).map(|request| request.flags())
 }
 
 /// Whether TUNSETQUEUE attaches or detaches; `None` if neither, or if its argument is still to be fetched.

@@ -10,7 +10,7 @@
 
 use alloc::vec::Vec;
 
-use super::{Core, Datagram, Output, Peer, TunnelId};
+use super::{Core, Datagram, Output, Peer, TunnelId, queue::Holder};
 
 /// Whoever takes and keeps, as the hub numbers them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,19 +28,23 @@ impl Core {
                 .iter()
                 .filter(|number| tunnel.written.remove_reserved(by, **number))
                 .count();
-            if removed > 0 && tunnel.gone && tunnel.written.is_empty() {
+            if removed > 0 && tunnel.gone {
                 ended.push(tunnel.id);
             }
             dropped += removed;
         }
         for tunnel in ended {
-            let peer = self.remove_gone(tunnel).and_then(|tunnel| tunnel.peer);
-            if let Some(Peer::Outside(peer)) = peer {
-                // It waits for the end.
-                self.outputs.push(Output::Notify(peer));
-            }
+            self.end_if_spent_and_tell(tunnel);
         }
         dropped
+    }
+
+    /// A peer waits for the end of a tunnel that is gone.
+    pub(super) fn end_if_spent_and_tell(&mut self, id: TunnelId) {
+        let peer = self.end_if_spent(id).and_then(|tunnel| tunnel.peer);
+        if let Some(Peer::Outside(peer)) = peer {
+            self.outputs.push(Output::Notify(peer));
+        }
     }
 
     /// A keeper has ended: what it has not dropped can be taken again.
@@ -62,7 +66,7 @@ impl Core {
 
     /// Gives somebody the oldest datagram that nobody keeps.
     pub(super) fn keep(&mut self, from: TunnelId, by: Keeper) -> Option<(u64, Datagram)> {
-        self.tunnels.get_mut(&from)?.written.reserve(by, &mut self.last_kept)
+        self.tunnels.get_mut(&from)?.written.reserve(Holder::Keeper(by), &mut self.last_kept)
     }
 }
 

@@ -21,9 +21,11 @@ mod limits;
 #[cfg(test)]
 mod model;
 mod netdev;
+mod queue;
 #[cfg(test)]
 mod replay;
 mod request;
+mod reserved;
 #[cfg(test)]
 mod rig;
 mod settings;
@@ -41,7 +43,7 @@ pub use self::{
     admission::{Admission, NamePattern},
     budget::{Bound, Budget, Charge, Exhausted, Resource, User},
     event::{DropReason, Event},
-    file::{File, Queue},
+    file::File,
     harness::CommandError,
     input::{Enter, Input},
     join::Peer,
@@ -51,6 +53,7 @@ pub use self::{
         Forward, Interface, Look, MadeNetdev, NetdevNews, NetdevPlan, NetdevRequest, NetdevSetting,
         NetdevState, Rights, Sent, Switch,
     },
+    queue::Queue,
     request::{
         Credentials, FileId, IoctlCall, IoctlOutput, Op, Opener, Origin, Outcome, Output, ReadCall,
         Reply, Request, RequestId, Scope, UserRange, WakeHandle, WriteCall,
@@ -90,6 +93,7 @@ pub struct Core {
     /// Tunnels that are gone but not taken empty, oldest first.
     gone: Vec<TunnelId>,
     netdevs: netdev::Netdevs,
+    reservations: reserved::Reservations,
     admission: Admission,
     outputs: Vec<Output>,
     observed: bool,
@@ -115,6 +119,7 @@ impl Core {
             waits: wait::Waits::default(),
             now: Instant::ORIGIN,
             netdevs: netdev::Netdevs::default(),
+            reservations: reserved::Reservations::default(),
             admission: Admission::default(),
             outputs: Vec::new(),
             observed: false,
@@ -147,12 +152,12 @@ impl Core {
 
     /// The open files, oldest first.
     pub fn files(&self) -> impl Iterator<Item = &File> {
-        self.files.values()
+        self.files.values().filter(|file| file.is_shown)
     }
 
     /// The tunnels, oldest first; with those that are gone but not taken empty.
     pub fn tunnels(&self) -> impl Iterator<Item = &Tunnel> {
-        self.tunnels.values()
+        self.tunnels.values().filter(|tunnel| tunnel.is_shown)
     }
 
     /// An open file.
@@ -175,7 +180,8 @@ impl Core {
     pub fn find(&self, address: &Address) -> Result<TunnelId, CommandError> {
         let unknown = || CommandError::UnknownTunnel(address.clone());
         if let Address::Id(id) = address {
-            return self.tunnels.has(id).then_some(*id).ok_or_else(unknown);
+            let known = self.tunnels.get(id).filter(|tunnel| tunnel.is_shown);
+            return known.map(|tunnel| tunnel.id).ok_or_else(unknown);
         }
         let named = |tunnel: &&Tunnel| tunnel.is_at(address);
         let living = || self.tunnels.values().filter(|tunnel| !tunnel.gone).filter(named);

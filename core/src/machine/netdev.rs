@@ -224,8 +224,8 @@ impl Core {
         };
         let sent = match (self.tunnels.get(&tunnel)?.interface, &request.op) {
             (Interface::None, _) => return None,
-            // What a write comes to is the kernel's to say.
-            (Interface::Bridge, Op::Write(..)) => return None,
+            // What a write comes to is the kernel's to say, if it can say it to the client.
+            (Interface::Bridge, Op::Write(..)) if !self.reports(request.id) => return None,
             // A read that may wait looks when it waits, so that nothing comes in between.
             (Interface::Bridge, Op::Read(_, call)) if call.is_look() && file.queue.is_empty() => {
                 Sent::To(id)
@@ -257,7 +257,7 @@ impl Core {
                     self.netdevs.parked.insert(id, Parked::Set(file, call));
                     None
                 }
-                None => Some(ioctl::perform(self, file, &call)),
+                None => Some(self.perform_ioctl(id, file, &call)),
             },
         }
     }
@@ -277,6 +277,7 @@ impl Core {
         let tunnel = self.names.get(&(scope, request.name()));
         tunnel.is_some_and(|tunnel| self.netdevs.adding.contains_key(tunnel))
             || self.netdevs.parked.values().any(|parked| parked.scope() == Some(scope))
+            || self.reservations.is_attaching_in(scope)
     }
 
     /// What a network device has to be asked before an ioctl takes effect.
@@ -314,7 +315,7 @@ impl Core {
             Err(errno) => return Some(Err(errno)),
         };
         let Some(wanted) = self.device_for(asker, &attachment) else {
-            return Some(self.end_attach(&attachment, request, None));
+            return Some(self.end_attach(asker, &attachment, request, None));
         };
         self.outputs.push(Output::Netdev(wanted));
         self.netdevs.parked.insert(asker, Parked::Attach(attachment, Box::new(request)));
@@ -358,11 +359,13 @@ impl Core {
 
     fn end_attach(
         &mut self,
+        asker: RequestId,
         attachment: &Attachment,
         mut request: IfReq,
         made: Option<MadeNetdev>,
     ) -> Outcome {
-        let name = self.finish_attach(attachment, made)?;
+        let reserved_for = self.reports(asker).then_some(asker);
+        let name = self.finish_attach(attachment, made, reserved_for)?;
         request.copy_name(&name);
         Ok(Reply::Ioctl { result: 0, output: (&request).into() })
     }
@@ -375,7 +378,7 @@ impl Core {
         let parked = asker.and_then(|asker| Some((asker, self.netdevs.parked.remove(&asker)?)));
         let Some((asker, Parked::Attach(attachment, request))) = parked else { return };
         let has_device = matches!(made, Ok(Some(_)));
-        let outcome = made.and_then(|made| self.end_attach(&attachment, *request, made));
+        let outcome = made.and_then(|made| self.end_attach(asker, &attachment, *request, made));
         if outcome.is_err() && has_device && !self.tunnels.has(&id) {
             let remove = NetdevRequest::Remove { tunnel: id, is_deleted: false };
             self.outputs.push(Output::Netdev(remove));
@@ -387,11 +390,14 @@ impl Core {
     fn netdev_done(&mut self, asker: RequestId, done: Result<(), Errno>) {
         let Some(parked) = self.netdevs.parked.remove(&asker) else { return };
         let outcome = done.and_then(|()| match parked {
-            Parked::Set(file, call) => ioctl::perform(self, file, &call),
+            Parked::Set(file, call) => self.perform_ioctl(asker, file, &call),
             Parked::Attach(attachment, request) => {
                 let Attachment { tunnel, file, .. } = attachment;
-                let attached = self.end_attach(&attachment, *request, None);
-                if self.files.get(&file).is_none_or(|file| file.tunnel != Some(tunnel)) {
+                let attached = self.end_attach(asker, &attachment, *request, None);
+                let is_reserved = self.reservations.has(asker);
+                if !is_reserved
+                    && self.files.get(&file).is_none_or(|file| file.tunnel != Some(tunnel))
+                {
                     self.tell_netdev(tunnel, |tunnel| NetdevRequest::Close { tunnel, file });
                 }
                 attached
@@ -460,9 +466,9 @@ impl Core {
     }
 
     /// Performs the deferred requests. A request that still has to wait is deferred again.
-    fn resume_deferred(&mut self) {
+    pub(super) fn resume_deferred(&mut self) {
         for request in core::mem::take(&mut self.netdevs.deferred) {
-            self.perform(request);
+            self.perform_in_turn(request);
         }
     }
 

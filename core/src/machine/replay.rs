@@ -48,7 +48,7 @@ impl Random {
     }
 
     fn input(&mut self) -> Input {
-        match self.random.u8(..35) {
+        match self.random.u8(..38) {
             0..=15 => {
                 self.last_request += 1;
                 Request { id: self.request(self.last_request), op: self.op() }.into()
@@ -108,6 +108,14 @@ impl Random {
                 }
             },
             32 => Netdev { news: self.news() }.into(),
+            34 if self.random.u8(..8) == 0 => ReportAnswers { origin: REPORTING }.into(),
+            34..=36 => {
+                let delivered = self.random.bool();
+                let mut completed = self.rig.completed.iter().rev();
+                let late = completed.nth(self.random.usize(..3)).copied();
+                let request = late.unwrap_or_else(|| self.any_request());
+                Answered { request, delivered }.into()
+            }
             _ => NetdevDatagram {
                 tunnel: self.tunnel(),
                 queue: self.file(),
@@ -263,8 +271,10 @@ impl Random {
         self.random.choice(all).unwrap_or_default()
     }
 
+    /// Every third is a request of the front end that may report.
     fn request(&self, unique: u64) -> RequestId {
-        RequestId { origin: Origin(0), unique }
+        let origin = if unique.is_multiple_of(3) { REPORTING } else { Origin(0) };
+        RequestId { origin, unique }
     }
 
     fn any_request(&mut self) -> RequestId {
@@ -289,6 +299,8 @@ impl Random {
     }
 }
 
+/// A front end that may report its answers.
+const REPORTING: Origin = Origin(1);
 const ETHERNET: Wrap = Wrap::Ethernet { source: None, destination: None };
 
 /// Each kind of output.

@@ -31,6 +31,10 @@ pub(super) struct Rig {
     /// Each input with its time, and the outputs that came of it.
     log: Vec<(Instant, Input, Vec<Output>)>,
     last_request: u64,
+    /// The front end through which requests come.
+    pub(super) origin: Origin,
+    /// Requests that were answered, in that order.
+    pub(super) completed: Vec<RequestId>,
     outcomes: BTreeMap<u64, Outcome>,
     pub(super) wakes: usize,
     answers: BTreeMap<WaitId, Answer>,
@@ -54,6 +58,8 @@ impl Rig {
             now: Instant::ORIGIN,
             log: Vec::new(),
             last_request: 0,
+            origin: Origin(0),
+            completed: Vec::new(),
             outcomes: BTreeMap::new(),
             wakes: 0,
             answers: BTreeMap::new(),
@@ -95,6 +101,7 @@ impl Rig {
         for output in outputs {
             match output {
                 Output::Complete(id, outcome) => {
+                    self.completed.push(id);
                     let before = self.outcomes.insert(id.unique, outcome);
                     assert!(before.is_none(), "request {} was answered twice", id.unique);
                 }
@@ -122,13 +129,14 @@ impl Rig {
     /// Sends a request and returns its number; [`outcome`](Self::outcome) has the answer, if there is one.
     pub(super) fn ask(&mut self, op: Op) -> u64 {
         self.last_request += 1;
-        self.handle(Request { id: id(self.last_request), op });
+        let id = self.request_id(self.last_request);
+        self.handle(Request { id, op });
         self.last_request
     }
 
     /// How the core knows a request.
     pub(super) fn request_id(&self, request: u64) -> RequestId {
-        id(request)
+        RequestId { origin: self.origin, unique: request }
     }
 
     pub(super) fn outcome(&mut self, request: u64) -> Option<Outcome> {
@@ -141,7 +149,8 @@ impl Rig {
     }
 
     pub(super) fn cancel(&mut self, request: u64) -> bool {
-        self.handle(Cancel { request: id(request) })
+        let request = self.request_id(request);
+        self.handle(Cancel { request })
     }
 
     pub(super) fn open(&mut self) -> FileId {
@@ -493,10 +502,6 @@ pub(super) fn call(command: u32) -> IoctlCall {
         input: Bytes::new(),
         output_room: 0,
     }
-}
-
-fn id(unique: u64) -> RequestId {
-    RequestId { origin: Origin(0), unique }
 }
 
 pub(super) fn bytes_read(outcome: Outcome) -> Result<Vec<u8>, Errno> {

@@ -18,8 +18,8 @@ use alloc::{collections::VecDeque, vec::Vec};
 
 use super::{
     Address, CommandError, Core, DropReason, Event, FileId, MacAddress, Output, Tunnel, TunnelId,
-    file::{Refused, cost},
     filter::filtered,
+    queue::{Refused, cost},
 };
 use crate::{
     abi::{tun::Name, virtio_net::VnetHeader},
@@ -179,7 +179,10 @@ impl Core {
         };
         let observed = self.observed.then(|| datagram.payload.clone());
         // A queue of nothing passes nothing, not even to a blocked reader: tun_net_xmit puts it there first.
-        let parked = if file.queue.capacity() > 0 { file.parked.pop_front() } else { None };
+        // One whose outcome is reserved gets it from there.
+        let passes = file.queue.capacity() > 0;
+        let is_direct = passes && file.parked.front().is_some_and(|read| !read.reports);
+        let parked = if is_direct { file.parked.pop_front() } else { None };
         let mut woken = None;
         let delivery = if let Some(read) = parked {
             let outcome = file.deliver(&datagram, None, tunnel.framing(), read.limit);
@@ -198,7 +201,13 @@ impl Core {
             match file.queue.push(datagram, &file.user) {
                 Ok(()) => {
                     tunnel.counters.to_client.add(length);
-                    Delivery::Queued(file.queue.len())
+                    let queued = Delivery::Queued(file.queue.len());
+                    if !file.parked.is_empty() && self.serve_parked(file_id) {
+                        woken = None;
+                        Delivery::Read
+                    } else {
+                        queued
+                    }
                 }
                 Err(refused) => self.push_again(to, name, file_id, refused, length)?,
             }

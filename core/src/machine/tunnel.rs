@@ -1,13 +1,14 @@
 //! One emulated interface (kernel: `struct tun_struct` and its `net_device`).
 
-use alloc::{sync::Arc, vec::Vec};
+use alloc::{collections::VecDeque, sync::Arc, vec::Vec};
 
 use super::{
     Address, Charge, FileId, Interface, Limits, MacAddress, Mode, Peer, Scope, User,
     datagram::Framing,
-    file::Queue,
     filter::{PacketFilter, TxFilter},
     flow::FlowTable,
+    from_client::Withheld,
+    queue::Queue,
 };
 use crate::abi::{
     tun::{ARPHRD_ETHER, ARPHRD_NONE, IfFlags, Name, Offload},
@@ -106,6 +107,12 @@ pub struct Tunnel {
     pub(super) counters: Counters,
     /// Deleted; kept only until the harness has taken what was written.
     pub(super) gone: bool,
+    /// Clients know of it; the harness may.
+    pub(super) is_shown: bool,
+    /// Files whose TUNSETIFF is not known to have reached its client.
+    pub(super) expected_files: usize,
+    /// What clients wrote and is not passed on, for it is not known whether an outcome reached its client: oldest first.
+    pub(super) withheld: VecDeque<Withheld>,
     /// Who made it.
     pub(super) user: Arc<User>,
     _charges: [Charge; 2],
@@ -159,6 +166,9 @@ impl Tunnel {
             interface: Interface::None,
             counters: Counters::default(),
             gone: false,
+            is_shown: true,
+            expected_files: 0,
+            withheld: VecDeque::new(),
         }
     }
 
@@ -298,16 +308,22 @@ impl Tunnel {
 
     /// Whether an address means it; a name may mean others too.
     pub(super) fn is_at(&self, address: &Address) -> bool {
-        match address {
-            Address::Id(id) => self.id == *id,
-            Address::Name(name) => self.name == *name,
-            Address::Scoped(name, scope) => self.name == *name && self.scope == *scope,
-        }
+        self.is_shown
+            && match address {
+                Address::Id(id) => self.id == *id,
+                Address::Name(name) => self.name == *name,
+                Address::Scoped(name, scope) => self.name == *name && self.scope == *scope,
+            }
     }
 
     /// How many files are attached.
     pub(super) fn file_count(&self) -> usize {
         self.queues.len() + self.detached.len()
+    }
+
+    /// No file is attached, and none is about to be.
+    pub(super) fn is_unused(&self) -> bool {
+        self.file_count() == 0 && self.expected_files == 0
     }
 
     /// `tun_queue_resize`, of a queue that is empty.

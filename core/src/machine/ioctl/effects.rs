@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// 0, and nothing is stored.
-pub(super) fn done() -> Outcome {
+pub(in super::super) fn done() -> Outcome {
     returned(0)
 }
 

@@ -256,4 +256,6 @@ pub struct Forward {
     pub datagram: Datagram,
     /// What the call returns if the kernel takes it.
     pub length: usize,
+    /// The call has returned that. What the kernel does not take is lost.
+    pub is_answered: bool,
 }

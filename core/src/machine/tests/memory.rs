@@ -4,11 +4,7 @@ use alloc::{collections::BTreeMap, vec, vec::Vec};
 
 use proptest::prelude::*;
 
-use super::{
-    file::{DATAGRAM_MEMORY, FILE_MEMORY},
-    tunnel::TUNNEL_MEMORY,
-    *,
-};
+use super::{file::FILE_MEMORY, queue::DATAGRAM_MEMORY, tunnel::TUNNEL_MEMORY, *};
 
 const MQ: u16 = TUN_NO_PI | MULTI_QUEUE;
 /// What a client has that holds no datagram.
