@@ -38,7 +38,7 @@ use std::{
 };
 
 use self::{events::Events, inputs::Inputs};
-pub use self::{
+pub(crate) use self::{
     events::{Happened, Observer},
     front_end::{Ended, FrontEnd},
 };
@@ -47,11 +47,11 @@ use crate::core::{
     Keeper, Look, NetdevNews, NetdevRequest, Origin, Output, PeerId, Request, TunnelId, WaitId,
     input,
 };
-pub use crate::sys::FileKind;
+pub(crate) use crate::sys::FileKind;
 use crate::{errno::Errno, netns::Networks, panics, planted};
 
 /// The far side of a tunnel, instead of the harness. Must not block.
-pub trait Peer: Send + Sync {
+pub(crate) trait Peer: Send + Sync {
     /// The tunnel has something to take, or is gone. May be called by several threads at a time.
     fn notify(&self);
     /// It is to end. Once this returns it takes nothing from the tunnel.
@@ -62,7 +62,7 @@ pub trait Peer: Send + Sync {
 
 /// What a peer is: a word, and what else there is to say, such as its addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Description {
+pub(crate) struct Description {
     /// `socket` or `host`.
     pub kind: &'static str,
     /// More words.
@@ -70,7 +70,7 @@ pub struct Description {
 }
 
 /// The owner of the network devices beside tunnels. Must not block, but where it says so.
-pub trait NetdevOwner: Send + Sync {
+pub(crate) trait NetdevOwner: Send + Sync {
     /// Does what the core asks, and answers by [`input::Netdev`]: later, by another thread.
     fn ask(&self, request: NetdevRequest);
     /// Hands the kernel a datagram.
@@ -92,16 +92,16 @@ pub trait NetdevOwner: Send + Sync {
 }
 
 /// What is done when a tunnel has another interface, or cannot have it.
-pub type Switched = Box<dyn FnOnce(Result<(), String>) + Send>;
+pub(crate) type Switched = Box<dyn FnOnce(Result<(), String>) + Send>;
 
 /// Whoever waits: what it still waits for can be given up at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Waiter(u64);
+pub(crate) struct Waiter(u64);
 
 impl Waiter {
     /// The same, as it keeps what it takes.
     #[must_use]
-    pub fn keeper(self) -> Keeper {
+    pub(crate) fn keeper(self) -> Keeper {
         Keeper(self.0)
     }
 }
@@ -116,7 +116,7 @@ struct Pending {
 const MAX_FRONT_ENDS: usize = 4;
 
 /// The core, shared between threads; see the [module](self).
-pub struct Hub {
+pub(crate) struct Hub {
     state: Mutex<State>,
     timer: Condvar,
     /// For the observers' thread.
@@ -199,7 +199,7 @@ thread_local! {
 impl Hub {
     /// A hub around a core, without front ends.
     #[must_use]
-    pub fn new(core: Core) -> Arc<Self> {
+    pub(crate) fn new(core: Core) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::new(State {
                 core,
@@ -226,7 +226,7 @@ impl Hub {
     }
 
     /// Adds a front end, built with the origin its requests must carry. `None` if there are four already.
-    pub fn add_front_end<F: FrontEnd + 'static>(
+    pub(crate) fn add_front_end<F: FrontEnd + 'static>(
         &self,
         build: impl FnOnce(Origin) -> Arc<F>,
     ) -> Option<Arc<F>> {
@@ -237,7 +237,7 @@ impl Hub {
     }
 
     /// Gives the core an input, then performs what comes of it.
-    pub fn handle<I: Enter>(&self, input: I) -> I::Answer {
+    pub(crate) fn handle<I: Enter>(&self, input: I) -> I::Answer {
         let mut outputs = SCRATCH.take();
         let now = now();
         let mut state = self.lock();
@@ -264,7 +264,7 @@ impl Hub {
     }
 
     /// Looks at the core. The closure runs under the lock: it must not make system calls, nor call the hub again.
-    pub fn view<R>(&self, look: impl FnOnce(&Core) -> R) -> R {
+    pub(crate) fn view<R>(&self, look: impl FnOnce(&Core) -> R) -> R {
         let state = self.lock();
         let seen = look(&state.core);
         planted::panic_at("lock");
@@ -272,7 +272,7 @@ impl Hub {
     }
 
     /// Somebody who may wait.
-    pub fn new_waiter(&self) -> Waiter {
+    pub(crate) fn new_waiter(&self) -> Waiter {
         Waiter(self.last_waiter.fetch_add(1, Ordering::Relaxed) + 1)
     }
 
@@ -281,7 +281,7 @@ impl Hub {
     /// # Errors
     ///
     /// As [`input::Wait`]; `then` is not called then.
-    pub fn wait(
+    pub(crate) fn wait(
         &self,
         waiter: Waiter,
         condition: Condition,
@@ -298,7 +298,7 @@ impl Hub {
     }
 
     /// Somebody has ended: what it waits for is not done, and what it keeps is given back.
-    pub fn leave(&self, waiter: Waiter) {
+    pub(crate) fn leave(&self, waiter: Waiter) {
         // What was to be done is dropped without the lock: it may be the last part of a connection.
         let given_up: Vec<(WaitId, Pending)> =
             self.lock_waits().extract_if(.., |_, pending| pending.waiter == waiter).collect();
@@ -320,7 +320,11 @@ impl Hub {
     /// # Errors
     ///
     /// As [`input::SetPeer`].
-    pub fn add_peer(&self, of: TunnelId, peer: Arc<dyn Peer>) -> Result<PeerId, CommandError> {
+    pub(crate) fn add_peer(
+        &self,
+        of: TunnelId,
+        peer: Arc<dyn Peer>,
+    ) -> Result<PeerId, CommandError> {
         let id = PeerId(self.last_peer.fetch_add(1, Ordering::Relaxed) + 1);
         self.peers.write().unwrap_or_else(PoisonError::into_inner).insert(id, peer);
         let added = self.handle(input::SetPeer { tunnel: of, peer: id });
@@ -331,31 +335,31 @@ impl Hub {
     }
 
     /// The peer leaves.
-    pub fn remove_peer(&self, id: PeerId) {
+    pub(crate) fn remove_peer(&self, id: PeerId) {
         self.handle(input::ClearPeer { peer: id });
         self.peers.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
     }
 
     /// Lets somebody own the network devices; once.
-    pub fn set_netdev_owner(&self, owner: Arc<dyn NetdevOwner>) {
+    pub(crate) fn set_netdev_owner(&self, owner: Arc<dyn NetdevOwner>) {
         // There is one daemon around a hub, which does it once.
         let _first = self.netdevs.set(owner);
     }
 
     /// The owner of the network devices.
     #[must_use]
-    pub fn netdev_owner(&self) -> Option<&Arc<dyn NetdevOwner>> {
+    pub(crate) fn netdev_owner(&self) -> Option<&Arc<dyn NetdevOwner>> {
         self.netdevs.get()
     }
 
     /// The network namespaces from which files are open.
     #[must_use]
-    pub fn networks(&self) -> &Networks {
+    pub(crate) fn networks(&self) -> &Networks {
         &self.networks
     }
 
     /// Waits until the core knows how all network devices are.
-    pub fn catch_up_with_netdevs(&self) {
+    pub(crate) fn catch_up_with_netdevs(&self) {
         self.netdev(|owner| owner.catch_up());
     }
 
@@ -364,7 +368,7 @@ impl Hub {
     /// # Errors
     ///
     /// As [`input::Part`].
-    pub fn part(&self, tunnel: Address) -> Result<(), CommandError> {
+    pub(crate) fn part(&self, tunnel: Address) -> Result<(), CommandError> {
         if let Some(id) = self.handle(input::Part { tunnel })? {
             if let Some(peer) = self.peer(id) {
                 peer.part();
@@ -376,18 +380,18 @@ impl Hub {
 
     /// What a peer is; `None` if it has left.
     #[must_use]
-    pub fn peer_description(&self, id: PeerId) -> Option<Description> {
+    pub(crate) fn peer_description(&self, id: PeerId) -> Option<Description> {
         self.peer(id).map(|peer| peer.description())
     }
 
     /// Whether an open file is one of a front end's.
     #[must_use]
-    pub fn owns(&self, file: FileKind) -> bool {
+    pub(crate) fn owns(&self, file: FileKind) -> bool {
         self.front_ends.iter().filter_map(OnceLock::get).any(|front_end| front_end.owns(file))
     }
 
     /// Waits until the core knows of every file that a client has closed by now. Not for a thread that serves a front end.
-    pub fn catch_up(&self) {
+    pub(crate) fn catch_up(&self) {
         for front_end in self.front_ends.iter().filter_map(OnceLock::get) {
             // One that has ended has no news.
             let _known = front_end.catch_up();
@@ -395,7 +399,7 @@ impl Hub {
     }
 
     /// Ends waits at their deadlines, until [`stop`](Self::stop); the body of the timer thread.
-    pub fn run_timer(&self) {
+    pub(crate) fn run_timer(&self) {
         let mut outputs = Vec::new();
         let mut state = self.lock();
         while !state.stopping {
@@ -421,7 +425,7 @@ impl Hub {
     }
 
     /// Ends the timer's thread, the observers', and the one that returns memory.
-    pub fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.lock().stopping = true;
         self.timer.notify_one();
         self.happened.notify_one();
@@ -430,7 +434,7 @@ impl Hub {
 
     /// Calls `trim` a while after much memory was given back, until [`stop`](Self::stop); the body of a thread that nobody
     /// waits for.
-    pub fn return_memory(&self, trim: impl Fn()) {
+    pub(crate) fn return_memory(&self, trim: impl Fn()) {
         let (state, changed) = &self.trim;
         let lock = || state.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
@@ -532,7 +536,7 @@ impl Hub {
     }
 
     /// Runs something whose panic costs no more than what this thread does, unless it panics under the core's lock. `None`: it panicked.
-    pub fn contain<R>(&self, act: impl FnOnce() -> R) -> Option<R> {
+    pub(crate) fn contain<R>(&self, act: impl FnOnce() -> R) -> Option<R> {
         let result = panics::contain(act);
         if result.is_none() && self.state.is_poisoned() {
             panics::give_up("it held the lock of the core, whose state may be incomplete");

@@ -5,7 +5,7 @@
 //! A *client*, the program under test, makes system calls on the device. A *front end* turns each into a
 //! [`Request`](core::Request); the [`Core`](core::Core) answers it with an [`Outcome`](core::Outcome), at once or when something
 //! happens. The *harness*, which is the test, speaks to the control socket: it injects datagrams, takes what the client
-//! wrote, and waits. Both meet in the [`Hub`](hub::Hub), a mutex around the core, and nowhere else.
+//! wrote, and waits. Both meet in the `hub`, a mutex around the core, and nowhere else.
 //!
 //! ```text
 //!   client  --read, write, ioctl, poll-->  kernel  --/dev/cuse-->  frontend --.
@@ -14,7 +14,7 @@
 //! ```
 //!
 //! A datagram to the client: the verb `inject` gives the core an [input](core::input::Inject) by
-//! [`Hub::handle`](hub::Hub::handle). If a read is parked, the core completes it: it puts the headers on and cuts the result to the
+//! `Hub::handle`. If a read is parked, the core completes it: it puts the headers on and cuts the result to the
 //! read's limit. Otherwise the datagram joins the file's queue, and the core wakes pollers. After the lock is released the front
 //! end makes the one system call that answers the client.
 //!
@@ -28,8 +28,8 @@
 //! | layer | modules | may |
 //! | --- | --- | --- |
 //! | operator | [`cli`], `daemon` | everything |
-//! | edges | [`frontend`], `control`, [`peer`], [`netdev`] | block, do I/O |
-//! | meeting point | [`hub`] | lock, read the clock |
+//! | edges | `frontend`, `control`, `peer`, `netdev` | block, do I/O |
+//! | meeting point | `hub` | lock, read the clock |
 //! | state machine | the crate [`memtun_core`] | compute |
 //! | what is on the wire | the crate [`memtun_proto`] | compute |
 //! | plain data | [`abi`] | - |
@@ -45,17 +45,20 @@ pub mod abi;
 pub mod cli;
 mod control;
 mod daemon;
-pub mod frontend;
-pub mod hub;
+mod frontend;
+mod hub;
 mod input_log;
 pub mod log;
 mod mounts;
 mod namespace;
+// For the tests of this package: they drive the owner of network devices with a listener of their own.
+#[doc(hidden)]
 pub mod netdev;
+#[doc(hidden)]
 pub mod netns;
 pub mod packet;
 mod panics;
-pub mod peer;
+mod peer;
 mod planted;
 pub mod render;
 mod sys;

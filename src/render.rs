@@ -223,7 +223,7 @@ pub fn event(event: &WatchEvent) -> String {
 
 /// The table of tunnels, with the files of each below it.
 #[must_use]
-pub fn listing(listing: &Listing, styles: Styles) -> String {
+pub(crate) fn listing(listing: &Listing, styles: Styles) -> String {
     if listing.tunnels.is_empty() && listing.unattached_files.is_empty() {
         return "no tunnels; a client makes one by TUNSETIFF\n".to_owned();
     }
@@ -285,7 +285,7 @@ pub fn listing(listing: &Listing, styles: Styles) -> String {
 
 /// The limits, those that users share first.
 #[must_use]
-pub fn limits(limits: &LimitsView, styles: Styles) -> String {
+pub(crate) fn limits(limits: &LimitsView, styles: Styles) -> String {
     let mut rows = vec![["RESOURCE", "USED", "LIMIT", "OF A USER", "BY UID"].map(str::to_owned)];
     for shared in &limits.shared {
         let amount = |number: usize| amount(&shared.resource, number);

@@ -95,7 +95,7 @@ pub(crate) fn text_of(bytes: &[u8]) -> String {
 
 /// The styles of what stands out. [`Default`] has none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Styles {
+pub(crate) struct Styles {
     /// The head of a table.
     pub head: Style,
     /// What is not as usual.
@@ -107,7 +107,7 @@ pub struct Styles {
 impl Styles {
     /// Those for a stream: colours only on a terminal that shows them, and only if neither `NO_COLOR` nor `TERM=dumb` says
     /// otherwise. clap decides by the same rule.
-    pub fn of(stream: &impl RawStream) -> Self {
+    pub(crate) fn of(stream: &impl RawStream) -> Self {
         match AutoStream::choice(stream) {
             _ if is_dumb() => Self::default(),
             ColorChoice::Never => Self::default(),

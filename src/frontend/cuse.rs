@@ -13,7 +13,7 @@ use super::{Registered, device::Identity};
 /// # Errors
 ///
 /// As [`RegisterError`] says.
-pub fn register(options: DeviceOptions) -> Result<Registered, RegisterError> {
+pub(crate) fn register(options: DeviceOptions) -> Result<Registered, RegisterError> {
     let registration = options.register()?;
     let (major, minor) = registration.device_number();
     match registration.node() {

@@ -29,7 +29,7 @@ use cuse_rs::{
 const CATCH_UP: Duration = Duration::from_secs(1);
 
 /// One device: what a client opens.
-pub struct DeviceFrontEnd {
+pub(crate) struct DeviceFrontEnd {
     hub: Arc<Hub>,
     origin: Origin,
     channel: Arc<Channel>,
@@ -39,11 +39,11 @@ pub struct DeviceFrontEnd {
 }
 
 /// Takes a device away: blocked clients get an error, and the loops that serve it end. False if they do not.
-pub type Stop = dyn FnOnce() -> bool + Send;
+pub(crate) type Stop = dyn FnOnce() -> bool + Send;
 
 /// How an open file of the device is recognised in `/proc/PID/fd`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Identity {
+pub(crate) enum Identity {
     /// A character device, by its number (`st_rdev`).
     Number(u64),
     /// A file, by the number of the file system that it is alone on (`st_dev`).
@@ -53,7 +53,7 @@ pub enum Identity {
 impl DeviceFrontEnd {
     /// Adds a front end for a device to the hub; `None` if the hub has its full number.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         hub: &Arc<Hub>,
         channel: Arc<Channel>,
         identity: Identity,

@@ -31,7 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// # Errors
 ///
 /// As [`MountError`] says.
-pub fn mount(options: FileOptions) -> Result<Registered, MountError> {
+pub(crate) fn mount(options: FileOptions) -> Result<Registered, MountError> {
     let mount = options.name(FILE_SYSTEM).mount()?;
     info!(file = %mount.path().display(), "mounted");
     Ok(Registered::device(
@@ -46,7 +46,7 @@ pub fn mount(options: FileOptions) -> Result<Registered, MountError> {
 /// Why a file cannot be mounted at a path.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum Occupied {
+pub(crate) enum Occupied {
     /// Another daemon has its file there.
     #[error("{0} is served by another daemon; stop that one, or give another path with --fuse")]
     Served(PathBuf),
@@ -71,7 +71,7 @@ pub enum Occupied {
 /// # Errors
 ///
 /// As [`Occupied`] says.
-pub fn admit(path: &Path) -> Result<(), Occupied> {
+pub(crate) fn admit(path: &Path) -> Result<(), Occupied> {
     let Some(kind) = kind_at(path).filter(|kind| kind.starts_with("fuse")) else { return Ok(()) };
     match is_alive(path) {
         Ok(Some(true)) if kind == MOUNT_KIND => Err(Occupied::Served(path.to_owned())),

@@ -2,13 +2,13 @@
 //!
 //! A front end is a file or a folder here that makes a [`Registered`]. The daemon knows it by the trait [`FrontEnd`] alone.
 
-pub mod cuse;
-pub mod device;
-pub mod fuse;
-pub mod intercept;
+pub(crate) mod cuse;
+pub(crate) mod device;
+pub(crate) mod fuse;
+pub(crate) mod intercept;
 mod lookout;
 pub(crate) mod opener;
-pub mod probe;
+pub(crate) mod probe;
 mod stores;
 
 use std::{
@@ -22,7 +22,7 @@ use self::device::{DeviceFrontEnd, Identity, Stop};
 use crate::hub::{FrontEnd, Hub};
 
 /// A device that clients can find, ready to be served.
-pub struct Registered {
+pub(crate) struct Registered {
     name: String,
     path: Option<PathBuf>,
     identity: Option<Identity>,
@@ -51,25 +51,25 @@ impl Registered {
 
     /// How messages name it.
     #[must_use]
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
     /// Where clients find it, if it has a place in the file system.
     #[must_use]
-    pub fn path(&self) -> Option<&Path> {
+    pub(crate) fn path(&self) -> Option<&Path> {
         self.path.as_deref()
     }
 
     /// How its open files are recognised, if they are files of its own.
     #[must_use]
-    pub fn identity(&self) -> Option<Identity> {
+    pub(crate) fn identity(&self) -> Option<Identity> {
         self.identity
     }
 
     /// Adds its front end to a hub; `None` if the hub has its full number.
     #[must_use]
-    pub fn enter(self, hub: &Arc<Hub>) -> Option<Arc<dyn FrontEnd>> {
+    pub(crate) fn enter(self, hub: &Arc<Hub>) -> Option<Arc<dyn FrontEnd>> {
         (self.enter)(hub)
     }
 }

@@ -36,7 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Why a path is not to be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum ProbeError {
+pub(crate) enum ProbeError {
     /// There is nothing.
     #[error("there is no device {0}; start 'memtun serve', or leave out --use")]
     Missing(PathBuf),
@@ -72,7 +72,7 @@ pub enum ProbeError {
 /// # Errors
 ///
 /// As [`ProbeError`] says.
-pub fn probe(path: &Path) -> Result<(), ProbeError> {
+pub(crate) fn probe(path: &Path) -> Result<(), ProbeError> {
     const FOREIGN: u8 = u8::MAX;
     const GONE: [Errno; 4] = [Errno::ENOTCONN, Errno::ECONNABORTED, Errno::ENXIO, Errno::ENODEV];
     let path = path.to_owned();

@@ -25,14 +25,14 @@ use crate::{
 const MAX_BYTES: usize = 4 << 20;
 
 /// Gets told of every event. Must not block: one thread tells all observers.
-pub trait Observer: Send + Sync {
+pub(crate) trait Observer: Send + Sync {
     /// Something happened.
     fn observe(&self, happened: &Happened);
 }
 
 /// Something that happened.
 #[derive(Debug)]
-pub struct Happened {
+pub(crate) struct Happened {
     /// When.
     pub at: SystemTime,
     /// What.
@@ -45,7 +45,7 @@ pub struct Happened {
 
 impl Happened {
     /// What `encode` makes of it. Called once: there is one encoding, which all share.
-    pub fn encoded(&self, encode: impl FnOnce(&Self) -> Bytes) -> Bytes {
+    pub(crate) fn encoded(&self, encode: impl FnOnce(&Self) -> Bytes) -> Bytes {
         self.encoded.get_or_init(|| encode(self)).clone()
     }
 
@@ -131,20 +131,20 @@ impl State {
 
 impl Hub {
     /// Adds an observer, which sees all that happens from now on.
-    pub fn observe(&self, observer: Arc<dyn Observer>) {
+    pub(crate) fn observe(&self, observer: Arc<dyn Observer>) {
         let since = self.lock().events.count;
         self.change_observers(|observers| observers.push((since, observer)));
     }
 
     /// Removes an observer.
-    pub fn unobserve(&self, observer: &Arc<dyn Observer>) {
+    pub(crate) fn unobserve(&self, observer: &Arc<dyn Observer>) {
         self.change_observers(|observers| {
             observers.retain(|(_, other)| !Arc::ptr_eq(other, observer));
         });
     }
 
     /// Does something when all that has happened by now was told to observers; by another thread, and it must not block.
-    pub fn after_events(&self, then: impl FnOnce() + Send + 'static) {
+    pub(crate) fn after_events(&self, then: impl FnOnce() + Send + 'static) {
         let mut state = self.lock();
         if state.stopping {
             drop(state);
@@ -159,7 +159,7 @@ impl Hub {
     }
 
     /// Tells observers what happens, in the order in which it does, until [`stop`](Self::stop); the body of the observers' thread.
-    pub fn run_observers(&self) {
+    pub(crate) fn run_observers(&self) {
         let mut queued = VecDeque::new();
         let mut state = self.lock();
         loop {

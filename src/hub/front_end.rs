@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// How clients' system calls reach the core: where their answers go, and the loop that brings them.
-pub trait FrontEnd: Send + Sync {
+pub(crate) trait FrontEnd: Send + Sync {
     /// Brings clients' calls to the core until there will be no more; the body of each of its threads. The only one may look for the
     /// next call for a moment before it sleeps.
     ///
@@ -30,9 +30,10 @@ pub trait FrontEnd: Send + Sync {
 
 /// Why there will be no more calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
+pub(crate) enum Ended {
     /// The kernel has no device for clients any more.
     Taken,
     /// No client is left, and none can come.
+    #[allow(dead_code, reason = "no front end that is there can tell it")]
     Left,
 }

@@ -20,7 +20,7 @@ use crate::{
 
 /// How it is done.
 #[derive(Debug)]
-pub struct Options {
+pub(crate) struct Options {
     /// The kernel's tun driver, as it was before anything covered it.
     pub node: TunNode,
     /// What every tunnel gets.
@@ -30,7 +30,7 @@ pub struct Options {
 }
 
 /// Has devices beside the tunnels of a hub from now on. Their threads start with the first.
-pub fn start(hub: &Arc<Hub>, options: Options) -> Arc<dyn NetdevOwner> {
+pub(crate) fn start(hub: &Arc<Hub>, options: Options) -> Arc<dyn NetdevOwner> {
     let Options { node, policy, optional } = options;
     let listener = Arc::new(ToCore { hub: Arc::downgrade(hub), optional });
     let node = Mutex::new(Some(node));

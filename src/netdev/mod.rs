@@ -37,7 +37,7 @@
 //!
 //! # Locks
 //!
-//! They are taken in this order. Only the second one is held while the core is told something. [`hub`](crate::hub) has the order of
+//! They are taken in this order. Only the second one is held while the core is told something. `hub` has the order of
 //! the daemon's other locks.
 //!
 //! 1. the lock of `Table`, for a look-up or a change, and no other under it;
@@ -79,10 +79,8 @@ use nix::{
 };
 use tracing::warn;
 
-pub use self::{
-    hub::{Options, start},
-    make::{MakeError, NoDriver, TunNode},
-};
+pub(crate) use self::hub::{Options, start};
+pub use self::make::{MakeError, NoDriver, TunNode};
 use self::{
     owner::{Message, Owner},
     table::Table,

@@ -37,7 +37,7 @@ use nix::{
 };
 use tracing::warn;
 
-pub use self::config::{Cidr, Config, ConfigError, Forward};
+pub(crate) use self::config::{Cidr, Config, ConfigError, Forward};
 use self::stack::{Stack, Wire};
 use crate::{
     core::{
@@ -50,7 +50,7 @@ use crate::{
 
 /// Why there is no host.
 #[derive(Debug, thiserror::Error)]
-pub enum HostError {
+pub(crate) enum HostError {
     /// The tunnel does not take it.
     #[error(transparent)]
     Command(#[from] CommandError),
@@ -78,7 +78,7 @@ struct HostPeer {
 /// # Errors
 ///
 /// As [`HostError`] says.
-pub fn start(
+pub(crate) fn start(
     hub: &Arc<Hub>,
     tunnel: TunnelId,
     config: &Config,

@@ -1,4 +1,4 @@
 //! What stands at the far side of a tunnel, other than the queue that the harness takes from, and another tunnel.
 
-pub mod host;
-pub mod socket;
+pub(crate) mod host;
+pub(crate) mod socket;

@@ -57,7 +57,7 @@ const SOCKET_BUFFER: usize = 1 << 20;
 
 /// Why there is no socket.
 #[derive(Debug, thiserror::Error)]
-pub enum AttachError {
+pub(crate) enum AttachError {
     /// The tunnel does not take it.
     #[error(transparent)]
     Command(#[from] CommandError),
@@ -123,7 +123,7 @@ struct State {
 /// # Errors
 ///
 /// As [`AttachError`] says.
-pub fn attach(
+pub(crate) fn attach(
     hub: &Arc<Hub>,
     user: &Arc<User>,
     tunnel: TunnelId,

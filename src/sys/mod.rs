@@ -33,7 +33,7 @@ use nix::{
 };
 
 pub(crate) use self::guard::Guard;
-pub use self::status::FileKind;
+pub(crate) use self::status::FileKind;
 
 /// Takes over a descriptor that came in a message (`SCM_RIGHTS`), was inherited, or was named by the user. To be called
 /// once with each.

@@ -14,7 +14,7 @@ use nix::{errno::Errno, libc, sys::stat::makedev};
 
 /// What a file is, as far as the kernel knows by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FileKind {
+pub(crate) struct FileKind {
     /// The number of the file system that it is on (`st_dev`).
     pub file_system: u64,
     /// Of a character device, its number (`st_rdev`).

@@ -35,7 +35,7 @@ use crate::{
 /// Why calls cannot be intercepted.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum InterceptError {
+pub(crate) enum InterceptError {
     /// The numbers of this machine's system calls are not known here.
     #[error("system calls of {} are not known to memtun", std::env::consts::ARCH)]
     Machine,
@@ -62,7 +62,7 @@ pub enum InterceptError {
 
 /// The process, ready to be asked; it ends when this is dropped.
 #[derive(Debug)]
-pub struct Interceptor {
+pub(crate) struct Interceptor {
     filter: Vec<sock_filter>,
     socket: UnixStream,
 }
@@ -74,7 +74,7 @@ impl Interceptor {
     /// # Errors
     ///
     /// As [`InterceptError`] says, but for [`Listened`](InterceptError::Listened) and [`Lost`](InterceptError::Lost).
-    pub fn start(file_system: u64) -> Result<Self, InterceptError> {
+    pub(crate) fn start(file_system: u64) -> Result<Self, InterceptError> {
         let filter = filter::program().ok_or(InterceptError::Machine)?;
         let unavailable = |call| move |errno| InterceptError::Unavailable { call, errno };
         // As old as the notice that a filter has no users left, without which the process would never end.
@@ -93,7 +93,7 @@ impl Interceptor {
     ///
     /// [`InterceptError::Unavailable`] and [`InterceptError::Listened`], and everything is as it was before; or
     /// [`InterceptError::Lost`], after which this thread must start nothing.
-    pub fn intercept(self) -> Result<(), InterceptError> {
+    pub(crate) fn intercept(self) -> Result<(), InterceptError> {
         let refused = |errno| {
             if errno == Errno::EBUSY {
                 InterceptError::Listened

@@ -42,7 +42,7 @@ mod filter;
 mod interceptor;
 mod network;
 
-pub use self::interceptor::{InterceptError, Interceptor};
+pub(crate) use self::interceptor::{InterceptError, Interceptor};
 use crate::{
     abi::tun::{O_NONBLOCK, ioctl},
     core::{

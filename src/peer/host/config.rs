@@ -16,7 +16,7 @@ const MAX_FORWARDS: usize = 16;
 
 /// What a host is to be.
 #[derive(Clone, Debug, Default)]
-pub struct Config {
+pub(crate) struct Config {
     /// Its addresses, 1 to 7.
     pub addresses: Vec<Cidr>,
     /// Its ports that lead to addresses of this machine, up to 16.
@@ -25,7 +25,7 @@ pub struct Config {
 
 /// Why there can be no such host.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ConfigError {
+pub(crate) enum ConfigError {
     /// Too few or too many addresses.
     #[error("a host has 1 to {MAX_ADDRESSES} addresses, not {0}")]
     Addresses(usize),
@@ -46,7 +46,7 @@ impl Config {
     /// # Errors
     ///
     /// As [`ConfigError`] says.
-    pub fn check(&self) -> Result<(), ConfigError> {
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
         if !(1..=MAX_ADDRESSES).contains(&self.addresses.len()) {
             return Err(ConfigError::Addresses(self.addresses.len()));
         }
@@ -83,7 +83,7 @@ impl Config {
 
 /// An address and the length of its network's prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cidr {
+pub(crate) struct Cidr {
     /// Unicast.
     pub address: IpAddr,
     /// In bits.
@@ -124,7 +124,7 @@ impl FromStr for Cidr {
 
 /// A port of the host that leads to an address of this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Forward {
+pub(crate) struct Forward {
     /// TCP port, not 0.
     pub port: u16,
     /// Where connections to it go.
