@@ -475,6 +475,7 @@ impl Core {
 
     /// A name is free from now on, if it was this tunnel's.
     pub(super) fn give_up_name(&mut self, name: (Scope, Name), of: TunnelId) {
+        self.waits.name_changed(name.1);
         if self.names.get(&name) == Some(&of) {
             self.names.remove(&name);
         }

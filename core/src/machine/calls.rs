@@ -76,14 +76,17 @@ impl Core {
             return true;
         }
         // Several front ends may serve one file.
-        for file in self.files.values_mut() {
-            if let Some(at) = file.parked.iter().position(|read| read.id == id) {
-                file.parked.remove(at);
-                self.outputs.push(Output::Complete(id, Err(Errno::EINTR)));
-                return true;
-            }
+        let is_it = |read: &ParkedRead| read.id == id;
+        let parked = self
+            .files
+            .values()
+            .find_map(|file| file.parked.iter().position(is_it).map(|at| (file.id, at)));
+        let Some((file, at)) = parked else { return false };
+        if let Some(file) = self.files.get_mut(&file) {
+            file.parked.remove(at);
         }
-        false
+        self.outputs.push(Output::Complete(id, Err(Errno::EINTR)));
+        true
     }
 
     /// Its client is dead: no close of what it opened will come.

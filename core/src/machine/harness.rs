@@ -208,8 +208,10 @@ impl Core {
     /// The peer has left; what clients write is for the harness's waits again.
     pub(super) fn clear_peer(&mut self, peer: PeerId) {
         let outside = Some(Peer::Outside(peer));
-        for tunnel in self.tunnels.values_mut().filter(|tunnel| tunnel.peer == outside) {
-            tunnel.peer = None;
+        for id in self.tunnels.which(|tunnel| tunnel.peer == outside) {
+            if let Some(tunnel) = self.tunnels.get_mut(&id) {
+                tunnel.peer = None;
+            }
         }
     }
 

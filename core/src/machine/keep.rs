@@ -23,7 +23,8 @@ impl Core {
     pub(super) fn drop_kept(&mut self, by: Keeper, numbers: &[u64]) -> usize {
         let mut dropped = 0;
         let mut ended = Vec::new();
-        for tunnel in self.tunnels.values_mut().filter(|tunnel| tunnel.written.has_reserved()) {
+        for id in self.tunnels.which(|tunnel| tunnel.written.has_reserved()) {
+            let Some(tunnel) = self.tunnels.get_mut(&id) else { continue };
             let removed = numbers
                 .iter()
                 .filter(|number| tunnel.written.remove_reserved(by, **number))
@@ -50,8 +51,10 @@ impl Core {
     /// A keeper has ended: what it has not dropped can be taken again.
     pub(super) fn release_kept(&mut self, by: Keeper) {
         let mut released = Vec::new();
-        for tunnel in self.tunnels.values_mut() {
-            if tunnel.written.release(by) {
+        for id in self.tunnels.which(|tunnel| tunnel.written.has_reserved()) {
+            if let Some(tunnel) = self.tunnels.get_mut(&id)
+                && tunnel.written.release(by)
+            {
                 released.push((tunnel.id, tunnel.peer));
             }
         }

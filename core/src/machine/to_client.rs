@@ -76,6 +76,11 @@ pub struct Injection {
 }
 
 impl Injection {
+    /// The tunnel.
+    pub(super) fn tunnel(&self) -> TunnelId {
+        self.to
+    }
+
     /// How much memory it takes while it waits.
     #[must_use]
     pub fn memory(&self) -> usize {
