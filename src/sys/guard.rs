@@ -13,7 +13,7 @@ use std::{
 use nix::{
     errno::Errno,
     sys::signal::{Signal, kill},
-    unistd::{ForkResult, Pid, fork, getppid, read, unlink, write},
+    unistd::{ForkResult, Pid, getppid, read, unlink, write},
 };
 
 /// How often it looks for processes that others have started meanwhile.
@@ -24,12 +24,10 @@ const ROUNDS: usize = 100;
 pub(crate) struct Guard(UnixStream);
 
 impl Guard {
-    /// Starts it. To be called while there is one thread, and before this process enters the namespace.
+    /// Starts it, before this process enters the namespace. It fails if there are several threads.
     pub(crate) fn of(path: &Path) -> io::Result<Self> {
         let (to_parent, to_child) = UnixStream::pair()?;
-        // SAFETY: the process has one thread, by the caller's word, so the child may do whatever this process could.
-        let forked = unsafe { fork() }?;
-        match forked {
+        match super::fork_alone()? {
             ForkResult::Parent { .. } => Ok(Self(to_child)),
             ForkResult::Child => {
                 drop(to_child);

@@ -8,6 +8,7 @@ mod status;
 pub(crate) mod tun;
 
 use std::{
+    fs,
     io::{self, Read},
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
@@ -97,11 +98,19 @@ pub(crate) fn spawn_dying_with_us(command: &mut Command) -> io::Result<Child> {
     command.spawn()
 }
 
-/// Starts a process that is nobody's child and may outlive this one, with one descriptor, no signals and nothing else. To be called
-/// while there is one thread.
+/// Forks a process that has one thread; fails if this one has several.
+fn fork_alone() -> io::Result<ForkResult> {
+    if fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::other("this process has several threads"));
+    }
+    // SAFETY: the process has one thread, this one, so the child may do whatever this process could.
+    Ok(unsafe { fork() }?)
+}
+
+/// Starts a process that is nobody's child and may outlive this one, with one descriptor, no signals and nothing else. It fails if
+/// there are several threads.
 pub(crate) fn detach(keep: OwnedFd, live: impl FnOnce(BorrowedFd<'_>)) -> io::Result<()> {
-    // SAFETY: the process has one thread, by the caller's word, so the child may do whatever this process could.
-    let forked = unsafe { fork() }?;
+    let forked = fork_alone()?;
     let ForkResult::Child = forked else {
         if let ForkResult::Parent { child } = forked {
             waitpid(child, None)?;
@@ -109,8 +118,7 @@ pub(crate) fn detach(keep: OwnedFd, live: impl FnOnce(BorrowedFd<'_>)) -> io::Re
         return Ok(());
     };
     // The child's end makes its own child nobody's.
-    // SAFETY: as before.
-    if let Ok(ForkResult::Child) = unsafe { fork() } {
+    if let Ok(ForkResult::Child) = fork_alone() {
         let _masked = SigSet::all().thread_block();
         let keep = leave_all_but(keep.as_fd());
         // It must not return into what the parent goes on with.
@@ -129,15 +137,14 @@ fn leave_all_but(keep: BorrowedFd<'_>) -> io::Stdin {
     io::stdin()
 }
 
-/// Has a child do what may never come to its end; `None`: it did not within this time, and is given up. To be called while there is
-/// one thread.
+/// Has a child do what may never come to its end; `None`: it did not within this time, and is given up. It fails if there are several
+/// threads.
 pub(crate) fn ask_in_a_child(
     patience: Duration,
     ask: impl FnOnce() -> u8,
 ) -> io::Result<Option<u8>> {
     let (to_parent, to_child) = UnixStream::pair()?;
-    // SAFETY: the process has one thread, by the caller's word, so the child may do whatever this process could.
-    let child = match unsafe { fork() }? {
+    let child = match fork_alone()? {
         ForkResult::Parent { child } => child,
         ForkResult::Child => {
             let _killed_with_us = prctl::set_pdeathsig(Signal::SIGKILL);
@@ -263,4 +270,20 @@ fn related_namespace(namespace: BorrowedFd<'_>, command: libc::Ioctl) -> Result<
     // SAFETY: the command takes no argument.
     let result = unsafe { libc::ioctl(namespace.as_raw_fd(), command) };
     received(result.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn process_with_several_threads_does_not_fork() {
+        std::thread::scope(|scope| {
+            let (go_on, gone_on) = std::sync::mpsc::channel::<()>();
+            scope.spawn(move || gone_on.recv());
+            let asked = ask_in_a_child(Duration::from_secs(1), || 7);
+            assert!(asked.unwrap_err().to_string().contains("several threads"));
+            drop(go_on);
+        });
+    }
 }
