@@ -20,7 +20,7 @@ use crate::{
         Background,
         daemon::{Backend, Daemon},
         datagram,
-        device::{NO_PI, TAP, TUN, TunFile},
+        device::{MULTI_QUEUE, NO_PI, TAP, TUN, TunFile},
         program::{Program, compiled},
     },
 };
@@ -39,7 +39,6 @@ pub const TESTS: &[DeviceTest] = &[
     ("net_admin_is_required_if_asked", net_admin_is_required_if_asked),
 ];
 
-const MULTI_QUEUE: u16 = 0x100;
 const UNMAPPED: usize = 16;
 
 fn frame(to: u8) -> Vec<u8> {

@@ -18,7 +18,7 @@ use crate::{
         Background, DEADLINE,
         daemon::{Backend, Daemon, run},
         datagram,
-        device::{NO_PI, TAP, TUN, TunFile, set_up},
+        device::{MULTI_QUEUE, NO_PI, TAP, TUN, TUN_EXCL, TunFile, VNET_HDR, set_up},
         network::Network,
         program::compiled,
         until, within_deadline,
@@ -50,10 +50,6 @@ pub const TESTS: &[DeviceTest] = &[
 /// On a file TUNSETPERSIST gets through to programs of `memtun run` alone.
 pub const OF_CHARACTER_DEVICES: &[DeviceTest] =
     &[("interface_persists_with_its_tunnel", interface_persists_with_its_tunnel)];
-
-const VNET_HDR: u16 = 0x4000;
-const MULTI_QUEUE: u16 = 0x0100;
-const TUN_EXCL: u16 = 0x8000;
 
 /// A daemon whose tunnels have interfaces, and a namespace for its clients.
 struct Rig {

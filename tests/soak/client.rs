@@ -10,13 +10,11 @@ use nix::{
 };
 
 use crate::{
-    device::{NO_PI, TAP, TUN, TunFile},
+    device::{MULTI_QUEUE, NO_PI, TAP, TUN, TunFile, VNET_HDR},
     end_with_parent,
 };
 use memtun::abi::tun::ioctl::{TUNGETIFF, TUNSETQUEUE, TUNSETVNETHDRSZ};
 
-const MULTI_QUEUE: u16 = 0x100;
-const VNET_HDR: u16 = 0x4000;
 const MOST_FILES: usize = 24;
 
 pub(crate) fn play(device: &Path, mut random: fastrand::Rng) {

@@ -19,9 +19,12 @@ use nix::{
     },
 };
 
-pub const TUN: u16 = 0x0001;
-pub const TAP: u16 = 0x0002;
-pub const NO_PI: u16 = 0x1000;
+pub const TUN: u16 = IfFlags::TUN.bits();
+pub const TAP: u16 = IfFlags::TAP.bits();
+pub const NO_PI: u16 = IfFlags::NO_PI.bits();
+pub const MULTI_QUEUE: u16 = IfFlags::MULTI_QUEUE.bits();
+pub const VNET_HDR: u16 = IfFlags::VNET_HDR.bits();
+pub const TUN_EXCL: u16 = IfFlags::TUN_EXCL.bits();
 
 /// An open file of the device.
 #[derive(Debug)]
