@@ -362,6 +362,10 @@ impl Core {
         let file = self.files.get_mut(&file_id).ok_or(Errno::EBADF)?;
         let tunnel = file.tunnel.and_then(|id| self.tunnels.get_mut(&id)).ok_or(Errno::EINVAL)?;
         if flags.contains(IfFlags::ATTACH_QUEUE) {
+            if tunnel.has_filter() {
+                // tun_attach: with a filter to give it goes to its end, and the queue stays as it is.
+                return inherit_filter(file, tunnel);
+            }
             tunnel.detached.retain(|&other| other != file_id);
             tunnel.queues.push(file_id);
             file.detached = false;
@@ -544,9 +548,9 @@ fn remove_queue(tunnel: &mut Tunnel, file: FileId) {
 /// A queue gets the filter of those before it. It is attached all the same if that is one that nobody has looked at yet, and
 /// bad: `EINVAL`.
 ///
-/// DIFFERS: a queue that is attached while TUNATTACHFILTER is in force gets the filter, and is attached. The kernel reads the
-/// filter again, from the same address in the caller. If that succeeds, TUNSETIFF or TUNSETQUEUE returns 0 but the queue is not
-/// attached (`tun_attach` goes to its end on success).
+/// DIFFERS: a queue that is attached while TUNATTACHFILTER is in force gets the filter. The kernel reads the filter again, from the
+/// same address in the caller. If that succeeds, TUNSETIFF returns 0 but the queue is not attached (`tun_attach` goes to its end on
+/// success). memtun attaches it. After TUNSETQUEUE the queue stays detached, here too.
 fn inherit_filter(file: &mut File, tunnel: &Tunnel) -> Result<(), Errno> {
     inheritable(tunnel)?;
     if let Some(Ok(program)) = &tunnel.packet_filter.program {

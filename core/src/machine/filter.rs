@@ -33,6 +33,13 @@ pub(super) struct PacketFilter {
     pub(super) program: Option<Result<Arc<Filter>, Errno>>,
 }
 
+impl Tunnel {
+    /// A queue that is attached gets a filter.
+    pub(super) fn has_filter(&self) -> bool {
+        matches!(self.packet_filter.program, Some(Ok(_)))
+    }
+}
+
 /// A program, and the memory that it takes.
 #[derive(Debug)]
 pub(super) struct Filter {

@@ -291,6 +291,9 @@ impl Core {
         let tunnel = self.tunnels.get(&id).filter(|it| it.interface != Interface::None)?;
         if call.command == tun::ioctl::TUNSETQUEUE {
             let attached = ioctl::queue_change(call)?;
+            if attached && tunnel.has_filter() {
+                return None;
+            }
             return Some(NetdevRequest::SetQueue { tunnel: id, file, attached, asker });
         }
         let setting = ioctl::netdev_setting(call, tunnel)?;

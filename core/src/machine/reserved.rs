@@ -307,10 +307,13 @@ impl Core {
             let _changed = self.set_queue(file, flags);
             return;
         }
-        let tunnel = self.tunnel_of_mut(file).filter(|it| it.interface != Interface::None);
+        let attaches = flags.contains(IfFlags::ATTACH_QUEUE);
+        let tunnel = self.tunnel_of_mut(file).filter(|tunnel| {
+            tunnel.interface != Interface::None && !(attaches && tunnel.has_filter())
+        });
         if let Some(tunnel) = tunnel.map(|tunnel| tunnel.id) {
             // The device's queue has changed already.
-            let attached = !flags.contains(IfFlags::ATTACH_QUEUE);
+            let attached = !attaches;
             let back = NetdevRequest::SetQueue { tunnel, file, attached, asker };
             self.outputs.push(Output::Netdev(back));
         }

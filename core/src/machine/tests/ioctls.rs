@@ -300,6 +300,21 @@ fn packet_filter_goes_with_the_attached_queues() {
     assert_eq!(flags_of(&mut rig, first), Ok(0x0001), "the file's own, even on a tun");
 }
 
+/// Measured on Linux 6.18.
+#[test]
+fn detached_queue_that_gets_a_filter_stays_detached() {
+    let mut rig = Rig::new();
+    let (file, _) = rig.attached("f", TAP | MULTI_QUEUE);
+    rig.set_queue(file, 0x400).unwrap();
+    rig.ioctl(file, TUNATTACHFILTER, 0x1000, &[fprog(1, 0x2000), keep(9)].concat()).unwrap();
+    for _ in 0..2 {
+        assert_eq!((rig.set_queue(file, 0x200), flags_of(&mut rig, file)), (Ok(()), Ok(0x502)));
+    }
+    assert_eq!(rig.set_queue(file, 0x400), Err(Errno::EINVAL));
+    rig.ioctl(file, TUNDETACHFILTER, 0, &[]).unwrap();
+    assert_eq!((rig.set_queue(file, 0x200), flags_of(&mut rig, file)), (Ok(()), Ok(0x102)));
+}
+
 #[test]
 fn link_type_says_how_long_an_address_is() {
     let mut rig = Rig::new();
