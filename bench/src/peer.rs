@@ -92,7 +92,7 @@ impl Set {
 }
 
 /// The peers of a set. `variants` are further settings of memtun, each a name and arguments of `memtun serve`, or `run`
-/// and arguments of that.
+/// and arguments of that. The path of another build of memtun may stand before them.
 pub fn all(set: Set, programs: &Path, memtun: &Path, variants: &[(String, String)]) -> Vec<Peer> {
     let peer = |name: &str, title: &str, sort, program: PathBuf, arguments: &str| Peer {
         name: name.to_owned(),
@@ -124,12 +124,16 @@ pub fn all(set: Set, programs: &Path, memtun: &Path, variants: &[(String, String
     known.retain(|(_, arguments)| knows(memtun, arguments).unwrap_or(false));
     let variants = variants.iter().map(|(name, arguments)| (name.as_str(), arguments.as_str()));
     for (name, arguments) in known.into_iter().chain(variants) {
+        let (program, arguments) = match arguments.split_once(' ').unwrap_or((arguments, "")) {
+            (program, arguments) if program.starts_with('/') => (Path::new(program), arguments),
+            _ => (memtun, arguments),
+        };
         let (sort, arguments) = match arguments.strip_prefix("run") {
             Some(arguments) => (Sort::Run, arguments),
             None => (Sort::Memtun, arguments),
         };
         let name = format!("{MEMTUN}-{name}");
-        peers.push(peer(&name, &name, sort, memtun.to_owned(), arguments));
+        peers.push(peer(&name, &name, sort, program.to_owned(), arguments));
     }
     if set == Set::Fuse {
         peers.push(peer("kernel", "kernel tun", Sort::Kernel, PathBuf::new(), ""));
