@@ -102,6 +102,11 @@ fn main() -> ExitCode {
             gate.trial_of(format!("run::{}::{name}", user.word()), move || test(*user))
         }));
     }
+    let locked = Gate::new("a locked place", "run", run::User::Root.obstacle());
+    trials.extend(run::notify::OF_LOCKED.iter().map(|(name, test)| {
+        let test = *test;
+        locked.trial_of(format!("locked::{name}"), test)
+    }));
     for way in configured::Way::ALL {
         trials.extend(configured::tests(*way).map(|test| {
             let name = format!("configured::{}::{}", way.word(), test.name);

@@ -2,6 +2,7 @@
 
 mod intercept;
 mod network;
+pub mod notify;
 
 use std::{
     fs,
@@ -23,7 +24,7 @@ use crate::support::{
 pub type RunTest = (&'static str, fn(User));
 
 /// Of each part.
-pub const TESTS: [&[RunTest]; 3] = [OF_PROGRAMS, intercept::TESTS, network::TESTS];
+pub const TESTS: [&[RunTest]; 4] = [OF_PROGRAMS, intercept::TESTS, network::TESTS, notify::TESTS];
 
 const OF_PROGRAMS: &[RunTest] = &[
     ("exit_status_is_the_programs", exit_status_is_the_programs),

@@ -2,6 +2,7 @@
 
 mod debug;
 mod delete;
+mod doctor;
 mod error;
 mod host;
 mod inject;
@@ -164,6 +165,7 @@ verbs! {
     Join(join), logs WARN, checked by check;
     Host(host), logs WARN, checked by check;
     Part(part), logs WARN;
+    Doctor(doctor), logs WARN;
     Debug(debug), logs WARN;
 }
 

@@ -3,6 +3,7 @@
 //! With `--use` the device belongs to a running daemon, and the program replaces this process. Otherwise this process is the daemon,
 //! and the program is its child. It passes signals on to the program, and ends with the program's exit status.
 
+pub(super) mod choice;
 mod left;
 
 use std::{
@@ -30,6 +31,7 @@ use nix::{
     libc,
     sched::{CpuSet, sched_setaffinity},
     sys::{
+        prctl,
         signal::{SigSet, Signal, kill, raise},
         signalfd::{SfdFlags, SignalFd, siginfo},
         wait::{Id, WaitPidFlag, WaitStatus, waitid},
@@ -38,6 +40,7 @@ use nix::{
 };
 use tracing::{info, warn};
 
+use self::{choice::NoFile, left::Left};
 use super::{
     Scene,
     interface::{Devices, Kind as Links},
@@ -52,6 +55,7 @@ use crate::{
         device::Identity,
         fuse,
         intercept::{InterceptError, Interceptor},
+        notify::{self, Entrance},
         probe,
     },
     hub::{Happened, Observer},
@@ -85,6 +89,10 @@ pub(super) struct Args {
     /// How the program's calls reach memtun.
     #[arg(long, value_enum, value_name = "KIND", default_value_t = Kind::Auto)]
     front_end: Kind,
+    /// Whether the program may use io_uring. On a file the kernel merges the datagrams that io_uring reads. With --front-end notify
+    /// its reads and writes do not reach memtun. Most programs do without io_uring if it is refused.
+    #[arg(long, value_enum, default_value_t = IoUring::Refuse, value_name = "WHETHER")]
+    io_uring: IoUring,
     /// Let the program see itself as root. This matters only for ordinary users: memtun runs their program in a user namespace.
     #[arg(long)]
     map_root: bool,
@@ -123,12 +131,23 @@ pub(super) struct Args {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Kind {
-    /// CUSE for root where the kernel has it, else FUSE.
+    /// CUSE for root where the kernel has it, else FUSE, else notifications.
     Auto,
     /// A character device.
     Cuse,
     /// A file that behaves as one.
     Fuse,
+    /// Seccomp notifications. They need no /dev/fuse, no mount and no namespace, and work in most containers.
+    Notify,
+}
+
+/// Whether the program may make rings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum IoUring {
+    /// io_uring_setup gets ENOSYS.
+    Refuse,
+    /// The program may use them, but not on the device.
+    Allow,
 }
 
 impl Args {
@@ -142,6 +161,9 @@ impl Args {
             return Err(usage_error(
                 "--no-intercept is for a file; a character device needs no filter",
             ));
+        }
+        if self.no_intercept && self.front_end == Kind::Notify {
+            return Err(usage_error("--front-end notify is a filter; leave out --no-intercept"));
         }
         self.interface.check(self.links())?;
         self.memory.check()
@@ -182,8 +204,13 @@ impl Args {
         let input_log = InputLog::from_environment()?;
         let socket = Socket::bind(control, is_said)?;
         let netdevs = self.interface.options(self.links());
-        let device = self.register(&socket.path)?;
-        socket.guard.watch_namespace();
+        let (device, entrance) = self.register(&socket.path)?;
+        let left = if entrance.is_some() { Left::Descendants } else { Left::Namespace };
+        match left {
+            Left::Namespace => socket.guard.watch_namespace(),
+            // They become children of this process: so it may look at them, and finds them.
+            Left::Descendants => prctl::set_child_subreaper(true)?,
+        }
         let file_system = match device.identity() {
             Some(Identity::FileSystem(number)) => Some(number),
             Some(Identity::Number(_)) | None => None,
@@ -205,9 +232,13 @@ impl Args {
         let mut command = self.command(Some(&socket.path));
         // The log is this daemon's, not that of one in the program.
         command.env_remove(input_log::VARIABLE);
-        let status = match sys::spawn_dying_with_us(&mut command) {
+        let enter = move || entrance.as_ref().map_or(Ok(()), Entrance::enter);
+        let started = sys::spawn_dying_with_us(&mut command, enter);
+        // With it goes this process's copy of what the program sends its listener by.
+        drop(command);
+        let status = match started {
             Ok(program) => supervise(program, &signals, &daemon).and_then(|(status, ended_by)| {
-                left::wait_for(&daemon, &signals, &self.at, ended_by)?;
+                left.wait_for(&daemon, &signals, &self.at, ended_by)?;
                 Ok(exit_code(status))
             }),
             Err(error) => Ok(self.not_started(&error)),
@@ -236,21 +267,26 @@ impl Args {
     }
 
     fn enter_namespace(&self) -> anyhow::Result<()> {
-        Ok(namespace::enter(namespace::Options { map_root: self.map_root, net: self.net })?)
+        Ok(namespace::enter(self.namespaces())?)
+    }
+
+    fn namespaces(&self) -> namespace::Options {
+        namespace::Options { map_root: self.map_root, net: self.net }
     }
 
     /// Makes the device and puts it where the program finds it.
-    fn register(&self, control: &Path) -> anyhow::Result<Registered> {
-        let has_cuse = || File::options().read(true).write(true).open("/dev/cuse").is_ok();
+    fn register(&self, control: &Path) -> anyhow::Result<(Registered, Option<Entrance>)> {
         let kind = match self.front_end {
-            Kind::Auto if geteuid().is_root() && has_cuse() => Kind::Cuse,
-            Kind::Auto | Kind::Fuse => Kind::Fuse,
-            Kind::Cuse => Kind::Cuse,
+            Kind::Auto => {
+                let kind = self.choose()?;
+                info!(front_end = ?kind, control = %control.display(), "chosen");
+                kind
+            }
+            kind @ (Kind::Cuse | Kind::Fuse | Kind::Notify) => kind,
         };
-        if self.front_end == Kind::Auto {
-            info!(front_end = ?kind, control = %control.display(), "chosen");
-        }
-        if kind == Kind::Cuse {
+        if kind == Kind::Notify {
+            self.prepare_notifications()
+        } else if kind == Kind::Cuse {
             let name = format!("memtun-run-{}", std::process::id());
             let device = cuse::register(DeviceOptions::new(name.parse()?))?;
             self.enter_namespace()?;
@@ -258,21 +294,52 @@ impl Args {
             if let Some(Identity::Number(number)) = device.identity() {
                 namespace::cover_with_node(number, &self.at)?;
             }
-            Ok(device)
+            Ok((device, None))
         } else {
             self.enter_namespace()?;
             namespace::provide(&self.at)?;
             // An owner that the namespace does not know could not be written to by anybody.
             let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
             let file = FileOptions::mount_at(&self.at).mode(0o666).owner(Some(uid), Some(gid));
-            Ok(fuse::mount(file.allow_other(true))?)
+            Ok((fuse::mount(file.allow_other(true))?, None))
         }
+    }
+
+    /// A file where there can be one, since notifications lose descriptors that a program moves.
+    fn choose(&self) -> anyhow::Result<Kind> {
+        if choice::character_device().is_ok() {
+            return Ok(Kind::Cuse);
+        }
+        let Err(why) = choice::file(self.namespaces())? else { return Ok(Kind::Fuse) };
+        // Without a file there may be no namespace for --net either.
+        if choice::notifications().is_err() || self.net && matches!(why, NoFile::Namespace(_)) {
+            return Ok(Kind::Fuse);
+        }
+        info!(%why, "no file");
+        Ok(Kind::Notify)
+    }
+
+    /// The program's calls are notified. Namespaces are made only if they are asked for.
+    fn prepare_notifications(&self) -> anyhow::Result<(Registered, Option<Entrance>)> {
+        notify::probe()?;
+        if self.net || self.map_root {
+            self.enter_namespace()?;
+        }
+        let (registered, entrance) = notify::prepare(notify::Options {
+            at: self.at.clone(),
+            limit: sys::descriptors_of_programs()?,
+            allows_rings: self.io_uring == IoUring::Allow,
+        })?;
+        Ok((registered, Some(entrance)))
     }
 
     /// What carries calls to a file that the kernel does not bring there, ready to begin. `None`: the device is no file, or
     /// the program goes without.
     fn interceptor(&self, file_system: Option<u64>) -> Option<Interceptor> {
-        let started = Interceptor::start(file_system.filter(|_| !self.no_intercept)?);
+        let started = Interceptor::start(
+            file_system.filter(|_| !self.no_intercept)?,
+            self.io_uring == IoUring::Refuse,
+        );
         started.inspect_err(warn_of_lost_calls).ok()
     }
 
@@ -425,6 +492,7 @@ fn supervise(
             if let Some(status) = program.try_wait()? {
                 return Ok((status, ended_by));
             }
+            left::reap_others(pid);
             stop_with(pid)?;
             continue;
         }

@@ -2,11 +2,14 @@
 //!
 //! A front end is a file or a folder here that makes a [`Registered`]. The daemon knows it by the trait [`FrontEnd`] alone.
 
+mod assembler;
 pub(crate) mod cuse;
 pub(crate) mod device;
 pub(crate) mod fuse;
 pub(crate) mod intercept;
 mod lookout;
+mod memory;
+pub(crate) mod notify;
 pub(crate) mod opener;
 pub(crate) mod probe;
 mod stores;

@@ -45,6 +45,14 @@ pub(super) fn look_up(tid: u32, uid: u32, gid: u32) -> Opener {
     opener
 }
 
+/// The ids by which a thread opens files, user first.
+pub(super) fn ids_of(tid: u32) -> Option<(u32, u32)> {
+    let status = Status::of(tid)?;
+    // Real, effective, saved, and of the file system.
+    let id = |key| status.field(key)?.split_whitespace().nth(3)?.parse().ok();
+    Some((id("Uid:")?, id("Gid:")?))
+}
+
 /// The process that a thread belongs to.
 pub(super) fn process_of(tid: u32) -> Option<u32> {
     Status::of(tid)?.field("Tgid:")?.parse().ok()

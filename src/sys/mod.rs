@@ -30,7 +30,7 @@ use nix::{
         signal::{SigSet, Signal, kill},
         wait::waitpid,
     },
-    unistd::{ForkResult, dup2_stdin, fork, setsid, write},
+    unistd::{ForkResult, Pid, dup2_stdin, fork, setsid, write},
 };
 
 pub(crate) use self::guard::Guard;
@@ -83,17 +83,31 @@ pub(crate) fn raise_descriptors() -> Result<u64, Errno> {
     Ok(hard)
 }
 
-/// Starts a program, with no signal blocked, that is killed when this thread ends, however it ends.
-pub(crate) fn spawn_dying_with_us(command: &mut Command) -> io::Result<Child> {
+/// The soft limit of file descriptors that programs get which are started.
+pub(crate) fn descriptors_of_programs() -> Result<u64, Errno> {
+    match DESCRIPTORS.get() {
+        Some((soft, _)) => Ok(*soft),
+        None => getrlimit(Resource::RLIMIT_NOFILE).map(|(soft, _)| soft),
+    }
+}
+
+/// Starts a program, with no signal blocked, that is killed when this thread ends, however it ends. Just before it begins, its process does
+/// something more, which must not allocate.
+pub(crate) fn spawn_dying_with_us(
+    command: &mut Command,
+    last: impl Fn() -> Result<(), Errno> + Send + Sync + 'static,
+) -> io::Result<Child> {
     let before = DESCRIPTORS.get().copied();
     let prepare = move || {
         prctl::set_pdeathsig(Signal::SIGKILL)?;
         if let Some((soft, hard)) = before {
             setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?;
         }
-        Ok(SigSet::empty().thread_set_mask()?)
+        SigSet::empty().thread_set_mask()?;
+        Ok(last()?)
     };
-    // SAFETY: between fork and exec the closure makes three system calls, and touches no memory but its own stack.
+    // SAFETY: between fork and exec the closure makes system calls, and touches no memory but its own stack and what `last` has. That
+    // allocates nothing, by the caller's word.
     let command = unsafe { command.pre_exec(prepare) };
     command.spawn()
 }
@@ -211,6 +225,13 @@ pub(crate) fn duplicate_of_thread(
 /// A descriptor of a process, which can be read once it has ended.
 pub(crate) fn process_descriptor(pid: u32) -> Result<OwnedFd, Errno> {
     pidfd_open(pid, 0)
+}
+
+/// Says who gets the signals of an open file (`F_SETOWN`).
+pub(crate) fn set_owner(file: BorrowedFd<'_>, process: Pid) -> Result<(), Errno> {
+    // SAFETY: it takes a number.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETOWN, process.as_raw()) };
+    Errno::result(result).map(|_| ())
 }
 
 /// The flags of a descriptor and of its open file; EBADF: there is none of this number.

@@ -26,8 +26,11 @@ pub struct Expected {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Of {
     All,
+    /// Those to which the kernel sends messages: a character device, and a file.
+    Messages,
     Cuse,
     Fuse,
+    Notify,
     /// Those with bridges, whose queues are the kernel's.
     Bridge,
     /// Those whose queues are memtun's.
@@ -40,8 +43,10 @@ impl Of {
         let FrontEnd { device, interface } = front_end;
         match self {
             Self::All => true,
+            Self::Messages => !Self::Notify.contains(front_end),
             Self::Cuse => device == Device::Cuse,
-            Self::Fuse => device != Device::Cuse,
+            Self::Fuse => matches!(device, Device::Fuse(_)),
+            Self::Notify => matches!(device, Device::Notify(_)),
             Self::Bridge => interface == Interface::Bridge,
             Self::Queues => interface != Interface::Bridge,
             Self::BridgeOfCuse => {
@@ -70,43 +75,43 @@ pub const EXPECTED: &[Expected] = {
         row(All, "1.3-filter-of-a-persistent-device", "ioctl b TUNGETIFF *", "-1 EBADFD", "0 *", "a queue that is attached while TUNATTACHFILTER"),
         row(All, "1.3-filter-of-a-persistent-device", "poll b *", "1 ERR", "0", "a queue that is attached while TUNATTACHFILTER"),
 
-        row(All, "2-restarted", "blocked t", "blocked", "ended", "a signal ends a blocked read with EINTR"),
-        row(All, "2-restarted", "join t", "28 *", "-1 EINTR", "a signal ends a blocked read with EINTR"),
-        row(All, "2-stopped", "join t", "28 *", "-1 EINTR", "a blocked read ends with EINTR when its program is stopped"),
+        row(Messages, "2-restarted", "blocked t", "blocked", "ended", "a signal ends a blocked read with EINTR"),
+        row(Messages, "2-restarted", "join t", "28 *", "-1 EINTR", "a signal ends a blocked read with EINTR"),
+        row(Messages, "2-stopped", "join t", "28 *", "-1 EINTR", "a blocked read ends with EINTR when its program is stopped"),
 
         // DIFFERS: a process gets no SIGIO, O_ASYNC is not kept, and FIOASYNC gets ENOTTY. The kernel passes neither O_ASYNC
         // nor FIOASYNC to a server.
-        row(All, "1.1-fioasync", "ioctl a FIOASYNC int:1", "0", "-1 ENOTTY", NO_SIGIO),
-        row(All, "1.1-fioasync", "fcntl a getfl", "024002", "04002", NO_SIGIO),
-        row(All, "4-async", "fcntl a getfl", "024002", "04002", NO_SIGIO),
-        row(All, "4-async", "fcntl a getown", "this process", "nobody", NO_SIGIO),
-        row(All, "4-async*", "signals 1", "1*", "0", NO_SIGIO),
+        row(Messages, "1.1-fioasync", "ioctl a FIOASYNC int:1", "0", "-1 ENOTTY", NO_SIGIO),
+        row(Messages, "1.1-fioasync", "fcntl a getfl", "024002", "04002", NO_SIGIO),
+        row(Messages, "4-async", "fcntl a getfl", "024002", "04002", NO_SIGIO),
+        row(Messages, "4-async", "fcntl a getown", "this process", "nobody", NO_SIGIO),
+        row(Messages, "4-async*", "signals 1", "1*", "0", NO_SIGIO),
 
         // DIFFERS: preadv2 with RWF_NOWAIT gets EOPNOTSUPP, as on every file of CUSE and FUSE.
-        row(All, "2-nowait", "preadv2 a 100 8", "*", "-1 EOPNOTSUPP", "preadv2 with RWF_NOWAIT"),
+        row(Messages, "2-nowait", "preadv2 a 100 8", "*", "-1 EOPNOTSUPP", "preadv2 with RWF_NOWAIT"),
 
         // DIFFERS: a file that is in an epoll set before TUNSETIFF wakes it afterwards. In the kernel's tun the set is
         // registered nowhere before TUNSETIFF. An edge-triggered wait for output alone also wakes for datagrams:
         // FUSE_NOTIFY_POLL does not name the event.
-        row(All, "4-epoll-before-attachment", "epoll e wait 0", "0", "1 a=IN", "a file that is in an epoll set"),
-        row(All, "4-epoll-edge-of-output", "epoll e wait 0", "0", "1 a=OUT", "a file that is in an epoll set"),
+        row(Messages, "4-epoll-before-attachment", "epoll e wait 0", "0", "1 a=IN", "a file that is in an epoll set"),
+        row(Messages, "4-epoll-edge-of-output", "epoll e wait 0", "0", "1 a=OUT", "a file that is in an epoll set"),
 
         // DIFFERS: a read or write whose memory is mapped only in part transfers the mapped part. If nothing is mapped, it gets
         // EFAULT, and memtun sees no request. The kernel's tun answers EFAULT to such a write, and takes nothing. It ignores
         // that it cannot store the payload of a read, and returns the full length.
-        row(All, "2-bad-memory", "read a null:100", "28", "-1 EFAULT", PARTLY_MAPPED),
-        row(All, "2-bad-memory", "read c ro:100", "28 *", "-1 EFAULT", PARTLY_MAPPED),
-        row(All, "2-bad-memory", "read ? 100", "-1 EAGAIN", "28 *", PARTLY_MAPPED),
-        row(All, "2-bad-memory", "read b edge:10:100", "28 45*", "10 45*", PARTLY_MAPPED),
-        row(All, "2-bad-memory", "readv d 4,bad:8,100", "28 4500001ca5*", "4 4500001c", PARTLY_MAPPED),
-        row(All, "2-bad-memory-for-headers", "read ? edge:*", "-1 EFAULT beyond *", "-1 EINVAL", PARTLY_MAPPED),
-        row(All, "2-bad-memory-for-headers", "read b 100", "-1 EAGAIN", "32 *", PARTLY_MAPPED),
-        row(All, "3-bad-memory", "write a edge:*", "-1 EFAULT", "*", PARTLY_MAPPED),
-        row(All, "3-bad-memory", "writev a 4500,bad:10", "-1 EFAULT", "2", PARTLY_MAPPED),
-        row(All, "3-bad-memory", "> take tun0", "nothing", "45*", PARTLY_MAPPED),
-        row(All, "3-bad-memory-in-headers", "write a edge:4:*", "-1 EFAULT", "4", PARTLY_MAPPED),
-        row(All, "3-bad-memory-in-headers", "write ? edge:*", "-1 EFAULT", "-1 EINVAL", PARTLY_MAPPED),
-        row(All, "1.1-unattached", "ioctl a TUNGETFEATURES edge:3:*", "-1 EFAULT", "-1 EFAULT 7371", PARTLY_MAPPED),
+        row(Messages, "2-bad-memory", "read a null:100", "28", "-1 EFAULT", PARTLY_MAPPED),
+        row(Messages, "2-bad-memory", "read c ro:100", "28 *", "-1 EFAULT", PARTLY_MAPPED),
+        row(Messages, "2-bad-memory", "read ? 100", "-1 EAGAIN", "28 *", PARTLY_MAPPED),
+        row(Messages, "2-bad-memory", "read b edge:10:100", "28 45*", "10 45*", PARTLY_MAPPED),
+        row(Messages, "2-bad-memory", "readv d 4,bad:8,100", "28 4500001ca5*", "4 4500001c", PARTLY_MAPPED),
+        row(Messages, "2-bad-memory-for-headers", "read ? edge:*", "-1 EFAULT beyond *", "-1 EINVAL", PARTLY_MAPPED),
+        row(Messages, "2-bad-memory-for-headers", "read b 100", "-1 EAGAIN", "32 *", PARTLY_MAPPED),
+        row(Messages, "3-bad-memory", "write a edge:*", "-1 EFAULT", "*", PARTLY_MAPPED),
+        row(Messages, "3-bad-memory", "writev a 4500,bad:10", "-1 EFAULT", "2", PARTLY_MAPPED),
+        row(Messages, "3-bad-memory", "> take tun0", "nothing", "45*", PARTLY_MAPPED),
+        row(Messages, "3-bad-memory-in-headers", "write a edge:4:*", "-1 EFAULT", "4", PARTLY_MAPPED),
+        row(Messages, "3-bad-memory-in-headers", "write ? edge:*", "-1 EFAULT", "-1 EINVAL", PARTLY_MAPPED),
+        row(Messages, "1.1-unattached", "ioctl a TUNGETFEATURES edge:3:*", "-1 EFAULT", "-1 EFAULT 7371", PARTLY_MAPPED),
 
         // DIFFERS: a read that fails with EINVAL because the vnet header does not fit into the reader's buffer leaves the buffer
         // as it was: an error reply carries no data.
@@ -116,7 +121,7 @@ pub const EXPECTED: &[Expected] = {
 
         // DIFFERS: a write of megabytes succeeds, but takes at most 8 MiB. The kernel needs memory in one piece for it, and
         // fails with ENOBUFS from about 4 MiB on.
-        row(All, "3-larger", "write a 45+00*7999999", "-1 ENOBUFS", "8000000", "a write of megabytes succeeds"),
+        row(Messages, "3-larger", "write a 45+00*7999999", "-1 ENOBUFS", "8000000", "a write of megabytes succeeds"),
 
         // DIFFERS: on a bridge a large write gives the kernel only its beginning, and the rest is dropped. This holds for more
         // than 256 pieces or 1 MiB, on a character device for more than 32 pieces or 128 KiB. The file system passes such a
@@ -132,7 +137,7 @@ pub const EXPECTED: &[Expected] = {
 
         // DIFFERS: the device has another number than 10:200, or is a regular file. `/proc/PID/fdinfo` does not name the
         // tunnel.
-        row(All, "4-stat-and-fdinfo", "fstat a", "*", "*", "the device has another number"),
+        row(Messages, "4-stat-and-fdinfo", "fstat a", "*", "*", "the device has another number"),
         row(All, "4-stat-and-fdinfo", "fdinfo a", "fdinfo iff=*", "fdinfo", "the device has another number"),
 
         // DIFFERS: two defects of the kernel's driver are not repeated. It stores 24 bytes of vnet header for a client that
@@ -167,12 +172,25 @@ pub const EXPECTED: &[Expected] = {
         row(Fuse, "4-not-served", "other a fallocate", "-1 ENODEV", "-1 EOPNOTSUPP", STREAM),
         row(Fuse, "4-not-served", "other a splice", "-1 EINVAL", "-1 EIO", STREAM),
         row(Fuse, "4-not-served", "other a sendfile", "-1 EINVAL", "-1 EIO", STREAM),
+
+        row(Notify, "*", "poll ? *", "*", "1 *", PIPE),
+        row(Notify, "*", "select ? *", "*", "*w", PIPE),
+        row(Notify, "*", "epoll e wait *", "*", "1 a=*", PIPE),
+        row(Notify, "2-deleted-while-polled", "join t", "1 ERR", "1 IN", PIPE),
+        row(Notify, "4-*", "blocked t", "blocked", "ended", PIPE),
+        row(Notify, "*", "poll ? PRI 0", "1 ERR", "0", PIPE),
+        row(Notify, "4-async*", "signals 1", "1*", "*", PIPE_SIGNALS),
+        row(Notify, "4-shared-files", "*read ? 100", "*", "*", NUMBERS),
+        row(Notify, "4-shared-files", "ioctl c *", "0 *", "-1 ENOTTY", NUMBERS),
     ]
 };
 
 const NO_SIGIO: &str = "a process gets no SIGIO";
 const IN_PARTS: &str = "on a bridge a large write";
 const PARTLY_MAPPED: &str = "a read or write whose memory is mapped";
+const PIPE: &str = "under `--front-end notify`, `poll` reports";
+const PIPE_SIGNALS: &str = "under `--front-end notify`, SIGIO";
+const NUMBERS: &str = "under `--front-end notify`, the device's descriptors";
 const STREAM: &str = "on a FUSE file pread and pwrite get ESPIPE";
 
 /// Whether a text is of a pattern, in which `*` stands for anything and `?` for one character.

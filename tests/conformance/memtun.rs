@@ -44,6 +44,19 @@ pub enum Device {
     Cuse,
     /// A file, by `memtun run`.
     Fuse(User),
+    /// Notifications, by `memtun run`.
+    Notify(User),
+}
+
+impl Device {
+    /// Who runs the program, and the word for the front end.
+    fn parts(self) -> (User, &'static str) {
+        match self {
+            Self::Cuse => (User::Root, "cuse"),
+            Self::Fuse(user) => (user, "fuse"),
+            Self::Notify(user) => (user, "notify"),
+        }
+    }
 }
 
 impl FrontEnd {
@@ -64,10 +77,7 @@ impl FrontEnd {
         let everybody = std::fs::Permissions::from_mode(0o777);
         std::fs::set_permissions(folder.path(), everybody).expect("it is ours");
         let control = folder.path().join("control");
-        let (user, device) = match self.device {
-            Device::Cuse => (User::Root, "cuse"),
-            Device::Fuse(user) => (user, "fuse"),
-        };
+        let (user, device) = self.device.parts();
         let mut command = user.memtun_run(&control, &["--front-end", device]);
         if user == User::Root {
             command.arg(PERMITTED);
@@ -102,11 +112,9 @@ impl FrontEnd {
         match need {
             "interfaces" => self.interface == Interface::None,
             "32" | "64" => false,
-            "root" => self.device == Device::Fuse(User::Ordinary),
+            "root" => self.device.parts().0 == User::Ordinary,
             // The kernel gives a link only to somebody who has a number in the namespace of `memtun run`.
-            "ids" => {
-                self.interface != Interface::None && self.device == Device::Fuse(User::Ordinary)
-            }
+            "ids" => self.interface != Interface::None && self.device.parts().0 == User::Ordinary,
             _ => panic!("scripts cannot need {need}"),
         }
     }

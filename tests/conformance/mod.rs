@@ -70,12 +70,22 @@ pub const OF_CUSE: Tests<fn(Backend)> = Tests {
 
 /// Tests of `memtun run`.
 pub const OF_RUN: Tests<fn(User)> = Tests {
-    native: &[("conformance_of_scripts", |user| {
-        scripts_on(FrontEnd::plain(Device::Fuse(user)), Width::Native)
-    })],
-    compat: &[("conformance_of_scripts_of_32_bit_programs", |user| {
-        scripts_on(FrontEnd::plain(Device::Fuse(user)), Width::Compat);
-    })],
+    native: &[
+        ("conformance_of_scripts", |user| {
+            scripts_on(FrontEnd::plain(Device::Fuse(user)), Width::Native)
+        }),
+        ("conformance_of_scripts_by_notifications", |user| {
+            scripts_on(FrontEnd::plain(Device::Notify(user)), Width::Native)
+        }),
+    ],
+    compat: &[
+        ("conformance_of_scripts_of_32_bit_programs", |user| {
+            scripts_on(FrontEnd::plain(Device::Fuse(user)), Width::Compat);
+        }),
+        ("conformance_of_scripts_of_32_bit_programs_by_notifications", |user| {
+            scripts_on(FrontEnd::plain(Device::Notify(user)), Width::Compat);
+        }),
+    ],
 };
 
 /// Tests of `memtun run` with interfaces.

@@ -13,6 +13,7 @@
  *     namespace=COMMAND an ioctl that returns a network namespace, in hexadecimal: 0 if it is the one that the program is in, 1 if
  *                       it is another, 2 if it is not closed on exec
  *     unshare=FLAGS     unshare, in hexadecimal
+ *     ring              io_uring_setup
  *     euid              geteuid
  *     readonly, writeonly   opens the device again, for what follows
  *     repeat=N          the next one is made N times
@@ -31,6 +32,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -115,6 +117,9 @@ static void *perform(void *argument)
 			result = compare_namespace(ioctl(rest.fd, command));
 		} else if (sscanf(call, "unshare=%x", &command) == 1) {
 			result = unshare(command);
+		} else if (strcmp(call, "ring") == 0) {
+			char parameters[120] = { 0 };
+			result = syscall(SYS_io_uring_setup, 4, parameters);
 		} else if (strcmp(call, "euid") == 0) {
 			result = geteuid();
 		} else if (strcmp(call, "read0") == 0) {

@@ -4,11 +4,11 @@
 //! open it; `run` gives it [`LATE`] for that.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     os::{
         fd::{AsFd, OwnedFd},
-        unix::fs::MetadataExt,
+        unix::{ffi::OsStrExt, fs::MetadataExt},
     },
     path::Path,
     sync::Arc,
@@ -23,6 +23,7 @@ use nix::{
         eventfd::{EfdFlags, EventFd},
         signal::{Signal, kill, raise},
         signalfd::SignalFd,
+        wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid},
     },
     unistd::{Pid, getpgid, getpgrp},
 };
@@ -31,7 +32,7 @@ use tracing::warn;
 use crate::{
     core::Event,
     daemon::Daemon,
-    hub::{Happened, Observer},
+    hub::{FileKind, Happened, Observer},
     log, sys,
 };
 
@@ -40,13 +41,63 @@ const LATE: Duration = Duration::from_secs(1);
 /// How long it may go on after a signal that is to end it.
 const LAST: Duration = Duration::from_secs(2);
 
-/// Waits until nobody has the device open, which is at a path in this mount namespace. `ended_by`: a signal that the program was
-/// sent, and that is meant for those too.
-///
-/// # Errors
-///
-/// The system's, or that the device was taken away.
-pub(super) fn wait_for(
+/// How what was left behind is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Left {
+    /// It is in this mount namespace, where the device has a path.
+    Namespace,
+    /// It descends from this process, and the device has pipes.
+    Descendants,
+}
+
+impl Left {
+    /// Waits until nobody has the device open. `ended_by`: a signal that the program was sent, and that is meant for those too.
+    ///
+    /// # Errors
+    ///
+    /// The system's, or that the device was taken away.
+    pub(super) fn wait_for(
+        self,
+        daemon: &Daemon,
+        signals: &SignalFd,
+        at: &Path,
+        ended_by: Option<Signal>,
+    ) -> anyhow::Result<()> {
+        wait_for(self, daemon, signals, at, ended_by)
+    }
+
+    /// The processes that are not memtun's own, with their commands.
+    fn behind(self) -> BTreeMap<u32, String> {
+        match self {
+            Self::Namespace => left_behind(),
+            Self::Descendants => descendants(),
+        }
+    }
+
+    /// Whether a process has the device open.
+    fn is_held_by(self, pid: u32, daemon: &Daemon, at: &Path) -> bool {
+        match self {
+            Self::Namespace => has_open(pid, at),
+            Self::Descendants => has_pipe(pid, daemon),
+        }
+    }
+}
+
+/// Waits for the ends of children that are not this one: whose parents have ended before.
+pub(super) fn reap_others(program: Pid) {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    while let Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, ..)) =
+        waitid(Id::All, flags)
+        && pid != program
+    {
+        if waitpid(pid, Some(WaitPidFlag::WNOHANG)).is_err() {
+            return;
+        }
+    }
+}
+
+fn wait_for(
+    left: Left,
     daemon: &Daemon,
     signals: &SignalFd,
     at: &Path,
@@ -58,14 +109,14 @@ pub(super) fn wait_for(
     let at = &fs::canonicalize(at).unwrap_or_else(|_| at.to_owned());
     let (mut late, mut last, mut told) = (now() + LATE, None, false);
     if let Some(signal) = ended_by {
-        pass_on(signal, false, &holders(daemon, at));
+        pass_on(signal, false, &holders(left, daemon, at));
         (late, last) = (now(), Some(now() + LAST));
     }
     loop {
         daemon.hub().catch_up();
-        let holders = holders(daemon, at);
+        let holders = holders(left, daemon, at);
         // Their ends are events too.
-        let others = if holders.is_empty() { left_behind() } else { BTreeMap::new() };
+        let others = if holders.is_empty() { left.behind() } else { BTreeMap::new() };
         if holders.is_empty() && (others.is_empty() || now() >= late) {
             return Ok(());
         }
@@ -91,7 +142,10 @@ pub(super) fn wait_for(
         let by_terminal = info.ssi_code == libc::SI_KERNEL;
         if signal == Signal::SIGTSTP && by_terminal {
             raise(Signal::SIGSTOP)?;
-        } else if signal != Signal::SIGCHLD {
+        } else if signal == Signal::SIGCHLD {
+            // Nobody has this number.
+            reap_others(Pid::from_raw(0));
+        } else {
             pass_on(signal, by_terminal, &holders);
         }
         if is_an_end(signal) {
@@ -144,7 +198,7 @@ fn sleep(
 }
 
 /// Who has the device open, by process, with its command. Where that cannot be seen, who opened it.
-fn holders(daemon: &Daemon, at: &Path) -> BTreeMap<u32, String> {
+fn holders(left: Left, daemon: &Daemon, at: &Path) -> BTreeMap<u32, String> {
     let openers: BTreeMap<u32, String> = daemon.hub().view(|core| {
         let opener = |file: &crate::core::File| (file.opener().pid, file.opener().command.clone());
         core.files().map(opener).collect()
@@ -152,8 +206,8 @@ fn holders(daemon: &Daemon, at: &Path) -> BTreeMap<u32, String> {
     if openers.is_empty() {
         return openers;
     }
-    let mut holders = left_behind();
-    holders.retain(|pid, _| has_open(*pid, at));
+    let mut holders = left.behind();
+    holders.retain(|pid, _| left.is_held_by(*pid, daemon, at));
     if holders.is_empty() { openers } else { holders }
 }
 
@@ -174,6 +228,56 @@ fn left_behind() -> BTreeMap<u32, String> {
             (pid, command.trim_end().to_owned())
         })
         .collect()
+}
+
+/// The processes that descend from this one and are not memtun's own, with their commands.
+fn descendants() -> BTreeMap<u32, String> {
+    let memtun = fs::read_link("/proc/self/exe").ok();
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let parents: BTreeMap<u32, u32> = processes
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter_map(|pid| Some((pid, parent_of(pid)?)))
+        .collect();
+    let ours = std::process::id();
+    let mut found = BTreeSet::from([ours]);
+    loop {
+        let before = found.len();
+        let more = parents.iter().filter(|(_, parent)| found.contains(parent)).map(|(pid, _)| *pid);
+        let more: Vec<u32> = more.collect();
+        found.extend(more);
+        if found.len() == before {
+            break;
+        }
+    }
+    found.remove(&ours);
+    found
+        .into_iter()
+        .filter(|pid| fs::read_link(format!("/proc/{pid}/exe")).ok() != memtun)
+        .map(|pid| {
+            let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            (pid, command.trim_end().to_owned())
+        })
+        .collect()
+}
+
+/// The parent of a process that has not ended.
+fn parent_of(pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let field = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
+    field("State:").filter(|state| !state.starts_with('Z'))?;
+    field("PPid:")?.parse().ok()
+}
+
+/// Whether it has one of the device's pipes open. What the names do not show to be a pipe is not looked at.
+fn has_pipe(pid: u32, daemon: &Daemon) -> bool {
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let is_pipe = |path: &Path| {
+        fs::read_link(path).is_ok_and(|name| name.as_os_str().as_bytes().starts_with(b"pipe:"))
+    };
+    descriptors
+        .map(|entry| entry.path())
+        .filter(|path| is_pipe(path))
+        .any(|path| FileKind::at(&path).is_ok_and(|kind| daemon.hub().owns(kind)))
 }
 
 /// By the names of its open files: no server is asked anything for them.

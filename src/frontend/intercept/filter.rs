@@ -3,10 +3,15 @@
 //! Follows `seccomp(2)` and `linux/filter.h`. The program must stay short: it runs for each `read`, `write` and `ioctl` of the
 //! program under test. Other calls cost less: the kernel remembers that the program always allows them (`seccomp_cache`).
 
-use nix::libc::{SECCOMP_RET_ALLOW, SECCOMP_RET_USER_NOTIF, seccomp_data, sock_filter};
+use nix::{
+    errno::Errno,
+    libc::{
+        SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO, SECCOMP_RET_USER_NOTIF, seccomp_data, sock_filter,
+    },
+};
 
-use super::{assembler::Assembler, network::Subject};
-use crate::core::ioctl::disguised_values;
+use super::network::Subject;
+use crate::{core::ioctl::disguised_values, frontend::assembler::Assembler};
 
 /// Where the words of `struct seccomp_data` are; those of a 64-bit number are in little-endian order.
 const NUMBER: u32 = 0;
@@ -73,8 +78,12 @@ pub(super) fn low(argument: u64) -> u32 {
     u32::from_le_bytes([a, b, c, d])
 }
 
-/// The filter; `None` on a machine whose system calls are not known here.
-pub(super) fn program() -> Option<Vec<sock_filter>> {
+/// The number of `io_uring_setup`, which is the same everywhere.
+const RING: u32 = 425;
+
+/// The filter; `None` on a machine whose system calls are not known here. A program whose rings are refused gets ENOSYS: the kernel joins
+/// what a ring reads from a file until the buffer is full (`need_complete_io`), so datagrams would be merged.
+pub(super) fn program(refuses_rings: bool) -> Option<Vec<sock_filter>> {
     if ABIS.is_empty() {
         return None;
     }
@@ -83,7 +92,7 @@ pub(super) fn program() -> Option<Vec<sock_filter>> {
     for abi in ABIS {
         let next = program.label();
         program.unless_equal(abi.arch, next);
-        catch(&mut program, abi);
+        catch(&mut program, abi, refuses_rings);
         program.place(next);
     }
     program.give(SECCOMP_RET_ALLOW);
@@ -91,7 +100,7 @@ pub(super) fn program() -> Option<Vec<sock_filter>> {
 }
 
 /// What is caught of one kind of program.
-fn catch(program: &mut Assembler, abi: &Abi) {
+fn catch(program: &mut Assembler, abi: &Abi, refuses_rings: bool) {
     let [ioctl, transfer, allow, notify] = std::array::from_fn(|_| program.label());
     let [[read, pread], [write, pwrite]] = [abi.reads, abi.writes];
     // The most frequent calls first.
@@ -101,6 +110,12 @@ fn catch(program: &mut Assembler, abi: &Abi) {
     program.if_equal(abi.ioctl, ioctl);
     program.if_equal(pread, transfer);
     program.if_equal(pwrite, transfer);
+    if refuses_rings {
+        let allow = program.label();
+        program.unless_equal(RING, allow);
+        program.give(SECCOMP_RET_ERRNO | Errno::ENOSYS as u32);
+        program.place(allow);
+    }
     program.give(SECCOMP_RET_ALLOW);
 
     program.place(ioctl);
@@ -135,7 +150,7 @@ mod tests {
     fn action(arch: u32, nr: u32, args: [u64; 3]) -> u32 {
         let mut words = vec![nr, arch, 0, 0];
         words.extend(args.iter().flat_map(|argument| [low(*argument), low(argument >> 32)]));
-        let program = program().unwrap();
+        let program = program(true).unwrap();
         let (mut at, mut accumulator) = (0, 0);
         loop {
             let sock_filter { code, jt, jf, k } = program[at];
@@ -170,7 +185,11 @@ mod tests {
                     let call = seccomp_data { nr: nr_signed, arch, instruction_pointer: 0, args };
                     let meant = Caught::of(&call).is_some();
                     let action = action(arch, nr, [first, second, third]);
-                    let wanted = if meant { SECCOMP_RET_USER_NOTIF } else { SECCOMP_RET_ALLOW };
+                    let wanted = match nr {
+                        RING if arch != 0xc000_00b7 => SECCOMP_RET_ERRNO | 38,
+                        _ if meant => SECCOMP_RET_USER_NOTIF,
+                        _ => SECCOMP_RET_ALLOW,
+                    };
                     assert_eq!(action, wanted, "{arch:#x} {nr} {args:x?}");
                     caught += u32::from(meant);
                 }

@@ -3,19 +3,17 @@
 //! Invariant: the filter is installed only after the process is ready, because a caught call fails if nobody listens.
 
 use std::{
-    io::{self, IoSlice, IoSliceMut, Read},
+    io::{self, Read},
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
     },
 };
 
 use nix::{
-    cmsg_space,
     errno::Errno,
     fcntl::{FcntlArg, OFlag, fcntl},
     libc::sock_filter,
-    sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg},
     unistd::write,
 };
 
@@ -28,7 +26,7 @@ use crate::{
     frontend::opener,
     sys::{
         self,
-        seccomp::{Answer, Listener, Notification},
+        seccomp::{self, Answer, Listener, Notification, Signals},
     },
 };
 
@@ -68,14 +66,14 @@ pub(crate) struct Interceptor {
 }
 
 impl Interceptor {
-    /// Starts the process, for a file that is alone on the file system of this number (`st_dev`). To be called while there
-    /// is one thread.
+    /// Starts the process, for a file that is alone on the file system of this number (`st_dev`). Rings are refused, or left alone
+    /// (`io_uring_setup`). To be called while there is one thread.
     ///
     /// # Errors
     ///
     /// As [`InterceptError`] says, but for [`Listened`](InterceptError::Listened) and [`Lost`](InterceptError::Lost).
-    pub(crate) fn start(file_system: u64) -> Result<Self, InterceptError> {
-        let filter = filter::program().ok_or(InterceptError::Machine)?;
+    pub(crate) fn start(file_system: u64, refuses_rings: bool) -> Result<Self, InterceptError> {
+        let filter = filter::program(refuses_rings).ok_or(InterceptError::Machine)?;
         let unavailable = |call| move |errno| InterceptError::Unavailable { call, errno };
         // As old as the notice that a filter has no users left, without which the process would never end.
         sys::probe_close_range().map_err(unavailable("close_range"))?;
@@ -101,12 +99,8 @@ impl Interceptor {
                 InterceptError::Unavailable { call: "seccomp", errno }
             }
         };
-        let listener = sys::seccomp::install(&self.filter).map_err(refused)?;
-        let rights = [listener.as_raw_fd()];
-        let control = [ControlMessage::ScmRights(&rights)];
-        let pieces = [IoSlice::new(&[0])];
-        sendmsg::<()>(self.socket.as_raw_fd(), &pieces, &control, MsgFlags::MSG_NOSIGNAL, None)
-            .map(|_| ())
+        let listener = seccomp::install(&self.filter, Signals::Wait).map_err(refused)?;
+        seccomp::send(self.socket.as_fd(), listener.as_fd())
             .map_err(|errno| InterceptError::Lost(errno.into()))
     }
 }
@@ -116,7 +110,7 @@ fn serve(socket: BorrowedFd<'_>, file_system: u64) {
     if write(socket, &[0]).is_err() {
         return;
     }
-    let Ok(Some(listener)) = receive(socket) else { return };
+    let Ok(Some(listener)) = seccomp::receive_descriptor(socket) else { return };
     let listener = Listener::new(listener);
     // Until the filter has no users.
     while let Ok(notification) = listener.next() {
@@ -124,23 +118,6 @@ fn serve(socket: BorrowedFd<'_>, file_system: u64) {
         // It fails if the caller has died meanwhile.
         let _gone = listener.answer(notification.id, &answer);
     }
-}
-
-/// The descriptor that comes; `None`: it never will.
-fn receive(socket: BorrowedFd<'_>) -> Result<Option<OwnedFd>, Errno> {
-    let mut byte = [0];
-    let mut pieces = [IoSliceMut::new(&mut byte)];
-    let mut space = cmsg_space!([RawFd; 1]);
-    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-    let message = recvmsg::<()>(socket.as_raw_fd(), &mut pieces, Some(&mut space), flags)?;
-    let mut controls = message.cmsgs()?;
-    Ok(controls.find_map(|control| {
-        if let ControlMessageOwned::ScmRights(descriptors) = control {
-            descriptors.first().copied().map(sys::own_received)
-        } else {
-            None
-        }
-    }))
 }
 
 /// Carries a call to the device; `None`: the kernel shall go on with it.
@@ -169,7 +146,8 @@ fn carry(listener: &Listener, notification: &Notification, file_system: u64) -> 
         }
     };
     let (command, argument) = carried.encode();
-    Some(Answer::Result(sys::ioctl_value(file.as_fd(), command, argument)))
+    let result = sys::ioctl_value(file.as_fd(), command, argument);
+    Some(Answer::Result(result.map(i64::from)))
 }
 
 /// The file that the call is on.

@@ -37,7 +37,6 @@
 //! * On a kernel without SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV (before 5.19) a signal makes the client repeat a
 //!   call, which does no harm with any of these.
 
-mod assembler;
 mod filter;
 mod interceptor;
 mod network;

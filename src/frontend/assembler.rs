@@ -1,8 +1,10 @@
 //! Classic BPF programs for seccomp, put together with labels instead of counted jumps.
 //!
-//! Follows `linux/filter.h`. Jumps go forward only, and at most 255 instructions far, as the kernel wants it.
+//! Follows `linux/filter.h`. Jumps go forward only, and those with a condition at most 255 instructions far, as the kernel wants it.
 
-use nix::libc::{BPF_ABS, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W, sock_filter};
+use nix::libc::{
+    BPF_ABS, BPF_JA, BPF_JEQ, BPF_JGE, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W, sock_filter,
+};
 
 /// A place in a program, known by [`Assembler::place`].
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +52,21 @@ impl Assembler {
         self.push(BPF_JMP | BPF_JEQ | BPF_K, value, [Target::Next, Target::Label(to)]);
     }
 
+    /// Goes to a label if the loaded word is this or more, else on.
+    pub(super) fn if_at_least(&mut self, value: u32, to: Label) {
+        self.push(BPF_JMP | BPF_JGE | BPF_K, value, [Target::Label(to), Target::Next]);
+    }
+
+    /// Goes to a label if the loaded word is less, else on.
+    pub(super) fn if_below(&mut self, value: u32, to: Label) {
+        self.push(BPF_JMP | BPF_JGE | BPF_K, value, [Target::Next, Target::Label(to)]);
+    }
+
+    /// Goes to a label, however far.
+    pub(super) fn skip_to(&mut self, to: Label) {
+        self.push(BPF_JMP | BPF_JA, 0, [Target::Label(to), Target::Next]);
+    }
+
     /// Ends with a result.
     pub(super) fn give(&mut self, result: u32) {
         self.push(BPF_RET | BPF_K, result, [Target::Next; 2]);
@@ -58,19 +75,24 @@ impl Assembler {
     /// The program.
     pub(super) fn finish(self) -> Vec<sock_filter> {
         let places = self.places;
-        let skip = |from: usize, target| match target {
+        let distance = |from: usize, target| match target {
             Target::Next => 0,
             Target::Label(Label(label)) => places[label]
                 .and_then(|place| place.checked_sub(from + 1))
-                .and_then(|skip| u8::try_from(skip).ok())
-                .expect("a jump goes forward, not too far, to a label that is placed"),
+                .expect("a jump goes forward, to a label that is placed"),
         };
+        let skip = |from, target| {
+            u8::try_from(distance(from, target)).expect("a jump goes forward, not too far")
+        };
+        let always = u16::try_from(BPF_JMP | BPF_JA).expect("codes have 16 bits");
         let assembled = self.instructions.into_iter().enumerate();
         assembled
-            .map(|(at, (instruction, [if_true, if_false]))| sock_filter {
-                jt: skip(at, if_true),
-                jf: skip(at, if_false),
-                ..instruction
+            .map(|(at, (instruction, [if_true, if_false]))| {
+                if instruction.code == always {
+                    let k = u32::try_from(distance(at, if_true)).expect("a program is short");
+                    return sock_filter { k, ..instruction };
+                }
+                sock_filter { jt: skip(at, if_true), jf: skip(at, if_false), ..instruction }
             })
             .collect()
     }
