@@ -7,6 +7,7 @@
 
 mod admin;
 pub mod configured;
+pub mod containers;
 mod others;
 mod stacks;
 mod tunnels;

@@ -47,7 +47,10 @@ use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
-use crate::{clients::configured, support::daemon::Backend};
+use crate::{
+    clients::{configured, containers},
+    support::daemon::Backend,
+};
 
 /// A test of the device: its name, and what it does with a kind of device.
 pub type DeviceTest = (&'static str, fn(Backend));
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         ("circles", circles::TESTS),
         ("cli", cli::TESTS),
         ("conformance", conformance::TESTS),
+        ("containers", containers::TESTS),
         ("layering", layering::TESTS),
         ("differences", differences::TESTS),
         ("prose", prose::TESTS),
@@ -121,6 +125,14 @@ fn main() -> ExitCode {
             gate.trial_of(name, move || run(way))
         }));
     }
+    let podman = match containers::limit() {
+        Some(limit) => Gate::limited("containers", limit),
+        None => Gate::new("containers", clients::WORD, containers::obstacle()),
+    };
+    trials.extend(containers::OF_PODMAN.iter().map(|(name, test)| {
+        let test = *test;
+        podman.trial_of(format!("containers::{name}"), test)
+    }));
     let kernel = Gate::new("native", native::WORD, support::kernel::obstacle());
     trials.extend(native::TESTS.iter().map(|(name, test)| {
         let test = *test;
