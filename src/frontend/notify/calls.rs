@@ -14,12 +14,15 @@ use bytes::Bytes;
 use nix::{errno::Errno, fcntl::OFlag, libc};
 
 use super::{
-    Asked, NotifyFrontEnd, OpenFile, Ranges, What,
+    Asked, NotifyFrontEnd, OpenFile, Ranges, Then, What,
     abi::{Abi, Call},
     client, nonblocking,
 };
 use crate::{
-    abi::tun::ioctl::{SIOCGSKNS, TUNGETDEVNETNS, TUNSETIFF, TUNSETSNDBUF},
+    abi::tun::{
+        POLL_WRITABLE,
+        ioctl::{SIOCGSKNS, TUNGETDEVNETNS, TUNSETIFF, TUNSETQUEUE, TUNSETSNDBUF},
+    },
     core::{FileId, IoctlCall, Op, Outcome, ReadCall, Reply, Scope, UserRange, WriteCall},
     frontend::{memory, opener},
     netns::Network,
@@ -246,30 +249,11 @@ impl NotifyFrontEnd {
         }
     }
 
-    /// As `tun_put_user`: headers must be stored, of the datagram what can be.
-    pub(super) fn complete_read(
-        &self,
-        file: &Arc<OpenFile>,
-        notification: u64,
-        tid: u32,
-        ranges: &Ranges,
-        outcome: Outcome,
-    ) {
-        let result = match outcome {
-            Ok(Reply::Read { head, body }) => {
-                let (head, length) = (head.as_bytes(), head.as_bytes().len() + body.len());
-                match memory::write(tid, ranges.as_slice(), &[head, &body]) {
-                    Ok(stored) if stored < head.len() => Err(Errno::EFAULT),
-                    Err(_) if !head.is_empty() => Err(Errno::EFAULT),
-                    Ok(_) | Err(_) => Ok(i64::try_from(length).unwrap_or(i64::MAX)),
-                }
-            }
-            outcome => Err(super::errno_of(outcome)),
-        };
+    pub(super) fn complete_read(&self, file: &Arc<OpenFile>, then: Then) {
         if file.pipe.is_readable() {
-            self.settle(file, false, Some((notification, result)));
-        } else {
-            self.result(notification, result);
+            self.settle(file, false, Some(then));
+        } else if !self.finish(then) {
+            self.settle(file, false, None);
         }
         self.end_read(file);
     }
@@ -319,8 +303,10 @@ impl NotifyFrontEnd {
         self.submit(Asked { notification, tid, what }, Op::Ioctl(id, op));
     }
 
+    #[expect(clippy::too_many_arguments, reason = "all that is known of the call")]
     pub(super) fn complete_ioctl(
         &self,
+        request: u64,
         file: Arc<OpenFile>,
         notification: u64,
         tid: u32,
@@ -347,7 +333,18 @@ impl NotifyFrontEnd {
         if call.command == TUNSETSNDBUF && result.is_ok() {
             file.lock().is_limited = true;
         }
-        self.settle(&file, false, Some((notification, result)));
+        let then = Then { request, notification, result };
+        if call.command != TUNSETIFF && call.command != TUNSETQUEUE {
+            self.settle(&file, false, Some(then));
+            return;
+        }
+        // The file is attached when the client has the answer, and may look at once.
+        if result.is_ok() {
+            let turn = file.turn.fetch_add(1, Ordering::Relaxed) + 1;
+            file.pipe.show(POLL_WRITABLE, turn, false);
+        }
+        self.finish(then);
+        self.settle(&file, false, None);
     }
 
     /// A descriptor of a network namespace, for whoever has CAP_NET_ADMIN there.
@@ -396,6 +393,20 @@ pub(super) enum Next {
     Continue,
     /// It is over.
     Result(Result<i64, Errno>),
+}
+
+/// Stores what was read, as `tun_put_user` does: the headers must be stored, of the datagram what can be.
+pub(super) fn store_read(tid: u32, ranges: &Ranges, outcome: Outcome) -> Result<i64, Errno> {
+    let (head, body) = match outcome {
+        Ok(Reply::Read { head, body }) => (head, body),
+        outcome => return Err(super::errno_of(outcome)),
+    };
+    let (head, length) = (head.as_bytes(), head.as_bytes().len() + body.len());
+    match memory::write(tid, ranges.as_slice(), &[head, &body]) {
+        Ok(stored) if stored < head.len() => Err(Errno::EFAULT),
+        Err(_) if !head.is_empty() => Err(Errno::EFAULT),
+        Ok(_) | Err(_) => Ok(i64::try_from(length).unwrap_or(i64::MAX)),
+    }
 }
 
 /// What the client gets for an error of looking at its memory.

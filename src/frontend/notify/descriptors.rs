@@ -31,7 +31,8 @@ use super::{
     status::{Form, Status},
 };
 use crate::{
-    core::{FileId, Op, RequestId, UserRange, input},
+    abi::tun::POLL_ERROR,
+    core::{FileId, Op, UserRange},
     frontend::{memory, opener},
     sys::{self, seccomp::Place},
 };
@@ -104,11 +105,13 @@ impl NotifyFrontEnd {
     /// The core has opened a file: its client gets a descriptor.
     pub(super) fn opened(&self, unique: u64, notification: u64, tid: u32, id: FileId, flags: i32) {
         let refused = match self.give(notification, tid, id, OFlag::from_bits_retain(flags)) {
-            Ok(()) => return,
+            Ok(()) => {
+                self.answered(unique, true);
+                return;
+            }
             Err(errno) => errno,
         };
-        let request = RequestId { origin: self.origin, unique };
-        self.hub.handle(input::Undelivered { request });
+        self.answered(unique, false);
         self.result(notification, Err(refused));
     }
 
@@ -128,6 +131,8 @@ impl NotifyFrontEnd {
             state: Mutex::new(FileState::default()),
         });
         self.add(&file)?;
+        // As it is before TUNSETIFF; it is looked at again when the client has it.
+        file.pipe.show(POLL_ERROR, 0, false);
         self.settle(&file, false, None);
         let put = self.put(notification, tid, &theirs, 0, flags.contains(OFlag::O_CLOEXEC));
         if put.is_err() {

@@ -316,9 +316,17 @@ enum What {
     /// A client gets what an ioctl stores.
     Ioctl { file: Arc<OpenFile>, call: Box<IoctlCall>, stores: UserRange },
     /// What is ready is shown; then a client gets an answer.
-    Ready { file: Arc<OpenFile>, turn: u64, event: bool, then: Option<Result<i64, Errno>> },
+    Ready { file: Arc<OpenFile>, turn: u64, event: bool, then: Option<Then> },
     /// A client's `close` goes on.
     Close,
+}
+
+/// What a client gets for a request of ours.
+#[derive(Clone, Copy, Debug)]
+struct Then {
+    request: u64,
+    notification: u64,
+    result: Result<i64, Errno>,
 }
 
 /// Where a client's memory is: mostly one range.
@@ -345,7 +353,7 @@ impl NotifyFrontEnd {
     fn new(hub: &Arc<Hub>, at: &Path, numbers: Numbers, socket: UnixStream) -> Option<Arc<Self>> {
         let left = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC);
         let left = left.inspect_err(|errno| warn!(%errno, "no epoll, ignoring")).ok();
-        hub.add_front_end(|origin| {
+        let front_end = hub.add_front_end(|origin| {
             Arc::new_cyclic(|this| Self {
                 this: Weak::clone(this),
                 hub: Arc::clone(hub),
@@ -364,7 +372,9 @@ impl NotifyFrontEnd {
                 turns: Turns::default(),
                 told: Told::default(),
             })
-        })
+        })?;
+        hub.handle(input::ReportAnswers { origin: front_end.origin });
+        Some(front_end)
     }
 
     /// Asks the core.
@@ -375,20 +385,32 @@ impl NotifyFrontEnd {
     }
 
     /// What is ready is found out and shown, then a client gets an answer.
-    fn settle(&self, file: &Arc<OpenFile>, event: bool, then: Option<(u64, Result<i64, Errno>)>) {
+    fn settle(&self, file: &Arc<OpenFile>, event: bool, then: Option<Then>) {
         let mut then = then;
         if file.lock().is_async
-            && let Some((notification, result)) = then.take()
+            && let Some(then) = then.take()
         {
             // The signal would interrupt the call.
-            self.result(notification, result);
+            self.finish(then);
         }
         let turn = file.turn.fetch_add(1, Ordering::Relaxed) + 1;
-        let (notification, then) = then.map_or((0, None), |(id, then)| (id, Some(then)));
         let what = What::Ready { file: Arc::clone(file), turn, event, then };
         // It stays armed: the kernel does not tell who waits at the pipe.
         let arm = Some(WakeHandle(file.id.0));
-        self.submit(Asked { notification, tid: 0, what }, Op::Poll { file: file.id, arm });
+        let asked = Asked { notification: 0, tid: 0, what };
+        self.submit(asked, Op::Poll { file: file.id, arm });
+    }
+
+    /// Answers a call, and tells the core whether its caller got that; if not, the call was never made.
+    fn finish(&self, then: Then) -> bool {
+        let delivered = self.result(then.notification, then.result);
+        self.answered(then.request, delivered);
+        delivered
+    }
+
+    fn answered(&self, unique: u64, delivered: bool) {
+        let request = RequestId { origin: self.origin, unique };
+        self.hub.handle(input::Answered { request, delivered });
     }
 
     /// Answers a call. That its caller has left meanwhile is no error.
@@ -618,31 +640,39 @@ impl FrontEnd for NotifyFrontEnd {
         match what {
             What::Open { flags } => match outcome {
                 Ok(Reply::Opened(id)) => self.opened(unique, notification, tid, id, flags),
-                outcome => drop(self.result(notification, Err(errno_of(outcome)))),
+                outcome => {
+                    let result = Err(errno_of(outcome));
+                    self.finish(Then { request: unique, notification, result });
+                }
             },
             What::Read { file, ranges } => {
-                self.complete_read(&file, notification, tid, &ranges, outcome)
+                let result = calls::store_read(tid, &ranges, outcome);
+                self.complete_read(&file, Then { request: unique, notification, result });
             }
             What::Write { file } => {
                 let result = match outcome {
                     Ok(Reply::Written(count)) => Ok(i64::try_from(count).unwrap_or(i64::MAX)),
                     outcome => Err(errno_of(outcome)),
                 };
+                let then = Then { request: unique, notification, result };
                 if file.lock().is_limited {
-                    self.settle(&file, false, Some((notification, result)));
+                    self.settle(&file, false, Some(then));
                 } else {
-                    self.result(notification, result);
+                    self.finish(then);
                 }
             }
             What::Ioctl { file, call, stores } => {
-                self.complete_ioctl(file, notification, tid, call, stores, outcome);
+                self.complete_ioctl(unique, file, notification, tid, call, stores, outcome);
             }
             What::Ready { file, turn, event, then } => {
                 if let Ok(Reply::Ready(ready)) = outcome {
                     file.pipe.show(ready, turn, event);
                 }
-                if let Some(then) = then {
-                    self.result(notification, then);
+                if let Some(then) = then
+                    && !self.finish(then)
+                {
+                    // What it took is there again.
+                    self.settle(&file, false, None);
                 }
             }
             What::Close => drop(self.answer(notification, &Answer::Continue)),
