@@ -13,6 +13,8 @@ pub(crate) fn of_header(header: VnetHeader) -> Vnet {
         gso_size: header.gso_size.get(),
         csum_start: header.csum_start.get(),
         csum_offset: header.csum_offset.get(),
+        outer_th_offset: header.outer_th_offset.get(),
+        inner_nh_offset: header.inner_nh_offset.get(),
     }
 }
 
@@ -25,5 +27,7 @@ pub(crate) fn header_of(vnet: Vnet) -> VnetHeader {
         gso_size: vnet.gso_size.into(),
         csum_start: vnet.csum_start.into(),
         csum_offset: vnet.csum_offset.into(),
+        outer_th_offset: vnet.outer_th_offset.into(),
+        inner_nh_offset: vnet.inner_nh_offset.into(),
     }
 }

@@ -17,13 +17,12 @@ use memtun::{
     errno::Errno,
 };
 use serde_json::Value;
-use zerocopy::IntoBytes;
 
 use crate::{
     bpf::{ANCILLARY, encoded, random_program},
     support::{
         device::{NO_PI, TAP, TUN, TunFile},
-        kernel::KernelTun,
+        kernel::{KernelBridge, KernelTun},
         network::Network,
         random_numbers,
     },
@@ -35,6 +34,7 @@ pub const WORD: &str = "native";
 pub const TESTS: &[(&str, fn())] = &[
     ("vnet_headers_are_refused_as_by_the_kernel", vnet_headers_are_refused_as_by_the_kernel),
     ("offloads_are_performed_as_by_the_kernel", offloads_are_performed_as_by_the_kernel),
+    ("tunnels_are_cut_as_by_the_kernel", tunnels_are_cut_as_by_the_kernel),
     ("filters_see_frames_as_the_kernel_s_do", filters_see_frames_as_the_kernel_s_do),
     (
         "shorter_queue_of_the_kernel_s_loses_the_newest_uncounted",
@@ -93,6 +93,33 @@ fn random_header(random: &mut Random, length: usize) -> VnetHeader {
         gso_size: size.into(),
         csum_start: start.into(),
         csum_offset: offset.into(),
+        ..VnetHeader::default()
+    }
+}
+
+/// A vnet header of what is in a UDP tunnel, nearly.
+fn random_tunnel_header(random: &mut Random) -> VnetHeader {
+    let near = |random: &mut Random, around: usize| {
+        let number = if random.u8(0..4) == 0 { around + random.usize(0..5) - 2 } else { around };
+        u16::try_from(number).expect("it is small")
+    };
+    let outer = one_of(random, &[14 + 20, 14 + 40, 14 + 40]);
+    let outer_th = near(random, outer);
+    let room = one_of(random, &[8, 8, 16, 30]);
+    let inner_nh = near(random, usize::from(outer_th) + room);
+    let inner = one_of(random, &[20, 40, 40]);
+    let start = near(random, usize::from(inner_nh) + inner);
+    let any = random.u8(..) & !VnetHeader::GSO_UDP_TUNNEL;
+    let kind = one_of(random, &[1, 1, 0x81, 4, 5, 5, 3, 0, any]);
+    VnetHeader {
+        flags: one_of(random, &[1, 1, 9, 9, 0, 3]),
+        gso_type: kind | one_of(random, &[0x20, 0x20, 0x40, 0x40, 0x60]),
+        hdr_len: 0.into(),
+        gso_size: one_of(random, &[1000, 1, 0]).into(),
+        csum_start: start.into(),
+        csum_offset: if [5, 3].contains(&kind) { 6 } else { 16 }.into(),
+        outer_th_offset: outer_th.into(),
+        inner_nh_offset: inner_nh.into(),
     }
 }
 
@@ -106,6 +133,7 @@ fn vnet_headers_are_refused_as_by_the_kernel() {
         (TUN | NO_PI, 24),
         (TUN | NO_PI, 100),
         (TAP | NO_PI, 10),
+        (TAP | NO_PI, 24),
         (TAP | NO_PI, 31),
     ] {
         // It stays down, so what is right gets EIO, and no stack sees it.
@@ -124,13 +152,30 @@ fn vnet_headers_are_refused_as_by_the_kernel() {
                 1..4 => random.usize(0..64),
                 _ => random.usize(64..4_000),
             };
-            let header = random_header(&mut random, length);
+            let header = if random.u8(0..3) == 0 {
+                random_tunnel_header(&mut random)
+            } else {
+                random_header(&mut random, length)
+            };
             let mut payload = vec![0; length];
             if let Some(first) = payload.first_mut() {
                 *first = one_of(&mut random, &[0x45, 0x45, 0x60, 0]);
             }
+            if let Some(inner) = payload.get_mut(usize::from(header.inner_nh_offset.get())..)
+                && header.is_in_tunnel()
+                && let Some(first) = inner.first_mut()
+            {
+                *first = one_of(&mut random, &[0x45, 0x60]);
+            }
             let pi: &[u8] = if framing.pi { &[0, 0, 8, 0] } else { &[] };
-            let data = [pi, header.as_bytes(), &vec![0; size - 10], &payload].concat();
+            let mut head = vec![0; size];
+            let known = if size < VnetHeader::TUNNEL_SIZE {
+                VnetHeader::SIZE
+            } else {
+                VnetHeader::TUNNEL_SIZE
+            };
+            head[..known].copy_from_slice(&header.to_bytes()[..known]);
+            let data = [pi, &head, &payload].concat();
             let by_kernel = kernel.file.write(&data).map_err(|error| error as i32);
             let here = parse_write(Bytes::from(data), framing);
             assert_eq!(
@@ -226,14 +271,90 @@ fn random_datagram(random: &mut Random, tap: bool) -> (VnetHeader, Vec<u8>) {
         gso_size: size.into(),
         csum_start: start.into(),
         csum_offset: if tcp { 16 } else { 6 }.into(),
+        ..VnetHeader::default()
     };
     (header, [link, &ip].concat())
+}
+
+/// A frame of a UDP tunnel, with what is to be cut inside.
+fn random_tunnel_frame(random: &mut Random) -> (VnetHeader, Vec<u8>) {
+    let (inner, ip) = loop {
+        let (header, ip) = random_datagram(random, false);
+        let headers = if header.csum_offset.get() == 16 { 20 } else { 8 };
+        let cut_at = header.csum_start.get() + headers + header.gso_size.get();
+        // One that is no longer than a segment is another matter to the kernel.
+        let is_cut = header.needs_checksum() && ![0, 3].contains(&header.gso_type);
+        if is_cut && ip.len() > usize::from(cut_at) {
+            break (header, ip);
+        }
+    };
+    let mut middle: Vec<u8> = (0..8).map(|_| random.u8(..)).collect();
+    if random.bool() {
+        middle.extend([2, 0, 0, 0, 0, 5, 2, 0, 0, 0, 0, 6, 8, 0]);
+    }
+    let length = u16::try_from(8 + middle.len() + ip.len()).expect("it is short");
+    let v6 = random.bool();
+    let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+    if v6 {
+        let [high, low] = length.to_be_bytes();
+        frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, high, low, 17, 64]);
+        frame.extend([0xfa; 16].iter().chain(&[0xfb; 16]));
+    } else {
+        let [high, low] = (length + 20).to_be_bytes();
+        let id = random.u8(..);
+        let mut header = vec![0x45, 0, high, low, id, 0xfe, 0x40, 0, 64, 17, 0, 0];
+        header.extend([172, 16, 0, 1, 172, 16, 0, 2]);
+        let checksum = !sum(&header);
+        header[10..12].copy_from_slice(&checksum.to_be_bytes());
+        frame.extend([8, 0]);
+        frame.extend(header);
+    }
+    let addresses = if v6 { &frame[22..54] } else { &frame[26..34] };
+    let pseudo = [addresses, &length.to_be_bytes(), &[0, 17]].concat();
+    let has_checksum = random.bool();
+    let seed = match random.u8(0..8) {
+        0 => random.u16(..),
+        _ if has_checksum => sum(&pseudo),
+        _ => 0,
+    };
+    let outer_th = frame.len();
+    frame.extend([0x30, 0, 0x12, 0xb5]);
+    frame.extend(length.to_be_bytes());
+    frame.extend(seed.to_be_bytes());
+    frame.extend(middle);
+    let inner_nh = frame.len();
+    frame.extend(ip);
+    let offset = |at: usize| u16::try_from(at).expect("it is small");
+    let tunnel = if v6 { VnetHeader::GSO_UDP_TUNNEL_IPV6 } else { VnetHeader::GSO_UDP_TUNNEL_IPV4 };
+    let header = VnetHeader {
+        flags: 1 | if has_checksum { VnetHeader::UDP_TUNNEL_CSUM } else { 0 },
+        gso_type: inner.gso_type | tunnel,
+        csum_start: (inner.csum_start.get() + offset(inner_nh)).into(),
+        outer_th_offset: offset(outer_th).into(),
+        inner_nh_offset: offset(inner_nh).into(),
+        ..inner
+    };
+    (header, frame)
 }
 
 /// What a client gets: the vnet header without its hint, and the datagram.
 fn without_hint(mut read: Vec<u8>) -> Vec<u8> {
     read[2..4].fill(0);
     read
+}
+
+#[track_caller]
+fn assert_same(here: &[Vec<u8>], by_kernel: &[Vec<u8>], what: &str) {
+    assert_eq!(here.len(), by_kernel.len(), "{what}");
+    for (at, (here, by_kernel)) in here.iter().zip(by_kernel).enumerate() {
+        let shown = |bytes: &[u8]| hex::encode(&bytes[..bytes.len().min(170)]);
+        assert!(
+            here == by_kernel,
+            "segment {at} of {what}\n  here   {}\n  kernel {}",
+            shown(here),
+            shown(by_kernel)
+        );
+    }
 }
 
 fn offloads_are_performed_as_by_the_kernel() {
@@ -256,11 +377,10 @@ fn offloads_are_performed_as_by_the_kernel() {
                 "datagram {number} of seed {seed}, {mode:?}, accepted {accepted:#x}: {header:?} before {} bytes",
                 payload.len()
             );
-            let sent = kernel.send(header.as_bytes(), &payload);
+            let sent = kernel.send(&header.to_short_bytes(), &payload);
             let by_kernel: Vec<Vec<u8>> = kernel.read_all().into_iter().map(without_hint).collect();
 
-            let datagram =
-                Datagram { payload: payload.into(), vnet: Some(header), ..Datagram::default() };
+            let datagram = Datagram::from(Bytes::from(payload)).with_vnet(Some(header));
             let performed = offload::perform(datagram, mode, Offload::from_bits_retain(accepted));
             let performed = match performed {
                 Ok(performed) => performed,
@@ -279,19 +399,71 @@ fn offloads_are_performed_as_by_the_kernel() {
                 })
                 .collect();
             *if here.len() > 1 { &mut cut } else { &mut whole } += 1;
-            assert_eq!(here.len(), by_kernel.len(), "{what}");
-            for (at, (here, by_kernel)) in here.iter().zip(&by_kernel).enumerate() {
-                let shown = |bytes: &[u8]| hex::encode(&bytes[..bytes.len().min(110)]);
-                assert!(
-                    here == by_kernel,
-                    "segment {at} of {what}\n  here   {}\n  kernel {}",
-                    shown(here),
-                    shown(by_kernel)
-                );
-            }
+            assert_same(&here, &by_kernel, &what);
         }
     }
     assert!(whole > 500 && cut > 500 && dropped > 5, "{whole} whole, {cut} cut, {dropped} dropped");
+}
+
+fn tunnels_are_cut_as_by_the_kernel() {
+    let mut random = random_numbers();
+    let seed = random.get_seed();
+    let (mut whole, mut cut, mut dropped) = (0, 0, 0);
+    let kernel = KernelBridge::new(TAP | NO_PI | VNET_HDR);
+    let framing = Framing {
+        mode: Mode::Tap,
+        pi: false,
+        vnet: Some(VnetHeader::TUNNEL_SIZE),
+        longest: usize::MAX,
+    };
+    for file in [&kernel.from, &kernel.to] {
+        let mut size = 24_i32.to_ne_bytes();
+        file.ioctl(ioctl::TUNSETVNETHDRSZ, &mut size).expect("TUNSETVNETHDRSZ");
+    }
+    for accepted in [0, 0x01, 0x07, 0x7f, 0x83, 0x85, 0x187, 0xe7, 0x1e7, 0x1ff] {
+        let argument = usize::try_from(accepted).expect("it is small");
+        kernel.to.ioctl_value(ioctl::TUNSETOFFLOAD, argument).expect("TUNSETOFFLOAD");
+        for number in 0..250 {
+            let (header, frame) = random_tunnel_frame(&mut random);
+            let what = format!(
+                "frame {number} of seed {seed}, accepted {accepted:#x}: {header:?} before {} bytes",
+                frame.len()
+            );
+            let written = [&header.to_bytes()[..], &frame].concat();
+            let by_kernel = kernel.from.write(&written).map_err(|error| error as i32);
+            let length = written.len();
+            let parsed = parse_write(Bytes::from(written), framing);
+            let here = parsed.as_ref().map(|_| length).map_err(|error| error.number());
+            assert_eq!(by_kernel, here, "{what}");
+            // There may be more segments than UDP may have.
+            let Ok(datagram) = parsed else { continue };
+            // A bridge also sends on its own (IGMP).
+            let source = VnetHeader::TUNNEL_SIZE + 6;
+            let is_ours = |read: &Vec<u8>| read[source..source + 6] == frame[6..12];
+            let by_kernel: Vec<Vec<u8>> =
+                kernel.read_all().into_iter().filter(is_ours).map(without_hint).collect();
+
+            let accepted = Offload::from_bits_retain(accepted);
+            let performed = match offload::perform(datagram, Mode::Tap, accepted) {
+                Ok(performed) => performed,
+                Err(error) => {
+                    assert!(by_kernel.is_empty(), "{error}, but the kernel did it: {what}");
+                    dropped += 1;
+                    continue;
+                }
+            };
+            let here: Vec<Vec<u8>> = performed
+                .map(|datagram| {
+                    let read = read_part(&datagram, framing, 70_000);
+                    let Ok(Part { head, body, .. }) = read else { panic!("{read:?}") };
+                    without_hint([head.as_bytes(), &body].concat())
+                })
+                .collect();
+            *if here.len() > 1 { &mut cut } else { &mut whole } += 1;
+            assert_same(&here, &by_kernel, &what);
+        }
+    }
+    assert!(whole > 200 && cut > 500 && dropped > 0, "{whole} whole, {cut} cut, {dropped} dropped");
 }
 
 /// Loads that count from the headers of a frame, and those of what is known of it: unlike a socket pair's, a tap's frames have
@@ -323,7 +495,7 @@ fn filters_see_frames_as_the_kernel_s_do() {
         for _ in 0..4 {
             let mut frame: Vec<u8> = (0..random.usize(34..120)).map(|_| random.u8(..)).collect();
             frame[12..15].copy_from_slice(&[8, 0, 0x45]);
-            kernel.send(VnetHeader::default().as_bytes(), &frame).expect("it is a frame");
+            kernel.send(&VnetHeader::default().to_short_bytes(), &frame).expect("it is a frame");
             let by_kernel: Vec<usize> =
                 kernel.read_all().iter().map(|read| read.len() - VnetHeader::SIZE).collect();
             let left = (program.run(&frame) as usize).min(frame.len());

@@ -15,7 +15,6 @@ use nix::{
     sys::socket::{MsgFlags, recv, send},
 };
 use serde_json::{Value, json};
-use zerocopy::IntoBytes;
 
 use crate::{
     DeviceTest,
@@ -30,6 +29,7 @@ pub const TESTS: &[DeviceTest] = &[
     ("injected_gso_is_done_unless_accepted", injected_gso_is_done_unless_accepted),
     ("written_gso_is_taken_whole_or_segmented", written_gso_is_taken_whole_or_segmented),
     ("attached_socket_carries_vnet_headers", attached_socket_carries_vnet_headers),
+    ("tunnelled_gso_is_carried_or_cut", tunnelled_gso_is_carried_or_cut),
 ];
 
 const VNET_HDR: u16 = IfFlags::VNET_HDR.bits();
@@ -47,8 +47,8 @@ fn udp(data: &[u8]) -> Datagram {
 fn gso() -> (Vec<u8>, Vec<Vec<u8>>) {
     let datagram = offload::defer(udp(&[b'x'; 2_500]), Mode::Tun, Gso::Udp, false, 1_000);
     let datagram = datagram.expect("it is UDP");
-    let header = datagram.vnet.expect("it is deferred");
-    let written = [header.as_bytes(), &datagram.payload].concat();
+    let header = datagram.vnet().expect("it is deferred");
+    let written = [&header.to_short_bytes()[..], &datagram.payload].concat();
     let segments = offload::finish(datagram, Mode::Tun).expect("it can be cut");
     (written, segments.map(|segment| segment.payload.to_vec()).collect())
 }
@@ -181,10 +181,148 @@ fn attached_socket_carries_vnet_headers(backend: Backend) {
     }
     send(&whole);
     for segment in &segments {
-        assert_eq!(file.read().unwrap(), [VnetHeader::default().as_bytes(), segment].concat());
+        assert_eq!(
+            file.read().unwrap(),
+            [&VnetHeader::default().to_short_bytes()[..], segment].concat()
+        );
     }
     let ordinary = [&[0; 10][..], &segments[2]].concat();
     send(&ordinary);
     assert_eq!(file.read(), Ok(ordinary));
     assert_eq!(daemon.list().tunnels[0].counters.to_client_dropped.datagrams, 3);
+}
+
+/// The vnet header and the frame of a VXLAN tunnel, with UDP in segments of 1,000 bytes inside.
+fn tunnelled_gso() -> (VnetHeader, Vec<u8>) {
+    let deferred = offload::defer(udp(&[b'x'; 2_500]), Mode::Tun, Gso::Udp, false, 1_000);
+    let deferred = deferred.expect("it is UDP");
+    let inner = deferred.vnet().expect("it is deferred");
+    let outer = udp(&[&[8, 0, 0, 0, 0, 0, 1, 0][..], &deferred.payload].concat());
+    let ethernet = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0];
+    let mut frame = [&ethernet[..], &outer.payload].concat();
+    let (outer_th, inner_nh) = (14 + 20, 14 + 20 + 8 + 8);
+    // The sum of the pseudo-header, as whoever asks for the checksum leaves it.
+    let length = frame.len() - outer_th;
+    let addresses: u32 = frame[26..34]
+        .chunks(2)
+        .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]))
+        .sum::<u32>();
+    let sum = addresses + 17 + u32::try_from(length).expect("it is short");
+    let sum = u16::try_from(sum % 0xffff).expect("it is a remainder");
+    frame[outer_th + 6..][..2].copy_from_slice(&sum.to_be_bytes());
+    let header = VnetHeader {
+        flags: VnetHeader::NEEDS_CSUM | VnetHeader::UDP_TUNNEL_CSUM,
+        gso_type: inner.gso_type | VnetHeader::GSO_UDP_TUNNEL_IPV4,
+        csum_start: (inner.csum_start.get() + inner_nh).into(),
+        outer_th_offset: u16::try_from(outer_th).expect("it is small").into(),
+        inner_nh_offset: inner_nh.into(),
+        ..inner
+    };
+    (header, frame)
+}
+
+/// The IP header and what follows has a good checksum, of a UDP datagram with so much data.
+fn assert_good_udp(ip: &[u8], data: usize) {
+    let packet = etherparse::SlicedPacket::from_ip(ip).expect("it is IP");
+    let Some(etherparse::TransportSlice::Udp(udp)) = &packet.transport else {
+        panic!("{packet:?}")
+    };
+    assert_eq!(udp.payload().len(), data);
+    let Some(etherparse::NetSlice::Ipv4(ipv4)) = &packet.net else { panic!("{packet:?}") };
+    let header = ipv4.header().to_header();
+    assert_eq!(header.calc_header_checksum(), header.header_checksum);
+    let checksum = udp.to_header().calc_checksum_ipv4(&header, udp.payload());
+    assert_eq!(checksum, Ok(udp.checksum()));
+}
+
+fn tunnelled_gso_is_carried_or_cut(backend: Backend) {
+    let daemon = Daemon::start(backend);
+    let open = |name: &str| {
+        let file = TunFile::attached(&daemon.device, name, TAP | NO_PI | VNET_HDR);
+        let mut size = 24_i32.to_ne_bytes();
+        file.ioctl(ioctl::TUNSETVNETHDRSZ, &mut size).expect("TUNSETVNETHDRSZ");
+        file
+    };
+    let (one, two) = (open("tap0"), open("tap1"));
+    let (header, frame) = tunnelled_gso();
+    let whole = [&header.to_bytes()[..], &frame].concat();
+    let take = |options: &[&str]| {
+        assert_eq!(one.write(&whole), Ok(whole.len()));
+        daemon.memtun(&[&["take", "tap0"][..], options].concat()).succeeded()
+    };
+    assert!(take(&[]).contains("[gso udp:1000, udp-tunnel+csum 34:50, csum 70:6]"));
+    assert_eq!(take(&["--hex", "--vnet=24"]), format!("{}\n", hex::encode(&whole)));
+    let object: Value = serde_json::from_str(&take(&["--json"])).unwrap();
+    assert_eq!(object["vnet"]["outer_th_offset"], 34);
+    assert_eq!(object["vnet"]["inner_nh_offset"], 50);
+    let check = |cut: &[u8], data: usize| {
+        assert_good_udp(&cut[14..], 8 + 28 + data);
+        assert_good_udp(&cut[50..], data);
+    };
+    let cut = take(&["--segment", "--hex"]);
+    let lengths = [1_000, 1_000, 500];
+    assert_eq!(cut.lines().count(), lengths.len());
+    for (line, data) in cut.lines().zip(lengths) {
+        check(&hex::decode(line).unwrap(), data);
+    }
+
+    // To a client that does not accept it, from the harness and from another tunnel.
+    let vnet = hex::encode(header.to_bytes());
+    let injected = daemon.memtun(&[
+        "inject",
+        "tap1",
+        "--frame",
+        "--hex",
+        &hex::encode(&frame),
+        "--vnet",
+        &vnet,
+    ]);
+    assert_eq!(injected.succeeded(), "1 datagram injected, 3 queued\n");
+    daemon.memtun(&["join", "tap0", "tap1"]).succeeded();
+    assert_eq!(one.write(&whole), Ok(whole.len()));
+    for data in lengths.iter().chain(&lengths) {
+        let read = two.read().unwrap();
+        assert_eq!(read[..24], [0; 24]);
+        check(&read[24..], *data);
+    }
+    // To one that does. A FUSE file has no ioctl with a value.
+    let accepted = (Offload::CSUM
+        | Offload::USO4
+        | Offload::USO6
+        | Offload::UDP_TUNNEL_GSO
+        | Offload::UDP_TUNNEL_GSO_CSUM)
+        .bits();
+    let accepted = usize::try_from(accepted).expect("it is small");
+    if backend == Backend::Cuse {
+        assert_eq!(two.ioctl_value(ioctl::TUNSETOFFLOAD, accepted), Ok(0));
+        assert_eq!(one.write(&whole), Ok(whole.len()));
+        let mut read = two.read().unwrap();
+        read[2..4].fill(0);
+        assert_eq!(read, whole);
+    }
+    daemon.memtun(&["part", "tap0"]).succeeded();
+
+    // By a socket with room for the header, and by one without.
+    let mut client = daemon.client();
+    let receive = |socket: &OwnedFd| {
+        let socket = socket.try_clone().unwrap();
+        within_deadline("a message", move || {
+            let mut buffer = [0; 10_000];
+            let length = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()).unwrap();
+            buffer[..length].to_vec()
+        })
+    };
+    let short = client.attach_with_vnet("tap0").unwrap();
+    let long = client.attach_with_tunnel_vnet("tap1").unwrap();
+    for file in [&one, &two] {
+        assert_eq!(file.write(&whole), Ok(whole.len()));
+    }
+    assert_eq!(receive(&long), whole);
+    for data in lengths {
+        let message = receive(&short);
+        assert_eq!(message[..10], [0; 10]);
+        check(&message[10..], data);
+    }
+    send(long.as_raw_fd(), &[&[0; 24][..], &frame].concat(), MsgFlags::empty()).unwrap();
+    assert_eq!(two.read().unwrap()[24..], frame);
 }

@@ -188,6 +188,18 @@ impl Client {
         self.attach_as(&Attach::new(tunnel).vnet(true))
     }
 
+    /// The same, with a vnet header of 24 bytes: there is room for what is in a UDP tunnel.
+    ///
+    /// # Errors
+    ///
+    /// As [`call`](Self::call).
+    pub fn attach_with_tunnel_vnet(
+        &mut self,
+        tunnel: impl Into<Address>,
+    ) -> Result<OwnedFd, ClientError> {
+        self.attach_as(&Attach::new(tunnel).vnet(true).vnet_size(24))
+    }
+
     fn attach_as(&mut self, attach: &Attach) -> Result<OwnedFd, ClientError> {
         self.call(attach)?;
         self.connection

@@ -12,21 +12,30 @@ use crate::{Address, Method};
 pub struct Attach {
     /// The tunnel.
     pub tunnel: Address,
-    /// A vnet header of 10 bytes stands in front of each message, both ways, and what it asks for is left to whoever gets it.
+    /// A vnet header stands in front of each message, both ways, and what it asks for is left to whoever gets it.
     #[serde(default)]
     pub vnet: bool,
+    /// The length of that header: 10 bytes, or 24 with the fields of UDP tunnels. Default: 10.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vnet_size: Option<usize>,
 }
 
 impl Attach {
     /// A socket for a tunnel, without vnet headers.
     pub fn new(tunnel: impl Into<Address>) -> Self {
-        Self { tunnel: tunnel.into(), vnet: false }
+        Self { tunnel: tunnel.into(), vnet: false, vnet_size: None }
     }
 
     /// Whether messages have vnet headers.
     #[must_use]
     pub fn vnet(self, vnet: bool) -> Self {
         Self { vnet, ..self }
+    }
+
+    /// The length of vnet headers: 10 or 24 bytes.
+    #[must_use]
+    pub fn vnet_size(self, size: usize) -> Self {
+        Self { vnet_size: Some(size), ..self }
     }
 }
 

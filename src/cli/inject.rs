@@ -23,7 +23,7 @@ use memtun_client::{
 
 use super::{Scene, VerbError, number, usage_error, vnet::Options};
 use crate::{
-    core::{Address, Datagram, MAX_DATAGRAM, MacAddress, Mode, offload::OffloadError},
+    core::{Address, MAX_DATAGRAM, MacAddress, Mode, offload::OffloadError},
     log,
     packet::{
         self, Captured, Echo,
@@ -228,8 +228,7 @@ impl Args {
         default_timeout: Duration,
     ) -> Result<Injected, InjectError> {
         let mode = if frame { Mode::Tap } else { Mode::Tun };
-        let Datagram { payload, vnet, .. } =
-            self.vnet.apply(datagram.into(), mode).map_err(InjectError::Vnet)?;
+        let datagram = self.vnet.apply(datagram.into(), mode).map_err(InjectError::Vnet)?;
         let timeout = match self.timeout {
             _ if self.no_wait => Duration::ZERO,
             Some(timeout) => *timeout,
@@ -239,8 +238,8 @@ impl Args {
             frame,
             source: self.source_mac.map(|address| address.to_string().into()),
             destination: self.destination_mac.map(|address| address.to_string().into()),
-            vnet: vnet.map(of_header),
-            ..Inject::new(self.tunnel.to_string(), payload).timeout(timeout)
+            vnet: datagram.vnet().map(of_header),
+            ..Inject::new(self.tunnel.to_string(), datagram.payload).timeout(timeout)
         };
         Ok(client.call(&call)?)
     }

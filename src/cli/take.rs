@@ -5,6 +5,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::{Scene, VerbError, number, vnet::words};
+use crate::{
+    control::verbs::{take::wrote, timed_out},
+    core::{Address, Mode},
+    render,
+    vnet::header_of,
+};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use memtun_client::{
     ClientError,
     proto::{
@@ -12,15 +20,6 @@ use memtun_client::{
         error::code,
         take::{Take, Taken, TakenDatagram},
     },
-};
-use zerocopy::IntoBytes;
-
-use super::{Scene, VerbError, number, vnet::words};
-use crate::{
-    control::verbs::{take::wrote, timed_out},
-    core::{Address, Mode},
-    render,
-    vnet::header_of,
 };
 
 /// Prints datagrams that the client wrote, oldest first, and removes them.
@@ -43,9 +42,19 @@ pub(super) struct Args {
     segment: bool,
     #[command(flatten)]
     format: Format,
-    /// With --hex or --raw, put the vnet header, 10 bytes, before the bytes; zeros where there is none.
-    #[arg(long, requires = "Format", conflicts_with = "json")]
-    vnet: bool,
+    /// With --hex or --raw, put the vnet header before the bytes; zeros where there is none. SIZE is 10 bytes, or 24 with the fields
+    /// of UDP tunnels.
+    #[arg(
+        long,
+        value_name = "SIZE",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "10",
+        value_parser = vnet_size(),
+        requires = "Format",
+        conflicts_with = "json"
+    )]
+    vnet: Option<usize>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -60,6 +69,10 @@ struct Format {
     /// Print the bytes unchanged, with nothing between datagrams.
     #[arg(long)]
     raw: bool,
+}
+
+fn vnet_size() -> impl TypedValueParser<Value = usize> {
+    PossibleValuesParser::new(["10", "24"]).try_map(|size| size.parse::<usize>())
 }
 
 impl Args {
@@ -107,11 +120,11 @@ impl Format {
         &self,
         mode: &str,
         datagram: &TakenDatagram,
-        with_vnet: bool,
+        vnet_size: Option<usize>,
         out: &mut dyn Write,
     ) -> std::io::Result<()> {
-        let vnet = header_of(datagram.vnet.unwrap_or_default());
-        let head = if with_vnet { vnet.as_bytes() } else { &[] };
+        let vnet = header_of(datagram.vnet.unwrap_or_default()).to_bytes();
+        let head = &vnet[..vnet_size.unwrap_or(0)];
         if self.raw {
             out.write_all(head)?;
             out.write_all(&datagram.datagram)

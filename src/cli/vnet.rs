@@ -3,7 +3,6 @@
 use std::str::FromStr;
 
 use memtun_client::proto::Vnet;
-use zerocopy::FromBytes;
 
 use crate::{
     abi::virtio_net::{Gso, VnetHeader},
@@ -17,10 +16,16 @@ use crate::{
 pub(super) fn words(vnet: Vnet) -> String {
     let mut words = Vec::new();
     if vnet.gso_type != 0 {
-        let number = vnet.gso_type & !VnetHeader::GSO_ECN;
+        let number = vnet.gso_type & !(VnetHeader::GSO_ECN | VnetHeader::GSO_UDP_TUNNEL);
         let gso = Gso::new(number).map_or_else(|| number.to_string(), |gso| word(gso).into());
-        let ecn = if vnet.gso_type == number { "" } else { ECN };
+        let ecn = if vnet.gso_type & VnetHeader::GSO_ECN == 0 { "" } else { ECN };
         words.push(format!("gso {gso}{ecn}:{}", vnet.gso_size));
+    }
+    if vnet.gso_type & VnetHeader::GSO_UDP_TUNNEL != 0 {
+        let has_checksum = vnet.flags & VnetHeader::UDP_TUNNEL_CSUM != 0;
+        let checksum = if has_checksum { "+csum" } else { "" };
+        let Vnet { outer_th_offset, inner_nh_offset, .. } = vnet;
+        words.push(format!("udp-tunnel{checksum} {outer_th_offset}:{inner_nh_offset}"));
     }
     if vnet.flags & VnetHeader::NEEDS_CSUM != 0 {
         words.push(format!("csum {}:{}", vnet.csum_start, vnet.csum_offset));
@@ -46,7 +51,7 @@ fn word(gso: Gso) -> &'static str {
 /// What is left to be done to a datagram that is injected.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(super) struct Options {
-    /// The vnet header, 10 bytes in hex.
+    /// The vnet header in hex: 10 bytes, or 24 with the fields of UDP tunnels.
     #[arg(long, value_name = "HEX", conflicts_with_all = ["gso", "csum"])]
     vnet: Option<Hex>,
     /// Ask for the datagram to be cut into segments with BYTES of payload each. KIND is tcp4, tcp6, udp or ufo. With +ecn after it,
@@ -79,9 +84,10 @@ impl Options {
                 gso_size: gso.map_or(0, |segments| segments.size).into(),
                 csum_start: start.into(),
                 csum_offset: offset.into(),
+                ..VnetHeader::default()
             },
         };
-        Ok(Datagram { vnet: Some(vnet), ..datagram })
+        Ok(datagram.with_vnet(Some(vnet)))
     }
 }
 
@@ -92,10 +98,16 @@ impl FromStr for Hex {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let mut bytes = [0; VnetHeader::SIZE];
-        hex::decode_to_slice(text, &mut bytes)
-            .map_err(|error| format!("{error}; give the 10 bytes of struct virtio_net_hdr"))?;
-        VnetHeader::read_from_bytes(&bytes).map(Self).map_err(|error| error.to_string())
+        let bytes = hex::decode(text).map_err(|error| error.to_string());
+        let header = bytes.and_then(|bytes| match (bytes.len(), VnetHeader::read(&bytes)) {
+            (VnetHeader::SIZE | VnetHeader::TUNNEL_SIZE, Some(header)) => Ok(Self(header)),
+            (length, _) => Err(format!("there are {length} bytes")),
+        });
+        header.map_err(|error| {
+            format!(
+                "{error}; give the 10 bytes of struct virtio_net_hdr, or the 24 of struct virtio_net_hdr_v1_hash_tunnel"
+            )
+        })
     }
 }
 
@@ -158,7 +170,7 @@ mod tests {
         ] {
             let options = Options { vnet: None, gso: gso.parse().ok(), csum: "20:16".parse().ok() };
             let datagram = options.apply(Datagram::default(), Mode::Tun).unwrap();
-            assert_eq!(words(of_header(datagram.vnet.unwrap())), shown);
+            assert_eq!(words(of_header(datagram.vnet().unwrap())), shown);
         }
         assert_eq!(words(Vnet::default()), "");
         assert_eq!(words(Vnet { gso_type: 9, flags: 2, ..Vnet::default() }), "gso 9:0, csum valid");
@@ -174,10 +186,20 @@ mod tests {
             gso_size: 3,
             csum_start: 4,
             csum_offset: 5,
+            ..Vnet::default()
         };
         assert_eq!(of_header(header), vnet);
         assert_eq!(header_of(vnet), header);
-        assert!("01".parse::<Hex>().is_err());
+        let Hex(header) =
+            ["09210200030004000500", &"11".repeat(10), "22004000"].concat().parse().unwrap();
+        let vnet =
+            Vnet { flags: 9, gso_type: 0x21, outer_th_offset: 34, inner_nh_offset: 64, ..vnet };
+        assert_eq!(of_header(header), vnet);
+        assert_eq!(header_of(vnet), header);
+        assert_eq!(words(vnet), "gso tcp4:3, udp-tunnel+csum 34:64, csum 4:5");
+        for wrong in ["01", "018102000300040005000000"] {
+            assert!(wrong.parse::<Hex>().is_err(), "{wrong}");
+        }
         for wrong in ["tcp4", "tcp4:", "tcp4:70000", "tcp5:1", "ecn:1"] {
             assert!(wrong.parse::<Segments>().is_err(), "{wrong}");
         }

@@ -324,7 +324,7 @@ fn look_at(
 ) -> Result<Made, Errno> {
     if flags.contains(IfFlags::VNET_HDR) {
         // A persistent link keeps the size that somebody else set.
-        let size = i32::try_from(VnetHeader::SIZE).unwrap_or(i32::MAX);
+        let size = i32::try_from(VnetHeader::TUNNEL_SIZE).unwrap_or(i32::MAX);
         tun::with_int(queue.as_fd(), IntCommand::VnetHeaderSize, size)?;
     }
     let attached = tun::with_ifreq(queue.as_fd(), IfReqCommand::Attached, &IfReq::zeroed(false))?;

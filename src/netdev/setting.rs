@@ -8,7 +8,7 @@ use super::{Kind, Setting, device::Device};
 use crate::{
     abi::{
         rtnetlink::{self, Request, attribute},
-        tun::IfReq,
+        tun::{IfReq, Offload},
     },
     sys::tun::{self, IfReqCommand, IntCommand, ValueCommand},
 };
@@ -35,7 +35,15 @@ fn set_by_queue(file: BorrowedFd<'_>, device: &Device, setting: Setting) -> Resu
         Setting::Owner(uid) => value(ValueCommand::Owner, uid.into()),
         Setting::Group(gid) => value(ValueCommand::Group, gid.into()),
         Setting::LinkType(number) => value(ValueCommand::LinkType, number.into()),
-        Setting::Offload(bits) => value(ValueCommand::Offload, bits),
+        Setting::Offload(bits) => {
+            let tunnels = Offload::UDP_TUNNEL_GSO | Offload::UDP_TUNNEL_GSO_CSUM;
+            let without = bits & !tunnels.bits();
+            match value(ValueCommand::Offload, bits) {
+                // A kernel before 6.17 does not know them. Then it never leaves anybody such a datagram.
+                Err(Errno::EINVAL) if without != bits => value(ValueCommand::Offload, without),
+                set => set,
+            }
+        }
         Setting::Carrier(on) => tun::with_int(file, IntCommand::Carrier, on.into()),
         Setting::Address(address) => {
             // The driver wants to be told the link type, which TUNSETLINK may have changed.

@@ -40,7 +40,6 @@ use nix::{
     },
 };
 use tracing::debug;
-use zerocopy::{FromBytes, IntoBytes};
 
 use crate::{
     abi::virtio_net::VnetHeader,
@@ -80,8 +79,8 @@ struct SocketPeer {
     hub: Arc<Hub>,
     tunnel: TunnelId,
     mode: Mode,
-    /// A vnet header stands in front of each message.
-    with_vnet: bool,
+    /// A vnet header of so many bytes stands in front of each message.
+    vnet_size: Option<usize>,
     socket: OwnedFd,
     /// Notifications that have not been acted upon; whoever makes it more than 0 moves datagrams until it is 0 again.
     notifications: AtomicUsize,
@@ -98,12 +97,6 @@ const MEMORY: usize = 256 << 10;
 struct Message {
     bytes: Bytes,
     datagram: Datagram,
-}
-
-impl From<Datagram> for Message {
-    fn from(datagram: Datagram) -> Self {
-        Self { bytes: datagram.payload.clone(), datagram }
-    }
 }
 
 #[derive(Default)]
@@ -127,7 +120,7 @@ pub(crate) fn attach(
     hub: &Arc<Hub>,
     user: &Arc<User>,
     tunnel: TunnelId,
-    with_vnet: bool,
+    vnet_size: Option<usize>,
 ) -> Result<OwnedFd, AttachError> {
     let charge = |resource: Resource, amount| {
         let uid = user.uid();
@@ -147,7 +140,7 @@ pub(crate) fn attach(
         hub: Arc::clone(hub),
         tunnel,
         mode,
-        with_vnet,
+        vnet_size,
         socket: ours,
         notifications: AtomicUsize::new(0),
         state: Mutex::default(),
@@ -260,24 +253,37 @@ impl SocketPeer {
             return Some(stuck);
         }
         if let Some(segment) = state.segments.as_mut().and_then(Iterator::next) {
-            return Some(segment.into());
+            return Some(self.message(segment));
         }
         state.segments = None;
         loop {
             let datagram = self.hub.handle(input::Take { tunnel: self.tunnel })?;
-            if self.with_vnet {
-                let vnet = datagram.vnet.unwrap_or_default();
-                let bytes = [vnet.as_bytes(), &datagram.payload].concat().into();
-                return Some(Message { bytes, datagram });
-            }
-            if datagram.payload.is_empty() {
+            if datagram.payload.is_empty() && self.vnet_size.is_none() {
                 self.count_drop(&datagram.payload);
-            } else if datagram.vnet.is_none() {
-                return Some(datagram.into());
+            } else if self.has_room_for_header(&datagram) {
+                return Some(self.message(datagram));
             } else if let Some(first) = self.finish(datagram, &mut state.segments) {
                 return Some(first);
             }
         }
+    }
+
+    /// The vnet header of a datagram, if any, can go before it.
+    fn has_room_for_header(&self, datagram: &Datagram) -> bool {
+        let Some(header) = datagram.vnet() else { return true };
+        let needed = if header.is_in_tunnel() { VnetHeader::TUNNEL_SIZE } else { VnetHeader::SIZE };
+        self.vnet_size.is_some_and(|size| size >= needed)
+    }
+
+    fn message(&self, datagram: Datagram) -> Message {
+        let bytes = match self.vnet_size {
+            None => datagram.payload.clone(),
+            Some(size) => {
+                let header = datagram.vnet().unwrap_or_default().to_bytes();
+                [&header[..size], &datagram.payload].concat().into()
+            }
+        };
+        Message { bytes, datagram }
     }
 
     /// Does what a vnet header asks for, and gives the first segment; the others are next.
@@ -287,7 +293,7 @@ impl SocketPeer {
             Ok(mut segments) => {
                 let first = segments.next()?;
                 *rest = Some(segments);
-                Some(first.into())
+                Some(self.message(first))
             }
             Err(error) => {
                 debug!(tunnel = self.tunnel.0, %error, "a written datagram was dropped");
@@ -360,13 +366,12 @@ impl SocketPeer {
 
     /// The datagram in a message; one that is too short for its vnet header is empty, and will be refused.
     fn datagram(&self, message: &[u8]) -> Datagram {
-        if !self.with_vnet {
-            return Bytes::copy_from_slice(message).into();
-        }
-        let (vnet, payload) = VnetHeader::read_from_prefix(message).unwrap_or_default();
+        let Some((header, payload)) = message.split_at_checked(self.vnet_size.unwrap_or(0)) else {
+            return Datagram::default();
+        };
         // A header that asks for nothing is none.
-        let vnet = Some(vnet).filter(|vnet| *vnet != VnetHeader::default());
-        Datagram { payload: Bytes::copy_from_slice(payload), vnet, ..Datagram::default() }
+        let vnet = VnetHeader::read(header).filter(|vnet| *vnet != VnetHeader::default());
+        Datagram::from(Bytes::copy_from_slice(payload)).with_vnet(vnet)
     }
 
     /// Ends both threads, and lets the harness see the end. What was taken for it and not sent goes back.

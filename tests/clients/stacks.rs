@@ -164,8 +164,7 @@ impl Dhcp {
 pub(super) fn take_dhcp(client: &mut Client, kind: u8) -> Dhcp {
     loop {
         let TakenDatagram { datagram, vnet, .. } = take_one(client, "tap0");
-        let empty =
-            Vnet { flags: 0, gso_type: 0, hdr_len: 0, gso_size: 0, csum_start: 0, csum_offset: 0 };
+        let empty = Vnet::default();
         assert_eq!(vnet, Some(empty));
         let frame = SlicedPacket::from_ethernet(&datagram).expect("a valid frame");
         if let Some(TransportSlice::Udp(udp)) = frame.transport

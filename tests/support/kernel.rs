@@ -70,16 +70,7 @@ impl KernelTun {
 
     /// Brings it up, with the longest MTU there is.
     pub fn set_up(&self) {
-        const IFF_UP: i32 = 1;
-        for (command, value) in [(libc::SIOCSIFMTU, 65_521), (libc::SIOCSIFFLAGS, IFF_UP)] {
-            let mut request = [0_u8; 40];
-            request[..NAME.len()].copy_from_slice(NAME.as_bytes());
-            request[16..20].copy_from_slice(&value.to_ne_bytes());
-            // SAFETY: both read an ifreq of 40 bytes.
-            let result =
-                unsafe { libc::ioctl(self.control.as_raw_fd(), command, request.as_ptr()) };
-            Errno::result(result).expect("root may change an interface");
-        }
+        set_up(&self.control, NAME);
     }
 
     /// Sends a datagram behind its vnet header.
@@ -90,13 +81,79 @@ impl KernelTun {
 
     /// Everything there is to read: sending ends only when it is there.
     pub fn read_all(&self) -> Vec<Vec<u8>> {
-        std::iter::from_fn(|| match self.file.read() {
-            Ok(datagram) => Some(datagram),
-            Err(Errno::EAGAIN) => None,
-            Err(error) => panic!("read: {error}"),
-        })
-        .collect()
+        read_all(&self.file)
     }
+}
+
+/// Two taps of the kernel's and a bridge between them: what is written to one can be read from the other.
+pub struct KernelBridge {
+    pub from: TunFile,
+    pub to: TunFile,
+}
+
+impl KernelBridge {
+    /// With these flags besides; both ends are up.
+    pub fn new(flags: u16) -> Self {
+        const BRIDGE: &str = "bridge0";
+        let made = thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("root may make a network namespace");
+            fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").expect("no IPv6");
+            let control =
+                socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
+                    .expect("a socket");
+            let name = [BRIDGE.as_bytes(), &[0; 16]].concat();
+            // SAFETY: SIOCBRADDBR reads a name of 16 bytes.
+            let made = unsafe { libc::ioctl(control.as_raw_fd(), SIOCBRADDBR, name.as_ptr()) };
+            Errno::result(made).expect("root may make a bridge");
+            let [from, to] = ["from", "to"].map(|end| {
+                let file = TunFile::attached(Path::new(DEVICE), end, flags);
+                file.set_nonblocking(true);
+                interface_ioctl(&control, SIOCBRADDIF, BRIDGE, index_of(end));
+                set_up(&control, end);
+                file
+            });
+            set_up(&control, BRIDGE);
+            Self { from, to }
+        });
+        made.join().expect("it does not panic")
+    }
+
+    /// Everything there is to read at the far end: a write ends only when it is there.
+    pub fn read_all(&self) -> Vec<Vec<u8>> {
+        read_all(&self.to)
+    }
+}
+
+const SIOCBRADDBR: libc::Ioctl = 0x89a0;
+const SIOCBRADDIF: libc::Ioctl = 0x89a2;
+
+fn set_up(control: &OwnedFd, name: &str) {
+    const IFF_UP: i32 = 1;
+    interface_ioctl(control, libc::SIOCSIFMTU, name, 65_521);
+    interface_ioctl(control, libc::SIOCSIFFLAGS, name, IFF_UP);
+}
+
+fn interface_ioctl(control: &OwnedFd, command: libc::Ioctl, name: &str, value: i32) {
+    let mut request = [0_u8; 40];
+    request[..name.len()].copy_from_slice(name.as_bytes());
+    request[16..20].copy_from_slice(&value.to_ne_bytes());
+    // SAFETY: all these read an ifreq of 40 bytes.
+    let result = unsafe { libc::ioctl(control.as_raw_fd(), command, request.as_ptr()) };
+    Errno::result(result).expect("root may change an interface");
+}
+
+fn index_of(name: &str) -> i32 {
+    let index = nix::net::if_::if_nametoindex(name).expect("the interface is there");
+    i32::try_from(index).expect("it is small")
+}
+
+fn read_all(file: &TunFile) -> Vec<Vec<u8>> {
+    std::iter::from_fn(|| match file.read() {
+        Ok(datagram) => Some(datagram),
+        Err(Errno::EAGAIN) => None,
+        Err(error) => panic!("read: {error}"),
+    })
+    .collect()
 }
 
 /// A socket that sends whole datagrams or frames through the interface, each behind a vnet header.

@@ -10,9 +10,8 @@ pub struct Head {
 }
 
 impl Head {
-    /// PI header, and the longest vnet header that drivers use (24 bytes, with the UDP tunnel fields).
-    pub const ROOM: usize = TunPi::SIZE + 24;
-    const _FITS: () = assert!(VnetHeader::SIZE <= 24);
+    /// PI header, and the longest vnet header of which something is known.
+    pub const ROOM: usize = TunPi::SIZE + VnetHeader::TUNNEL_SIZE;
 
     /// Appends bytes; false, and nothing appended, if they do not fit.
     #[must_use]

@@ -27,6 +27,15 @@ impl Layout {
             Mode::Tun => (0, ip_version(payload)?),
             Mode::Tap => network_header(payload)?,
         };
+        Self::at(network, version, payload)
+    }
+
+    /// The same of an IP datagram inside another.
+    pub(crate) fn inside(payload: &[u8], network: usize) -> Option<Self> {
+        Self::at(network, ip_version(payload.get(network..)?)?, payload)
+    }
+
+    fn at(network: usize, version: u8, payload: &[u8]) -> Option<Self> {
         let ip = payload.get(network..)?;
         let (length, protocol) = if version == 4 {
             let length = usize::from(ip.first()? & 0xf) * 4;

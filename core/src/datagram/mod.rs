@@ -8,13 +8,14 @@ mod head;
 pub(crate) mod headers;
 mod mode;
 pub mod offload;
+mod payload;
 
 use alloc::{format, string::String};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use zerocopy::{FromBytes, IntoBytes};
 
-pub use self::{head::Head, mode::Mode};
+pub use self::{head::Head, mode::Mode, payload::Datagram};
 use crate::{
     abi::tun::{IfFlags, TunPi},
     abi::virtio_net::VnetHeader,
@@ -82,25 +83,6 @@ impl core::str::FromStr for MacAddress {
     }
 }
 
-/// The payload of one `read` or `write`, in either mode.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "log", derive(serde::Serialize, serde::Deserialize))]
-pub struct Datagram {
-    /// The bytes: an IP datagram in tun mode, a frame in tap mode; or whatever was written.
-    #[cfg_attr(feature = "log", serde(with = "crate::serial"))]
-    pub payload: Bytes,
-    /// From a client: the protocol its PI header named. To a client it is found in the payload.
-    pub protocol: Option<u16>,
-    /// From a client: its vnet header.
-    pub vnet: Option<VnetHeader>,
-}
-
-impl From<Bytes> for Datagram {
-    fn from(payload: Bytes) -> Self {
-        Self { payload, protocol: None, vnet: None }
-    }
-}
-
 /// How a tunnel frames its datagrams: what `read_part` and `parse_write` need to know of it.
 #[derive(Clone, Copy, Debug)]
 pub struct Framing {
@@ -150,10 +132,18 @@ pub struct Part {
 ///
 /// # Errors
 ///
-/// `EINVAL` if there is no room for the headers; the datagram is lost then, as in `tun_put_user`.
+/// `EINVAL` if there is no room for the headers, or none in the vnet header for those of a UDP tunnel; the datagram is lost
+/// then, as in `tun_put_user`.
 pub fn read_part(datagram: &Datagram, framing: Framing, limit: usize) -> Result<Part, Errno> {
     let pi_size = if framing.pi { TunPi::SIZE } else { 0 };
     let vnet_size = framing.vnet.unwrap_or(0);
+    let mut vnet = [0; Head::ROOM];
+    if let (Some(size), Some(header)) = (framing.vnet, datagram.vnet()) {
+        if header.is_in_tunnel() && size < VnetHeader::TUNNEL_SIZE {
+            return Err(Errno::EINVAL);
+        }
+        vnet[..VnetHeader::TUNNEL_SIZE].copy_from_slice(&header.to_bytes());
+    }
     let heads = pi_size + vnet_size;
     if limit < heads {
         return Err(Errno::EINVAL);
@@ -167,13 +157,11 @@ pub fn read_part(datagram: &Datagram, framing: Framing, limit: usize) -> Result<
         pi.flags = TunPi::STRIP.into();
     }
     let pi = &pi.as_bytes()[..pi_size];
-    let vnet = datagram.vnet.unwrap_or_default();
-    let vnet = &vnet.as_bytes()[..vnet_size.min(VnetHeader::SIZE)];
+    let vnet = &vnet[..vnet_size.min(Head::ROOM)];
 
     let mut head = Head::default();
     if heads <= Head::ROOM {
-        let zeros = [0; Head::ROOM];
-        let fits = head.push(pi) && head.push(vnet) && head.push(&zeros[..vnet_size - vnet.len()]);
+        let fits = head.push(pi) && head.push(vnet);
         debug_assert!(fits, "heads of {heads} bytes fit");
     } else {
         let mut whole = BytesMut::with_capacity(heads + body.len());
@@ -191,13 +179,13 @@ pub fn read_part(datagram: &Datagram, framing: Framing, limit: usize) -> Result<
 pub fn write_head(datagram: &Datagram, framing: Framing) -> Head {
     let mut head = Head::default();
     if framing.pi {
-        let protocol = datagram.protocol.unwrap_or_default();
+        let protocol = datagram.protocol().unwrap_or_default();
         let fits = head.push(TunPi { flags: 0.into(), proto: protocol.into() }.as_bytes());
         debug_assert!(fits, "a PI header fits");
     }
     if let Some(size) = framing.vnet {
-        let vnet = datagram.vnet.unwrap_or_default();
-        let fits = head.push(&vnet.as_bytes()[..size.min(VnetHeader::SIZE)]);
+        let vnet = datagram.vnet().unwrap_or_default();
+        let fits = head.push(&vnet.to_bytes()[..size.min(VnetHeader::TUNNEL_SIZE)]);
         debug_assert!(fits, "a vnet header fits");
     }
     head
@@ -212,14 +200,10 @@ pub fn parse_sent(mut data: Bytes, framing: Framing) -> Option<Datagram> {
     }
     let mut vnet = None;
     if let Some(size) = framing.vnet {
-        let (header, _) = VnetHeader::read_from_prefix(&data).ok()?;
-        if data.len() < size {
-            return None;
-        }
+        vnet = Some(VnetHeader::read(data.get(..size)?)?);
         data.advance(size);
-        vnet = Some(header);
     }
-    Some(Datagram { payload: data, protocol: None, vnet })
+    Some(Datagram::from(data).with_vnet(vnet))
 }
 
 /// The datagram in what a client wrote: headers taken off and checked, in the order of `tun_get_user`.
@@ -229,40 +213,37 @@ pub fn parse_sent(mut data: Bytes, framing: Framing) -> Option<Datagram> {
 /// `EMSGSIZE` if it is too long for an `IFF_NAPI_FRAGS` tunnel; `EINVAL` if a header is cut short, the vnet header claims more than there is or is not allowed ([`offload::check`]), a
 /// frame is shorter than its Ethernet header, or a tun datagram without PI header is neither IPv4 nor IPv6 by its first
 /// nibble.
-pub fn parse_write(mut data: Bytes, framing: Framing) -> Result<Datagram, Errno> {
-    let mut protocol = None;
+pub fn parse_write(data: Bytes, framing: Framing) -> Result<Datagram, Errno> {
+    let mut datagram = Datagram::from(data);
     if framing.pi {
-        let (pi, _) = TunPi::read_from_prefix(&data).map_err(|_| Errno::EINVAL)?;
-        protocol = Some(pi.proto.get());
-        data.advance(TunPi::SIZE);
+        let (pi, _) = TunPi::read_from_prefix(&datagram.payload).map_err(|_| Errno::EINVAL)?;
+        datagram.set_protocol(pi.proto.get());
+        datagram.payload.advance(TunPi::SIZE);
     }
-    let mut vnet = None;
     if let Some(size) = framing.vnet {
-        let (header, _) = VnetHeader::read_from_prefix(&data).map_err(|_| Errno::EINVAL)?;
-        if data.len() < size {
-            return Err(Errno::EINVAL);
-        }
-        data.advance(size);
-        check_header_length(&header, size, data.len(), framing.mode)?;
-        vnet = Some(header);
+        let header = datagram.payload.get(..size).and_then(VnetHeader::read);
+        let header = header.ok_or(Errno::EINVAL)?;
+        datagram.set_vnet(header);
+        datagram.payload.advance(size);
+        check_header_length(&header, size, datagram.payload.len(), framing.mode)?;
     }
-    if framing.mode == Mode::Tap && data.len() < ETHERNET_HEADER {
+    if framing.mode == Mode::Tap && datagram.payload.len() < ETHERNET_HEADER {
         return Err(Errno::EINVAL);
     }
-    if data.len() > framing.longest {
+    if datagram.payload.len() > framing.longest {
         return Err(Errno::EMSGSIZE);
     }
-    if let Some(header) = &vnet {
-        offload::check(header, data.len())?;
+    if let Some(header) = datagram.vnet() {
+        offload::check(&header, &datagram.payload)?;
     }
-    if framing.mode == Mode::Tun && !framing.pi && ip_version(&data).is_none() {
+    if framing.mode == Mode::Tun && !framing.pi && ip_version(&datagram.payload).is_none() {
         return Err(Errno::EINVAL);
     }
     // A header that is longer than any would else be kept with its datagram, and nobody charged for it.
     if framing.vnet.is_some_and(|size| size > VnetHeader::TUNNEL_SIZE) {
-        data = Bytes::copy_from_slice(&data);
+        datagram.payload = Bytes::copy_from_slice(&datagram.payload);
     }
-    Ok(Datagram { payload: data, protocol, vnet })
+    Ok(datagram)
 }
 
 /// `hdr_len` is a hint, but `tun_vnet_hdr_get` checks it, since Linux 6.15 before it skips what it does not know of the vnet
@@ -419,7 +400,7 @@ mod tests {
         assert_eq!(write(&[0, 0, 8], pi), Err(Errno::EINVAL));
         assert_eq!(write(&[9, 9, 0x12, 0x34], pi).unwrap(), [0; 0]);
         assert_eq!(
-            parse_write(Bytes::from_static(&[0, 0, 0x12, 0x34]), pi).unwrap().protocol,
+            parse_write(Bytes::from_static(&[0, 0, 0x12, 0x34]), pi).unwrap().protocol(),
             Some(0x1234)
         );
 
@@ -435,7 +416,7 @@ mod tests {
         assert_eq!(write(&[0; 11], vnet), Err(Errno::EINVAL));
         let behind = |size: usize, header: VnetHeader| {
             let mut data = vec![0; size + 20];
-            data[..10].copy_from_slice(header.as_bytes());
+            data[..10].copy_from_slice(&header.to_short_bytes());
             data[size] = 0x45;
             data
         };

@@ -6,6 +6,9 @@
 //! `virtio_net_hdr_to_skb`. [`perform`] does what the receiver does not do itself, as `validate_xmit_skb` and the functions that it
 //! calls. A client gets the datagram unchanged if it accepts that by TUNSETOFFLOAD; otherwise it gets the segments.
 //!
+//! What is to be cut may be inside a UDP tunnel (VXLAN, Geneve). Then each segment gets the tunnel's headers, as from
+//! `__skb_udp_tunnel_segment`.
+//!
 //! A segment's checksum is computed from the sum that stands in the checksum field, not from the data. So a wrong sum that a
 //! client wrote there shows in the result.
 //!
@@ -16,14 +19,16 @@ mod segments;
 #[cfg(test)]
 mod tests;
 
+use core::mem::take;
+
 use bytes::BytesMut;
 
-use self::segments::Segments;
+use self::segments::{Outer, Segments};
 use super::{
-    Datagram, Mode,
+    Datagram, ETHERNET_HEADER, Mode,
     headers::{
         IPPROTO_TCP, IPPROTO_UDP, IPV4_HEADER, IPV6_HEADER, Layout, TCP_HEADER, UDP_HEADER, Zero,
-        fill_checksum, fold, get_u16, low_u16, put_u16,
+        fill_checksum, fold, get_u16, low_u16, put_u16, sum,
     },
 };
 use crate::{
@@ -50,17 +55,20 @@ const TCP_CHECKSUM: usize = 16;
 /// have no place in the 16 bits of `skb->csum_start`.
 const HEADROOM: usize = 64;
 
-/// Whether a vnet header may stand before a datagram of so many bytes: `virtio_net_hdr_to_skb`, as of Linux 6.18.
-///
-/// DIFFERS: GSO inside a UDP tunnel is refused, as by kernels before 6.17. This holds even if the vnet header has the 24 bytes
-/// that could describe it.
+/// Whether a vnet header may stand before a datagram: `virtio_net_hdr_tnl_to_skb`, as of Linux 6.18.
 ///
 /// # Errors
 ///
 /// `EINVAL` for an unknown type, segments of 0 or 65,535 bytes, headers that do not fit into the datagram, and a checksum where
 /// the type has none.
-pub fn check(header: &VnetHeader, length: usize) -> Result<(), Errno> {
+pub fn check(header: &VnetHeader, payload: &[u8]) -> Result<(), Errno> {
     let gso = gso_type(header)?;
+    check_headers(header, gso, payload.len())?;
+    if header.is_in_tunnel() { check_tunnel(header, gso, payload) } else { Ok(()) }
+}
+
+/// `__virtio_net_hdr_to_skb`.
+fn check_headers(header: &VnetHeader, gso: Option<Gso>, length: usize) -> Result<(), Errno> {
     let offset = usize::from(header.csum_offset.get());
     if header.needs_checksum() {
         let start = usize::from(header.csum_start.get());
@@ -90,9 +98,37 @@ pub fn check(header: &VnetHeader, length: usize) -> Result<(), Errno> {
     }
 }
 
+/// What `virtio_net_hdr_tnl_to_skb` checks besides. It takes an Ethernet header for granted, before an IP datagram of a tun too.
+fn check_tunnel(header: &VnetHeader, gso: Option<Gso>, payload: &[u8]) -> Result<(), Errno> {
+    let outer_is_v6 = match header.gso_type & VnetHeader::GSO_UDP_TUNNEL {
+        VnetHeader::GSO_UDP_TUNNEL_IPV4 => false,
+        VnetHeader::GSO_UDP_TUNNEL_IPV6 => true,
+        _ => return Err(Errno::EINVAL),
+    };
+    let least = |is_v6| if is_v6 { IPV6_HEADER } else { IPV4_HEADER };
+    let [outer_transport, inner_network, inner_transport] =
+        [header.outer_th_offset, header.inner_nh_offset, header.csum_start]
+            .map(|offset| usize::from(offset.get()));
+    let inner_is_v6 = match gso {
+        Some(Gso::Tcp4) => false,
+        Some(Gso::Tcp6) => true,
+        Some(Gso::Udp) => payload.get(inner_network).is_some_and(|byte| byte >> 4 == 6),
+        Some(Gso::UdpFragments) | None => return Err(Errno::EINVAL),
+    };
+    if header.needs_checksum()
+        && outer_transport >= ETHERNET_HEADER + least(outer_is_v6)
+        && inner_network >= outer_transport + UDP_HEADER
+        && inner_transport >= inner_network + least(inner_is_v6)
+    {
+        Ok(())
+    } else {
+        Err(Errno::EINVAL)
+    }
+}
+
 /// `None` is no segmentation at all.
 fn gso_type(header: &VnetHeader) -> Result<Option<Gso>, Errno> {
-    match header.gso_type {
+    match header.gso_type & !VnetHeader::GSO_UDP_TUNNEL {
         0 => Ok(None),
         number => Gso::new(number & !VnetHeader::GSO_ECN).map(Some).ok_or(Errno::EINVAL),
     }
@@ -158,7 +194,12 @@ impl Gso {
         };
         let has_ecn = header.gso_type & VnetHeader::GSO_ECN != 0;
         let ecn = if has_ecn { Offload::TSO_ECN } else { Offload::empty() };
-        Some(Offload::CSUM | segments | ecn)
+        let tunnel = match header.is_in_tunnel() {
+            false => Offload::empty(),
+            true if header.flags & VnetHeader::UDP_TUNNEL_CSUM != 0 => Offload::UDP_TUNNEL_GSO_CSUM,
+            true => Offload::UDP_TUNNEL_GSO,
+        };
+        Some(Offload::CSUM | segments | ecn | tunnel)
     }
 }
 
@@ -187,34 +228,44 @@ pub enum OffloadError {
 
 /// Does what the vnet header of a datagram asks for, except for what is accepted.
 ///
-/// Gives the datagram, or its segments. Their vnet headers say what is left to be done, as `virtio_net_hdr_from_skb` does.
+/// Gives the datagram, or its segments. Their vnet headers say what is left to be done, as `virtio_net_hdr_tnl_from_skb` does.
+///
+/// DIFFERS: a datagram in a UDP tunnel that is no longer than one segment is delivered as outside of one. The kernel's driver
+/// (Linux 6.18) keeps the mark of the tunnel: then a read gets EINVAL, or a vnet header that no write accepts. On a tap with a
+/// VLAN tag, the kernel's vnet header counts the tag in csum_start, but not in the two offsets of the tunnel.
 ///
 /// # Errors
 ///
 /// As [`OffloadError`] says.
 pub fn perform(
-    datagram: Datagram,
+    mut datagram: Datagram,
     mode: Mode,
     accepted: Offload,
 ) -> Result<Performed, OffloadError> {
-    let Some(header) = datagram.vnet else { return Ok(Performed::one(datagram)) };
+    let Some(header) = datagram.vnet() else { return Ok(Performed::one(datagram)) };
     let length = datagram.payload.len();
-    check(&header, length).map_err(|_| OffloadError::BadHeader)?;
+    check(&header, &datagram.payload).map_err(|_| OffloadError::BadHeader)?;
     if let Ok(Some(gso)) = gso_type(&header) {
-        let layout = Layout::of(&datagram.payload, mode).filter(|layout| gso.is_for(layout));
-        let layout = layout.ok_or(OffloadError::OtherHeaders);
+        let layouts = layouts(&datagram.payload, mode, &header);
+        let layouts = layouts.filter(|(layout, _)| gso.is_for(layout));
+        let layouts = layouts.ok_or(OffloadError::OtherHeaders);
         let transport = if header.needs_checksum() {
             header.csum_start.get().into()
         } else {
-            layout?.transport
+            layouts?.0.transport
         };
         if length > gso.cut_at(transport) + usize::from(header.gso_size.get()) {
-            return perform_segmentation(datagram, &header, gso, layout?, accepted);
+            return perform_segmentation(datagram, &header, gso, layouts?, accepted);
         }
     }
-    let payload = datagram.payload;
+    let mut payload = take(&mut datagram.payload);
     let start = usize::from(header.csum_start.get());
     let offset = usize::from(header.csum_offset.get());
+    if header.is_in_tunnel() && header.flags & VnetHeader::UDP_TUNNEL_CSUM != 0 {
+        let mut bytes = BytesMut::from(payload);
+        fill_outer_checksum(&mut bytes, header.outer_th_offset.get().into(), start, start + offset);
+        payload = bytes.freeze();
+    }
     let (payload, vnet) = if !header.needs_checksum() {
         let flags = header.flags & VnetHeader::DATA_VALID;
         (payload, VnetHeader { flags, ..VnetHeader::default() })
@@ -225,7 +276,7 @@ pub fn perform(
         fill_checksum(&mut payload, start, offset, Zero::IsNone);
         (payload.freeze(), VnetHeader::default())
     };
-    Ok(Performed::one(Datagram { payload, vnet: Some(vnet), ..datagram }))
+    Ok(Performed::one(datagram.with_payload(payload).with_vnet(Some(vnet))))
 }
 
 /// Does all that the vnet header of a datagram asks for; what it gives has none.
@@ -245,7 +296,7 @@ impl Iterator for Finished {
     type Item = Datagram;
 
     fn next(&mut self) -> Option<Datagram> {
-        self.0.next().map(|datagram| Datagram { vnet: None, ..datagram })
+        self.0.next().map(|datagram| datagram.with_vnet(None))
     }
 }
 
@@ -256,13 +307,13 @@ impl Iterator for Finished {
 ///
 /// [`OffloadError::OtherHeaders`].
 pub fn defer(
-    datagram: Datagram,
+    mut datagram: Datagram,
     mode: Mode,
     gso: Gso,
     ecn: bool,
     size: u16,
 ) -> Result<Datagram, OffloadError> {
-    let mut bytes = BytesMut::from(datagram.payload);
+    let mut bytes = BytesMut::from(take(&mut datagram.payload));
     let layout = Layout::of(&bytes, mode)
         .filter(|layout| gso.is_for(layout))
         .filter(|layout| layout.transport + gso.least_transport_header() <= bytes.len())
@@ -275,17 +326,28 @@ pub fn defer(
         gso_size: size.into(),
         ..partial_checksum(transport, gso.checksum_offset())
     };
-    Ok(Datagram { payload: bytes.freeze(), vnet: Some(vnet), ..datagram })
+    Ok(datagram.with_payload(bytes.freeze()).with_vnet(Some(vnet)))
+}
+
+/// Where the headers are that belong to what is cut, and those of the UDP tunnel around it.
+fn layouts(payload: &[u8], mode: Mode, header: &VnetHeader) -> Option<(Layout, Option<Layout>)> {
+    let first = Layout::of(payload, mode)?;
+    if !header.is_in_tunnel() {
+        return Some((first, None));
+    }
+    let inner = Layout::inside(payload, header.inner_nh_offset.get().into())?;
+    let is_tunnel = first.protocol == IPPROTO_UDP && first.transport + UDP_HEADER <= inner.network;
+    is_tunnel.then_some((inner, Some(first)))
 }
 
 fn perform_segmentation(
-    datagram: Datagram,
+    mut datagram: Datagram,
     header: &VnetHeader,
     gso: Gso,
-    layout: Layout,
+    (layout, outer): (Layout, Option<Layout>),
     accepted: Offload,
 ) -> Result<Performed, OffloadError> {
-    let Datagram { payload, protocol, .. } = datagram;
+    let mut payload = take(&mut datagram.payload);
     let transport = layout.transport;
     if header.needs_checksum() && usize::from(header.csum_start.get()) != transport {
         return Err(OffloadError::OtherHeaders);
@@ -307,7 +369,6 @@ fn perform_segmentation(
     }
 
     let checksum_at = transport + gso.checksum_offset();
-    let mut payload = payload;
     if gso == Gso::UdpFragments || !header.needs_checksum() {
         // The sum over the pseudo-header, which the writer left to us.
         let mut bytes = BytesMut::from(payload);
@@ -327,7 +388,8 @@ fn perform_segmentation(
             gso_size: header.gso_size,
             ..partial_checksum(transport, gso.checksum_offset())
         };
-        return Ok(Performed::one(Datagram { payload, protocol, vnet: Some(vnet) }));
+        let vnet = outer.map_or(vnet, |outer| in_tunnel(vnet, header, &layout, &outer));
+        return Ok(Performed::one(datagram.with_payload(payload).with_vnet(Some(vnet))));
     }
     // What is left of the pseudo-header's sum without the length that is in it.
     let counted_length = match gso {
@@ -335,10 +397,27 @@ fn perform_segmentation(
         Gso::Tcp4 | Gso::Tcp6 | Gso::UdpFragments => low_u16(length - transport),
     };
     let sum = fold(u64::from(get_u16(&payload, checksum_at)) + u64::from(!counted_length));
+    let outer = outer.map(|layout| {
+        let at = layout.transport + UDP_CHECKSUM;
+        let has_checksum = header.flags & VnetHeader::UDP_TUNNEL_CSUM != 0;
+        let length = fold((length - layout.transport) as u64);
+        let sum = fold(u64::from(get_u16(&payload, at)) + u64::from(!length));
+        Outer { layout, sum: has_checksum.then_some(sum) }
+    });
     let rest = payload.split_off(head);
     let fill = !accepted.contains(Offload::CSUM);
-    let segments =
-        Segments { gso, layout, head: payload, rest, size, done: 0, sum, fill, protocol };
+    let segments = Segments {
+        gso,
+        layout,
+        outer,
+        head: payload,
+        rest,
+        size,
+        done: 0,
+        sum,
+        fill,
+        whole: datagram,
+    };
     Ok(Performed(Inner::Several(segments)))
 }
 
@@ -350,6 +429,33 @@ fn tcp_header(payload: &[u8], transport: usize) -> Result<usize, OffloadError> {
     } else {
         Err(OffloadError::OtherHeaders)
     }
+}
+
+/// Adds the tunnel's part to a vnet header: the place of its headers is where they are found.
+fn in_tunnel(vnet: VnetHeader, asked: &VnetHeader, inner: &Layout, outer: &Layout) -> VnetHeader {
+    let kind = match outer.version {
+        6 => VnetHeader::GSO_UDP_TUNNEL_IPV6,
+        _ => VnetHeader::GSO_UDP_TUNNEL_IPV4,
+    };
+    VnetHeader {
+        flags: vnet.flags | asked.flags & VnetHeader::UDP_TUNNEL_CSUM,
+        gso_type: vnet.gso_type & !VnetHeader::GSO_UDP_TUNNEL | kind,
+        outer_th_offset: low_u16(outer.transport).into(),
+        inner_nh_offset: low_u16(inner.network).into(),
+        ..vnet
+    }
+}
+
+/// Completes the checksum of a tunnel's UDP header, in which the sum of the pseudo-header stands. From `inner` on, all has a
+/// checksum of its own, in whose field a sum of the same kind stands: so it adds up to the complement of that
+/// (`gso_make_checksum`).
+fn fill_outer_checksum(bytes: &mut [u8], outer: usize, inner: usize, inner_checksum: usize) {
+    let rest = !get_u16(bytes, inner_checksum);
+    let checksum = match !fold(u64::from(sum(&bytes[outer..inner])) + u64::from(rest)) {
+        0 => 0xffff,
+        checksum => checksum,
+    };
+    put_u16(bytes, outer + UDP_CHECKSUM, checksum);
 }
 
 fn partial_checksum(start: usize, offset: usize) -> VnetHeader {

@@ -26,7 +26,7 @@ use super::{
     UserRange, bpf,
 };
 use crate::{
-    abi::tun::{self, IfFlags, IfReq, Offload, SockFprog, TunFilter, ioctl},
+    abi::tun::{self, IfFlags, IfReq, SockFprog, TunFilter, ioctl},
     errno::Errno,
 };
 
@@ -258,9 +258,7 @@ pub(super) fn netdev_setting(call: &IoctlCall, tunnel: &Tunnel) -> Option<Netdev
             NetdevSetting::LinkType(u16::from_le_bytes([low, high]))
         }
         ioctl::TUNSETOFFLOAD => {
-            // The link's vnet header has no room for what a UDP tunnel adds.
-            let tunnels = Offload::UDP_TUNNEL_GSO | Offload::UDP_TUNNEL_GSO_CSUM;
-            NetdevSetting::Offload(argument.value & !tunnels.bits())
+            NetdevSetting::Offload(checked_offload(argument.value).ok()?.bits())
         }
         ioctl::TUNSETCARRIER => NetdevSetting::Carrier(argument.int().ok()? != 0),
         ioctl::SIOCSIFHWADDR => {

@@ -598,10 +598,10 @@ impl Tunnel {
         }
     }
 
-    /// How datagrams are framed on the device: by the client's flags, but the vnet header is never longer than it must be.
+    /// How datagrams are framed on the device: by the client's flags, but the vnet header always has room for all that is known.
     pub(super) fn netdev_framing(&self) -> datagram::Framing {
         let framing = self.framing();
-        let vnet = framing.vnet.map(|_| crate::abi::virtio_net::VnetHeader::SIZE);
+        let vnet = framing.vnet.map(|_| crate::abi::virtio_net::VnetHeader::TUNNEL_SIZE);
         datagram::Framing { vnet, ..framing }
     }
 

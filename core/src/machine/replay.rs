@@ -241,11 +241,7 @@ impl Random {
 
     fn datagram(&mut self) -> Datagram {
         let vnet = self.random.u8(..4) == 0;
-        Datagram {
-            payload: self.bytes(),
-            vnet: vnet.then(VnetHeader::default),
-            ..Datagram::default()
-        }
+        Datagram::from(self.bytes()).with_vnet(vnet.then(VnetHeader::default))
     }
 
     /// IPv4, or nearly.

@@ -420,7 +420,7 @@ fn written_datagrams_are_taken_in_order() {
     assert_eq!(rig.write(file, &[0, 0, 8, 0, 0x45, 1]), Ok(6), "headers count");
     assert_eq!(rig.write(file, &[0, 0, 0x12, 0x34]), Ok(4), "a bare PI header");
     let first = rig.handle(input::Take { tunnel }).unwrap();
-    assert_eq!((&first.payload[..], first.protocol), (&[0x45, 1][..], Some(0x800)));
+    assert_eq!((&first.payload[..], first.protocol()), (&[0x45, 1][..], Some(0x800)));
     assert_eq!(rig.take(tunnel), Some(vec![]));
     assert_eq!(rig.take(tunnel), None);
 }

@@ -101,14 +101,14 @@ impl Core {
         from: Sender,
     ) -> Result<Delivery, CommandError> {
         let (wrap, is_told) = match from {
-            Sender::Netdev(queue) => return self.deliver(to, datagram, Some(queue)),
+            Sender::Netdev(queue) => return self.pass_from_netdev(to, datagram, queue),
             Sender::Harness(wrap) => (wrap, true),
             Sender::Peer => (Wrap::Raw, false),
         };
         let length = datagram.payload.len();
         let sent = match self.checked(to, datagram, wrap) {
-            Ok(datagram) if datagram.vnet.is_none() => self.deliver(to, datagram, None),
-            Ok(datagram) => self.offload_and_deliver(to, datagram),
+            Ok(datagram) if !datagram.has_vnet() => self.deliver(to, datagram, None),
+            Ok(datagram) => self.offload_and_deliver(to, datagram, None),
             Err(error) => Err(error),
         };
         if !is_told
@@ -120,14 +120,35 @@ impl Core {
         sent
     }
 
+    fn pass_from_netdev(
+        &mut self,
+        to: TunnelId,
+        datagram: Datagram,
+        queue: FileId,
+    ) -> Result<Delivery, CommandError> {
+        let is_in_tunnel = datagram.vnet().is_some_and(|vnet| vnet.is_in_tunnel());
+        // The netdev's vnet header has room for a UDP tunnel, that of the client perhaps not.
+        let is_cut = |tunnel: &Tunnel| tunnel.accepted() != tunnel.offload;
+        if !is_in_tunnel || !self.tunnels.get(&to).is_some_and(is_cut) {
+            return self.deliver(to, datagram, Some(queue));
+        }
+        let length = datagram.payload.len();
+        let sent = self.offload_and_deliver(to, datagram, Some(queue));
+        if sent.as_ref().is_err_and(|error| !is_counted(error)) {
+            self.count_to_client_drop(to, DropReason::Refused, length);
+        }
+        sent
+    }
+
     fn offload_and_deliver(
         &mut self,
         to: TunnelId,
         datagram: Datagram,
+        sent_by: Option<FileId>,
     ) -> Result<Delivery, CommandError> {
         let tunnel = self.tunnel_or_unknown(to)?;
-        offload::perform(datagram, tunnel.mode, tunnel.offload)?
-            .map(|datagram| self.deliver(to, datagram, None))
+        offload::perform(datagram, tunnel.mode, tunnel.accepted())?
+            .map(|datagram| self.deliver(to, datagram, sent_by))
             .reduce(Result::and)
             .unwrap_or(Err(CommandError::EmptyDatagram))
     }
@@ -288,10 +309,10 @@ impl Core {
     ) -> Result<Injection, CommandError> {
         let datagram = self.checked(to, datagram, wrap)?;
         let tunnel = self.tunnel_or_unknown(to)?;
-        let rest = if datagram.vnet.is_none() {
+        let rest = if !datagram.has_vnet() {
             VecDeque::from([datagram])
         } else {
-            offload::perform(datagram, tunnel.mode, tunnel.offload)?.collect()
+            offload::perform(datagram, tunnel.mode, tunnel.accepted())?.collect()
         };
         Ok(Injection { to, rest, injected: None })
     }
@@ -335,11 +356,13 @@ impl Core {
     /// The client may accept less than when the injection began. Each segment waits for room then.
     fn repeat_offloads(&self, Injection { to, rest, .. }: &mut Injection) {
         let (Some(next), Some(tunnel)) = (rest.front(), self.tunnels.get(to)) else { return };
-        if next.vnet.is_none() {
+        if !next.has_vnet() {
             return;
         }
         // One that cannot be done any more is refused when it is sent.
-        let Ok(parts) = offload::perform(next.clone(), tunnel.mode, tunnel.offload) else { return };
+        let Ok(parts) = offload::perform(next.clone(), tunnel.mode, tunnel.accepted()) else {
+            return;
+        };
         let parts: Vec<Datagram> = parts.collect();
         rest.pop_front();
         parts.into_iter().rev().for_each(|part| rest.push_front(part));
@@ -387,7 +410,8 @@ fn wrapped(tunnel: &Tunnel, datagram: Datagram, wrap: Wrap) -> Result<Datagram, 
                 (source.unwrap_or(tunnel.hwaddr), destination.unwrap_or(MacAddress::BROADCAST));
             let payload = datagram::ethernet_frame(source, destination, &datagram.payload)
                 .ok_or(CommandError::NotIp(tunnel.name))?;
-            Ok(Datagram { payload, vnet: datagram.vnet.map(behind_ethernet), ..datagram })
+            let vnet = datagram.vnet().map(behind_ethernet);
+            Ok(datagram.with_payload(payload).with_vnet(vnet))
         }
     }
 }
@@ -395,14 +419,20 @@ fn wrapped(tunnel: &Tunnel, datagram: Datagram, wrap: Wrap) -> Result<Datagram, 
 /// The vnet header, once an Ethernet header stands before what it was for.
 fn behind_ethernet(header: VnetHeader) -> VnetHeader {
     let moved = |from: u16| from.saturating_add(low_u16(ETHERNET_HEADER)).into();
-    VnetHeader { csum_start: moved(header.csum_start.get()), ..header }
+    let header = VnetHeader { csum_start: moved(header.csum_start.get()), ..header };
+    if !header.is_in_tunnel() {
+        return header;
+    }
+    VnetHeader {
+        outer_th_offset: moved(header.outer_th_offset.get()),
+        inner_nh_offset: moved(header.inner_nh_offset.get()),
+        ..header
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use alloc::vec;
-
-    use zerocopy::IntoBytes;
 
     use super::*;
     use crate::{
@@ -423,6 +453,8 @@ mod tests {
         gso_size: zerocopy::little_endian::U16::ZERO,
         csum_start: zerocopy::little_endian::U16::ZERO,
         csum_offset: zerocopy::little_endian::U16::ZERO,
+        outer_th_offset: zerocopy::little_endian::U16::ZERO,
+        inner_nh_offset: zerocopy::little_endian::U16::ZERO,
     };
 
     /// TCP over IPv4 with so many bytes of data, in segments of 100.
@@ -438,7 +470,7 @@ mod tests {
             csum_offset: 16.into(),
             ..NEEDS_CHECKSUM
         };
-        Datagram { payload: payload.into(), vnet: Some(vnet), ..Datagram::default() }
+        Datagram::from(bytes::Bytes::from(payload)).with_vnet(Some(vnet))
     }
 
     fn client(rig: &mut Rig, flags: u16, accepted: Offload) -> (FileId, TunnelId) {
@@ -454,8 +486,8 @@ mod tests {
         let (file, tunnel) = client(&mut rig, TUN | VNET_HDR, tso);
         assert_eq!(rig.inject_datagram(tunnel, tcp(250), Wrap::Raw), Ok(Delivery::Queued(1)));
         let read = rig.read(file, 1_000).unwrap();
-        let whole = VnetHeader { hdr_len: 40.into(), ..tcp(250).vnet.unwrap() };
-        assert_eq!(read, [whole.as_bytes(), &tcp(250).payload].concat());
+        let whole = VnetHeader { hdr_len: 40.into(), ..tcp(250).vnet().unwrap() };
+        assert_eq!(read, [&whole.to_short_bytes()[..], &tcp(250).payload].concat());
 
         let (file, tunnel) = client(&mut rig, TUN | VNET_HDR, Offload::CSUM);
         let reading = rig.read_later(file, 1_000);
@@ -463,7 +495,7 @@ mod tests {
         assert!(rig.outcome(reading).is_some(), "the first segment was read at once");
         let partial =
             VnetHeader { csum_start: 20.into(), csum_offset: 16.into(), ..NEEDS_CHECKSUM };
-        assert_eq!(rig.read(file, 1_000).unwrap()[..10], *partial.as_bytes());
+        assert_eq!(rig.read(file, 1_000).unwrap()[..10], partial.to_short_bytes());
         assert_eq!(rig.read(file, 1_000).unwrap().len(), 10 + 40 + 50);
 
         let (file, tunnel) = client(&mut rig, TUN, Offload::empty());
@@ -486,14 +518,14 @@ mod tests {
         rig.inject_datagram(tunnel, tcp(50), framed).unwrap();
         let partial =
             VnetHeader { csum_start: 34.into(), csum_offset: 16.into(), ..NEEDS_CHECKSUM };
-        assert_eq!(rig.read(file, 1_000).unwrap()[..10], *partial.as_bytes());
+        assert_eq!(rig.read(file, 1_000).unwrap()[..10], partial.to_short_bytes());
     }
 
     #[test]
     fn vnet_header_that_cannot_be_followed_delivers_nothing() {
         let mut rig = Rig::new();
         let (_, tunnel) = client(&mut rig, TUN, Offload::empty());
-        let wrong = Datagram { vnet: Some(VnetHeader { gso_type: 2, ..EMPTY }), ..tcp(250) };
+        let wrong = tcp(250).with_vnet(Some(VnetHeader { gso_type: 2, ..EMPTY }));
         let refused = Err(CommandError::BadVnet(offload::OffloadError::BadHeader));
         assert_eq!(rig.inject_datagram(tunnel, wrong.clone(), Wrap::Raw), refused);
         assert_eq!(rig.handle(input::InjectFromPeer { tunnel, datagram: wrong }), refused);

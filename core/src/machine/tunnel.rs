@@ -306,6 +306,16 @@ impl Tunnel {
         )
     }
 
+    /// What its clients accept: nothing in a UDP tunnel unless the vnet header has room for that.
+    pub(super) fn accepted(&self) -> Offload {
+        let is_short = |size| size < VnetHeader::TUNNEL_SIZE;
+        if self.framing().vnet.is_some_and(is_short) {
+            self.offload - (Offload::UDP_TUNNEL_GSO | Offload::UDP_TUNNEL_GSO_CSUM)
+        } else {
+            self.offload
+        }
+    }
+
     /// Whether an address means it; a name may mean others too.
     pub(super) fn is_at(&self, address: &Address) -> bool {
         self.is_shown

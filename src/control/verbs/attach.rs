@@ -10,17 +10,26 @@ use memtun_proto::{
 
 use super::{Verb, failure};
 use crate::{
+    abi::virtio_net::VnetHeader,
     control::session::{Reply, Session},
     core::Address,
     peer::socket,
 };
 
 impl Verb for Attach {
-    type Parsed = (Address, bool);
+    type Parsed = (Address, Option<usize>);
 
     fn parse(self) -> Result<Self::Parsed, String> {
-        let Self { tunnel, vnet } = self;
-        Ok((tunnel.as_str().parse()?, vnet))
+        let Self { tunnel, vnet, vnet_size } = self;
+        let size = match (vnet, vnet_size) {
+            (false, None) => None,
+            (false, Some(_)) => return Err("vnet_size needs vnet; say \"vnet\":true".to_owned()),
+            (true, size) => Some(size.unwrap_or(VnetHeader::SIZE)),
+        };
+        if size.is_some_and(|size| ![VnetHeader::SIZE, VnetHeader::TUNNEL_SIZE].contains(&size)) {
+            return Err("vnet_size is neither 10 nor 24".to_owned());
+        }
+        Ok((tunnel.as_str().parse()?, size))
     }
 
     fn perform((tunnel, vnet): Self::Parsed, session: &Arc<Session>, reply: Reply<Attached>) {

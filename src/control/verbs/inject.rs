@@ -26,7 +26,7 @@ impl Verb for Inject {
         let vnet = vnet.map(vnet::header_of);
         let inject = input::Inject {
             tunnel: tunnel.as_str().parse()?,
-            datagram: Datagram { payload: datagram, vnet, ..Datagram::default() },
+            datagram: Datagram::from(datagram).with_vnet(vnet),
             wrap: if frame { Wrap::Frame } else { Wrap::Ethernet { source, destination } },
         };
         Ok((inject, timeout_ms))

@@ -90,9 +90,9 @@ impl Verb for Take {
 fn taken_datagram(number: Option<u64>, datagram: Datagram) -> TakenDatagram {
     TakenDatagram {
         number,
+        protocol: datagram.protocol(),
+        vnet: datagram.vnet().map(vnet::of_header),
         datagram: datagram.payload,
-        protocol: datagram.protocol,
-        vnet: datagram.vnet.map(vnet::of_header),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::partial_checksum;
+use super::{UDP_CHECKSUM, fill_outer_checksum, partial_checksum};
 use crate::{
     abi::virtio_net::{Gso, VnetHeader},
     datagram::{
@@ -16,6 +16,7 @@ use crate::{
 pub(super) struct Segments {
     pub(super) gso: Gso,
     pub(super) layout: Layout,
+    pub(super) outer: Option<Outer>,
     /// The headers that stand before each.
     pub(super) head: Bytes,
     /// What has not been handed out.
@@ -27,7 +28,16 @@ pub(super) struct Segments {
     pub(super) sum: u16,
     /// The checksum is filled in here.
     pub(super) fill: bool,
-    pub(super) protocol: Option<u16>,
+    /// What was cut, without its payload.
+    pub(super) whole: Datagram,
+}
+
+/// The UDP tunnel around what is cut.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Outer {
+    pub(super) layout: Layout,
+    /// Of its checksum, if it has one: the part that is the same in all segments.
+    pub(super) sum: Option<u16>,
 }
 
 impl Iterator for Segments {
@@ -41,19 +51,22 @@ impl Iterator for Segments {
         let mut bytes = BytesMut::with_capacity(self.head.len() + part.len());
         bytes.put_slice(&self.head);
         bytes.put_slice(&part);
-        self.change_network_header(&mut bytes);
+        self.change_network_header(&self.layout, &mut bytes);
+        if let Some(outer) = &self.outer {
+            self.change_network_header(&outer.layout, &mut bytes);
+        }
         let vnet = self.change_transport_header(&mut bytes);
         self.done += part.len();
-        Some(Datagram { payload: bytes.freeze(), protocol: self.protocol, vnet: Some(vnet) })
+        Some(self.whole.clone().with_payload(bytes.freeze()).with_vnet(Some(vnet)))
     }
 }
 
 impl Segments {
     /// `inet_gso_segment`, `ipv6_gso_segment`.
-    fn change_network_header(&self, bytes: &mut [u8]) {
-        let ip = &mut bytes[self.layout.network..];
+    fn change_network_header(&self, layout: &Layout, bytes: &mut [u8]) {
+        let ip = &mut bytes[layout.network..];
         let length = ip.len();
-        if self.layout.version == 6 {
+        if layout.version == 6 {
             put_u16(ip, 4, low_u16(length - IPV6_HEADER));
             return;
         }
@@ -65,7 +78,7 @@ impl Segments {
             let id = get_u16(ip, 4).wrapping_add(low_u16(self.done / self.size));
             put_u16(ip, 4, id);
         }
-        let header = self.layout.transport - self.layout.network;
+        let header = layout.transport - layout.network;
         put_u16(ip, 10, 0);
         let sum = sum(&ip[..header]);
         put_u16(ip, 10, !sum);
@@ -100,11 +113,27 @@ impl Segments {
         };
         let offset = self.gso.checksum_offset();
         put_u16(bytes, transport + offset, fold(u64::from(self.sum) + u64::from(length)));
+        if let Some(outer) = &self.outer {
+            outer.change_header(bytes, transport, transport + offset);
+        }
         if self.fill {
             fill_checksum(bytes, transport, offset, zero);
             VnetHeader::default()
         } else {
             partial_checksum(transport, offset)
+        }
+    }
+}
+
+impl Outer {
+    /// `__skb_udp_tunnel_segment`, while the sum of the pseudo-header stands in the inner checksum's field.
+    fn change_header(&self, bytes: &mut [u8], inner: usize, inner_checksum: usize) {
+        let outer = self.layout.transport;
+        let length = low_u16(bytes.len() - outer);
+        put_u16(bytes, outer + 4, length);
+        if let Some(sum) = self.sum {
+            put_u16(bytes, outer + UDP_CHECKSUM, fold(u64::from(sum) + u64::from(length)));
+            fill_outer_checksum(bytes, outer, inner, inner_checksum);
         }
     }
 }

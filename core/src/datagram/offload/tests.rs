@@ -2,6 +2,7 @@
 
 use alloc::{vec, vec::Vec};
 
+use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::{
@@ -48,7 +49,7 @@ fn datagram(gso: Gso, v6: bool, mode: Mode, size: u16, data: &[u8]) -> Datagram 
         gso_size: size.into(),
         ..partial_checksum(transport, gso.checksum_offset())
     };
-    Datagram { payload: bytes.into(), protocol: None, vnet: Some(vnet) }
+    Datagram::from(Bytes::from(bytes)).with_vnet(Some(vnet))
 }
 
 fn kind() -> impl Strategy<Value = (Gso, bool)> {
@@ -74,8 +75,8 @@ fn whoever_accepts_a_gso_datagram_gets_it_whole() {
     assert_eq!(whole.len(), 1);
     assert_eq!(whole[0].payload, sent.payload);
     assert_eq!(
-        whole[0].vnet.unwrap(),
-        VnetHeader { hdr_len: 40.into(), ..sent.vnet.unwrap() },
+        whole[0].vnet().unwrap(),
+        VnetHeader { hdr_len: 40.into(), ..sent.vnet().unwrap() },
         "the hint is made good"
     );
     let lengths = |segments: &[Datagram]| -> Vec<usize> {
@@ -83,10 +84,10 @@ fn whoever_accepts_a_gso_datagram_gets_it_whole() {
     };
     let partial = left(Offload::CSUM | Offload::TSO6);
     assert_eq!(lengths(&partial), [1040, 1040, 540]);
-    assert!(partial.iter().all(|segment| segment.vnet == Some(partial_checksum(20, 16))));
+    assert!(partial.iter().all(|segment| segment.vnet() == Some(partial_checksum(20, 16))));
     let done = left(Offload::empty());
     assert_eq!(lengths(&done), [1040, 1040, 540]);
-    assert!(done.iter().all(|segment| segment.vnet == Some(VnetHeader::default())));
+    assert!(done.iter().all(|segment| segment.vnet() == Some(VnetHeader::default())));
     assert_ne!(partial[0].payload, done[0].payload, "the checksum");
 }
 
@@ -101,6 +102,107 @@ fn tcp_flags_are_where_they_belong() {
     assert_eq!(ids, [0xfffe, 0xffff, 0]);
     let sequence: Vec<&[u8]> = segments.iter().map(|segment| &segment.payload[24..28]).collect();
     assert_eq!(sequence, [[0xff, 0xff, 0xff, 0xf0], [0, 0, 0, 84], [0, 0, 0, 184]]);
+}
+
+/// The same inside a UDP tunnel over IPv4, on a tap.
+fn tunnelled(gso: Gso, v6: bool, size: u16, data: &[u8]) -> Datagram {
+    let inner = datagram(gso, v6, Mode::Tun, size, data);
+    let length = low_u16(8 + 8 + inner.payload.len());
+    let mut bytes = vec![0; 12];
+    bytes.extend([8, 0, 0x45, 0]);
+    bytes.extend((20 + length).to_be_bytes());
+    bytes.extend([0xff, 0xff, 0x40, 0, 64, IPPROTO_UDP, 0, 0]);
+    bytes.extend([172, 16, 0, 1, 172, 16, 0, 2]);
+    let outer_th = bytes.len();
+    bytes.extend([0x30, 0, 0x12, 0xb5]);
+    bytes.extend(length.to_be_bytes());
+    bytes.extend([0; 2 + 8]);
+    let inner_nh = bytes.len();
+    bytes.extend(&inner.payload);
+    let seed = Layout::of(&bytes, Mode::Tap).unwrap().pseudo_header_sum(&bytes, length.into());
+    put_u16(&mut bytes, outer_th + UDP_CHECKSUM, seed);
+    let header = inner.vnet().unwrap();
+    let vnet = VnetHeader {
+        flags: VnetHeader::NEEDS_CSUM | VnetHeader::UDP_TUNNEL_CSUM,
+        gso_type: header.gso_type | VnetHeader::GSO_UDP_TUNNEL_IPV4,
+        csum_start: (header.csum_start.get() + low_u16(inner_nh)).into(),
+        outer_th_offset: low_u16(outer_th).into(),
+        inner_nh_offset: low_u16(inner_nh).into(),
+        ..header
+    };
+    Datagram::from(Bytes::from(bytes)).with_vnet(Some(vnet))
+}
+
+/// The checksum of the transport header is right, over all that follows.
+fn is_summed_up(bytes: &[u8], layout: &Layout) -> bool {
+    let transport = &bytes[layout.transport..];
+    let pseudo = layout.pseudo_header_sum(bytes, transport.len());
+    fold(u64::from(pseudo) + u64::from(sum(transport))) == 0xffff
+}
+
+#[test]
+fn segments_have_the_headers_of_their_tunnel() {
+    for (gso, v6) in [(Gso::Tcp4, false), (Gso::Tcp6, true), (Gso::Udp, false), (Gso::Udp, true)] {
+        let sent = tunnelled(gso, v6, 1000, &[7; 2500]);
+        let header = sent.vnet().unwrap();
+        let all = Offload::all() - Offload::UDP_TUNNEL_GSO;
+        let whole: Vec<Datagram> = perform(sent.clone(), Mode::Tap, all).unwrap().collect();
+        let hint = header.csum_start.get() + low_u16(gso.least_transport_header());
+        let left = VnetHeader { hdr_len: hint.into(), ..header };
+        assert_eq!(whole, [sent.clone().with_vnet(Some(left))], "{gso:?}");
+        for (accepted, is_done) in
+            [(Offload::empty(), true), (all - Offload::UDP_TUNNEL_GSO_CSUM, false)]
+        {
+            let cut: Vec<Datagram> = perform(sent.clone(), Mode::Tap, accepted).unwrap().collect();
+            assert_eq!(cut.len(), 3);
+            for (number, segment) in cut.iter().enumerate() {
+                let bytes = &segment.payload;
+                let outer = Layout::of(bytes, Mode::Tap).unwrap();
+                let inner = Layout::inside(bytes, header.inner_nh_offset.get().into()).unwrap();
+                assert_eq!(usize::from(get_u16(bytes, 16)), bytes.len() - 14, "length of outer IP");
+                assert_eq!(
+                    usize::from(get_u16(bytes, 38)),
+                    bytes.len() - 34,
+                    "length of outer UDP"
+                );
+                assert_eq!(get_u16(bytes, 18), 0xffff_u16.wrapping_add(low_u16(number)), "id");
+                assert_eq!(sum(&bytes[14..34]), 0xffff, "outer IP");
+                assert_eq!(is_summed_up(bytes, &inner), is_done);
+                let left = partial_checksum(inner.transport, gso.checksum_offset());
+                let left = if is_done { VnetHeader::default() } else { left };
+                assert_eq!(segment.vnet(), Some(left));
+                let filled = fill_inner(bytes, &inner, gso, is_done);
+                assert!(
+                    is_summed_up(&filled, &outer),
+                    "outer UDP holds when the inner is filled in"
+                );
+            }
+        }
+    }
+}
+
+fn fill_inner(bytes: &[u8], inner: &Layout, gso: Gso, is_done: bool) -> Vec<u8> {
+    let mut filled = bytes.to_vec();
+    if !is_done {
+        fill_checksum(&mut filled, inner.transport, gso.checksum_offset(), Zero::IsNone);
+    }
+    filled
+}
+
+#[test]
+fn one_segment_leaves_no_mark_of_its_tunnel() {
+    let sent = tunnelled(Gso::Udp, false, 1000, &[7; 900]);
+    for accepted in [Offload::empty(), Offload::CSUM, Offload::all()] {
+        let mut left = perform(sent.clone(), Mode::Tap, accepted).unwrap();
+        let (Some(one), None) = (left.next(), left.next()) else { panic!("it is not cut") };
+        let layout = Layout::inside(&one.payload, 50).unwrap();
+        let is_done = accepted.is_empty();
+        let vnet = if is_done { VnetHeader::default() } else { partial_checksum(70, 6) };
+        assert_eq!(one.vnet(), Some(vnet));
+        let filled = fill_inner(&one.payload, &layout, Gso::Udp, is_done);
+        assert!(is_summed_up(&filled, &layout));
+        assert!(is_summed_up(&filled, &Layout::of(&filled, Mode::Tap).unwrap()));
+    }
 }
 
 #[test]
@@ -163,7 +265,8 @@ proptest! {
 
     #[test]
     fn any_header_before_any_bytes_is_refused_or_performed(
-        fields in (0_u8..4, prop_oneof![0_u8..6, any::<u8>()], 0_u16..60, 1_u16..40, 0_u16..50, 0_u16..20),
+        fields in (0_u8..16, prop_oneof![0_u8..6, 0x20_u8..0x26, 0x40_u8..0x46, any::<u8>()], 0_u16..60, 1_u16..40, 0_u16..90, 0_u16..20),
+        tunnel in (30_u16..60, 40_u16..80),
         first in prop_oneof![Just(0x45_u8), Just(0x60), Just(0x4f), any::<u8>()],
         mut bytes in prop::collection::vec(prop_oneof![Just(6_u8), Just(17), Just(0x50), Just(0), any::<u8>()], 1..400),
         mode in mode(),
@@ -181,19 +284,22 @@ proptest! {
             gso_size: gso_size.into(),
             csum_start: csum_start.into(),
             csum_offset: csum_offset.into(),
+            outer_th_offset: tunnel.0.into(),
+            inner_nh_offset: tunnel.1.into(),
         };
         let length = bytes.len();
-        let datagram = Datagram { payload: bytes.into(), protocol: None, vnet: Some(vnet) };
+        let bytes = Bytes::from(bytes);
+        let datagram = Datagram::from(bytes.clone()).with_vnet(Some(vnet));
         match perform(datagram, mode, Offload::from_bits_truncate(accepted)) {
             Err(error) => prop_assert_eq!(
                 error == OffloadError::BadHeader,
-                check(&vnet, length).is_err()
+                check(&vnet, &bytes).is_err()
             ),
             Ok(segments) => {
                 for segment in segments {
                     prop_assert!(segment.payload.len() <= length);
-                    let left = segment.vnet.unwrap();
-                    prop_assert!(check(&left, segment.payload.len()).is_ok());
+                    let left = segment.vnet().unwrap();
+                    prop_assert!(check(&left, &segment.payload).is_ok());
                 }
             }
         }

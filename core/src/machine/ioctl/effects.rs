@@ -113,10 +113,16 @@ pub(super) fn set_carrier(core: &mut Core, file: FileId, argument: Argument<'_>)
     done()
 }
 
-/// `set_offload`: each feature needs those it builds on; what is left over is refused, and nothing changes then.
+/// `set_offload`: nothing changes if something is refused.
 pub(super) fn set_offload(core: &mut Core, file: FileId, argument: Argument<'_>) -> Outcome {
     let tunnel = attached(core, file)?;
-    let asked = Offload::from_bits(argument.value).ok_or(Errno::EINVAL)?;
+    tunnel.offload = checked_offload(argument.value)?;
+    done()
+}
+
+/// Each feature needs those it builds on; what is left over is refused.
+pub(super) fn checked_offload(value: u64) -> Result<Offload, Errno> {
+    let asked = Offload::from_bits(value).ok_or(Errno::EINVAL)?;
     let tso = Offload::TSO4 | Offload::TSO6;
     let uso = Offload::USO4 | Offload::USO6;
 
@@ -133,11 +139,7 @@ pub(super) fn set_offload(core: &mut Core, file: FileId, argument: Argument<'_>)
             left -= Offload::UDP_TUNNEL_GSO | Offload::UDP_TUNNEL_GSO_CSUM;
         }
     }
-    if !left.is_empty() {
-        return Err(Errno::EINVAL);
-    }
-    tunnel.offload = asked;
-    done()
+    if left.is_empty() { Ok(asked) } else { Err(Errno::EINVAL) }
 }
 
 /// `update_filter`; the return value is the number of addresses that are compared.

@@ -8,7 +8,7 @@ use alloc::{
 
 use super::*;
 use crate::{
-    abi::tun::{IfFlags, POLL_ERROR, POLL_WRITABLE, ioctl::*},
+    abi::tun::{IfFlags, Offload, POLL_ERROR, POLL_WRITABLE, ioctl::*},
     machine::rig::{Rig, bytes_read},
     *,
 };
@@ -192,7 +192,7 @@ fn what_the_link_refuses_is_not_set() {
         (TUNSETOWNER, 5, NetdevSetting::Owner(5)),
         (TUNSETGROUP, 6, NetdevSetting::Group(6)),
         (TUNSETLINK, 0x1_0001, NetdevSetting::LinkType(1)),
-        (TUNSETOFFLOAD, 0x181, NetdevSetting::Offload(1)),
+        (TUNSETOFFLOAD, 0x183, NetdevSetting::Offload(0x183)),
     ] {
         let asked = rig.ioctl_later(file, command, value, &[], 0);
         let asker = rig.request_id(asked);
@@ -202,6 +202,8 @@ fn what_the_link_refuses_is_not_set() {
         assert_eq!(rig.outcome(asked), Some(Err(Errno::EINVAL)));
     }
     assert_eq!(rig.core.tunnel(tunnel).unwrap().owner(), (None, None));
+    assert_eq!(rig.ioctl(file, TUNSETOFFLOAD, 0x181, &[]), Err(Errno::EINVAL), "TSO is missing");
+    assert_eq!(rig.netdev_requests, [], "what is no set never reaches the link");
 }
 
 #[test]
@@ -470,7 +472,8 @@ fn bridge_asks_the_kernel_and_says_what_it_said() {
     let asked = rig.write_later(file, &written);
     assert!(rig.outcome(asked).is_none());
     let forward = rig.forwards.pop().unwrap();
-    assert_eq!(forward.head.as_bytes(), &written[..14]);
+    // There is room for a UDP tunnel on the device.
+    assert_eq!(forward.head.as_bytes(), [&written[..14], &[0; 14]].concat());
     assert_eq!(forward.datagram.payload, DATAGRAM);
     rig.tell_of_netdev(NetdevNews::Forwarded(Box::new(forward.clone()), Err(Errno::EIO)));
     assert_eq!(rig.outcome(asked), Some(Err(Errno::EIO)));
@@ -491,13 +494,45 @@ fn bridge_asks_the_kernel_and_says_what_it_said() {
 fn bridge_gives_the_client_what_the_kernel_sends() {
     let mut rig = rig(Interface::Bridge);
     let (file, tunnel) = attached(&mut rig, "tun0", 0x5001);
-    let sent = [&[1, 0, 0, 0, 0, 0, 0, 0, 2, 0], DATAGRAM].concat();
-    rig.send_by_netdev(tunnel, file, &sent);
-    assert_eq!(rig.read(file, 100), Ok(sent));
+    let header = [1, 0, 0, 0, 0, 0, 0, 0, 2, 0];
+    rig.send_by_netdev(tunnel, file, &[&header, &[0; 14][..], DATAGRAM].concat());
+    assert_eq!(rig.read(file, 100), Ok([&header, DATAGRAM].concat()));
     // Still, the harness may inject, though the link is down for the kernel.
     rig.set_link(tunnel, true);
     assert!(rig.inject(tunnel, DATAGRAM).is_ok());
     assert_eq!(rig.set_peer(tunnel, PeerId(1)), Err(CommandError::HasPeer(Name::new(b"tun0"))));
+}
+
+#[test]
+fn bridge_cuts_what_is_in_a_tunnel_if_the_vnet_header_has_no_room_for_it() {
+    // UDP in segments of 10 bytes, from inside a VXLAN tunnel over IPv4.
+    let head = [1, 0x25, 0, 0, 10, 0, 70, 0, 6, 0];
+    let offsets = [34, 0, 50, 0];
+    let ip = |length, start: &[u8]| {
+        let header = [0x45, 0, 0, length, 0, 0, 0x40, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
+        [&header[..], start].concat()
+    };
+    let inner = ip(53, &[0, 1, 0, 2, 0, 33, 0, 0]);
+    let outer = ip(89, &[0, 3, 0, 4, 0, 69, 0, 0, 8, 0, 0, 0, 0, 0, 1, 0]);
+    let frame = [&[2; 12][..], &[8, 0], &outer, &inner, &[7; 25]].concat();
+    let sent = [&head, &[0; 10][..], &offsets, &frame].concat();
+    for (size, lengths) in [(10_i32, vec![88, 88, 83]), (24, vec![103])] {
+        let mut rig = rig(Interface::Bridge);
+        let (file, tunnel) = attached(&mut rig, "tap0", 0x5002);
+        let accepted =
+            (Offload::CSUM | Offload::USO4 | Offload::USO6 | Offload::UDP_TUNNEL_GSO).bits();
+        let asked = rig.ioctl_later(file, TUNSETOFFLOAD, accepted, &[], 0);
+        let asker = rig.request_id(asked);
+        rig.tell_of_netdev(NetdevNews::Done(asker, Ok(())));
+        assert!(rig.outcome(asked).is_some_and(|outcome| outcome.is_ok()));
+        rig.ioctl(file, TUNSETVNETHDRSZ, 0, &size.to_ne_bytes()).unwrap();
+        rig.send_by_netdev(tunnel, file, &sent);
+        let size = usize::try_from(size).unwrap();
+        for length in lengths {
+            assert_eq!(rig.read(file, 1_000).unwrap().len(), size + length);
+        }
+        assert_eq!(rig.read(file, 1_000), Err(Errno::EAGAIN));
+    }
 }
 
 #[test]
