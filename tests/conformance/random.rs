@@ -209,6 +209,11 @@ impl Generator<'_> {
             4..6 => self.attach(index),
             6..24 => self.ioctl(index),
             24..42 => self.read(file),
+            42..45 if self.is_current && flags & 0x4000 != 0 => {
+                self.say(format!("ioctl {file} TUNSETVNETHDRSZ int:24"));
+                let bytes = self.written_in_tunnel(flags);
+                self.say(format!("write {file} {bytes}"));
+            }
             42..60 => {
                 let bytes = self.written(flags);
                 self.say(format!("write {file} {bytes}"));
@@ -422,6 +427,26 @@ impl Generator<'_> {
             return format!("00*{cut}");
         }
         parts.join("+")
+    }
+
+    /// What belongs inside a UDP tunnel, behind a vnet header of 24 bytes that is nearly right.
+    fn written_in_tunnel(&mut self, flags: u16) -> String {
+        const UDP: &str = "450000800000400040110000ac100001ac100002+138812b5006c0000+11*8";
+        const TCP: &str =
+            "4500005c00004000400600000a0000010a000002+00140050000000010000000050100000+00*4+aa*52";
+        let pi = if flags & 0x1000 == 0 { "00000800+" } else { "" };
+        let frame = if flags & 1 != 0 { "" } else { "ffffffffffff0200000000aa0800+" };
+        let mut bytes = vec![
+            *pick(self.rng, &[&1_u8, &9, &9, &0]),
+            *pick(self.rng, &[&0x21_u8, &0x21, &0xa1, &0x25, &0x41, &0x20]),
+        ];
+        let mut fields = [0, 20, 70, 16, 0, 0, 0, 0, 0, 34, 50];
+        if self.rng.bool() {
+            let at = self.rng.usize(..fields.len());
+            fields[at] += self.rng.u16(..9) * 4;
+        }
+        fields.iter().for_each(|field| bytes.extend(field.to_le_bytes()));
+        format!("{pi}{}+{frame}{UDP}+{TCP}", hex::encode(bytes))
     }
 
     fn vnet_header(&mut self) -> String {
