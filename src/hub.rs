@@ -184,7 +184,8 @@ impl State {
         planted::panic_at("lock");
         self.core.take_outputs(outputs);
         if let Some(input) = copy {
-            self.inputs.push(now, input, outputs);
+            // Threads come in another order than that in which they looked at the clock.
+            self.inputs.push(self.core.now(), input, outputs);
         }
         let observers = self.queue_events(outputs);
         (answer, Wakes { observers, input_log: self.inputs.wakes() })

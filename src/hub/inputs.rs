@@ -205,6 +205,7 @@ mod tests {
         fs::File,
         sync::{Arc, mpsc},
         thread,
+        time::Duration,
     };
 
     use super::*;
@@ -248,6 +249,25 @@ mod tests {
         assert_eq!((records.len(), end), (fits, End::TooSlow));
         hub.handle(take());
         assert!(hub.lock().inputs.queue.is_empty(), "it has ended");
+    }
+
+    #[test]
+    fn times_in_the_log_are_those_that_the_core_acts_at() {
+        let (_folder, log, read) = log();
+        let hub = Hub::new(Core::new(Limits::default(), 1));
+        hub.log_inputs();
+        let times = [5, 3, 7].map(|ns| Instant::ORIGIN + Duration::from_nanos(ns));
+        for now in times {
+            let _taken = hub.lock().handle(now, take(), &mut Vec::new());
+        }
+        hub.end_input_log();
+        hub.run_input_log(log);
+        let logged = |record: &Record| match record {
+            Record::Input { now, .. } => *now,
+            Record::Charge { .. } => panic!("{record:?}"),
+        };
+        let logged: Vec<Instant> = records(&read()).0.iter().map(logged).collect();
+        assert_eq!(logged, [times[0], times[0], times[2]]);
     }
 
     #[test]

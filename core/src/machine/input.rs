@@ -38,6 +38,12 @@ impl Core {
         self.settle_waits();
         answer
     }
+
+    /// The time of the last input.
+    #[must_use]
+    pub fn now(&self) -> Instant {
+        self.now
+    }
 }
 
 /// Declares inputs: a structure each, a variant of [`Input`], and the function that acts on it.
