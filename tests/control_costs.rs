@@ -1,6 +1,6 @@
 //! What harnesses cost: nobody waits for one that does not read, nor for what a client has open.
 
-use std::{process::Command, time::Instant};
+use std::{process::{Command, Stdio}, time::Instant};
 
 use cuse_rs::fuse_file::FileOptions;
 use memtun_client::proto::list::List;
@@ -37,13 +37,17 @@ fn list_waits_for_no_server_of_a_client(backend: Backend) {
         .args(["-c", r#"exec 3<>"$0" && exec sleep 1000"#])
         .arg(&daemon.device)
         .stdin(file)
+        // If this test fails, nobody waits for the end of its output.
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
         .spawn()
         .expect("there is a shell");
     let list = || {
         let mut client = daemon.client();
         within_deadline("list", move || client.call(&List {})).expect("list").unattached_files
     };
-    until(|| !list().is_empty());
+    // While the open is under way the file is listed, and has no descriptor.
+    until(|| list().first().is_some_and(|file| file.close_on_exec.is_some()));
     assert_eq!(list()[0].close_on_exec, Some(false), "it is known all the same");
     client.kill().expect("it is running");
     client.wait().expect("it can be waited for");
