@@ -42,7 +42,7 @@ pub use self::error::VerbError;
 use crate::{
     core::{self, Bound, NamePattern},
     log::{self, Filter},
-    terminal,
+    sys, terminal,
 };
 
 /// Where the control socket is unless it is said.
@@ -286,6 +286,7 @@ impl Cli {
     /// The command line, and what is to be logged. Ends the process after help, and after a usage error with status 2.
     #[must_use]
     pub fn parse_or_exit() -> (Self, Filter) {
+        sys::inherited::note();
         let mut command = Self::command();
         if terminal::is_dumb() {
             command = command.color(clap::ColorChoice::Never);

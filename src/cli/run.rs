@@ -346,7 +346,8 @@ impl Args {
     /// Says that everything is ready, now or when a client has attached.
     fn announce(&self, daemon: &Daemon) -> anyhow::Result<()> {
         let Some(number) = self.ready_fd else { return Ok(()) };
-        let descriptor = sys::own_received(number);
+        let descriptor = sys::inherited::take(number)
+            .ok_or_else(|| anyhow::anyhow!("--ready-fd {number}: it is used otherwise"))?;
         // The program must not hold it open: its reader may wait for the end.
         fcntl(&descriptor, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))
             .map_err(|errno| anyhow::anyhow!("--ready-fd {number}: {}", errno.desc()))?;
@@ -391,12 +392,12 @@ fn absolute(text: &str) -> Result<PathBuf, &'static str> {
         .ok_or("give an absolute path, such as /dev/net/tun")
 }
 
-/// A descriptor that was inherited to be written to. Parsed before anything is opened here, and what is is closed on exec.
+/// A descriptor that was inherited to be written to.
 fn inherited(text: &str) -> Result<RawFd, String> {
     let number: Option<RawFd> = text.parse().ok().filter(|number| *number >= 3);
     let number = number.ok_or("give the number of a descriptor, 3 or more")?;
     let flags = sys::descriptor_flags(number);
-    let flags = flags.ok().filter(|(flags, _)| !flags.contains(FdFlag::FD_CLOEXEC));
+    let flags = flags.ok().filter(|_| sys::inherited::has(number));
     let Some((_, status)) = flags else {
         return Err(format!(
             "this descriptor was not inherited; open it for memtun, as '{number}>FILE' does in a shell"

@@ -30,7 +30,7 @@ use crate::{
     daemon::{DEVICE_LOST, Daemon, DaemonError, Options, system},
     frontend::{Registered, cuse, fuse},
     input_log::InputLog,
-    panics,
+    panics, sys,
 };
 
 /// Registers the device and serves it until SIGTERM or SIGINT.
@@ -182,7 +182,7 @@ impl Drop for OwnFolder {
 /// The socket that `memtun.socket` passes.
 fn inherited_socket() -> Option<UnixListener> {
     let descriptor = sd_notify::listen_fds().ok()?.next()?;
-    Some(UnixListener::from(crate::sys::own_received(descriptor)))
+    Some(UnixListener::from(sys::inherited::take(descriptor)?))
 }
 
 fn tell_service_manager(state: &[NotifyState<'_>]) {

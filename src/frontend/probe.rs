@@ -87,7 +87,7 @@ pub(crate) fn probe(path: &Path) -> Result<(), ProbeError> {
     let ask = || {
         let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         match open(&path, flags, Mode::empty()) {
-            Ok(file) if sys::ioctl_value(file.as_fd(), IDENTIFY, 0) == Ok(IDENTITY) => 0,
+            Ok(file) if sys::own_ioctl(file.as_fd(), IDENTIFY, 0) == Ok(IDENTITY) => 0,
             Ok(_) => FOREIGN,
             Err(errno) => u8::try_from(errno as i32).unwrap_or(FOREIGN),
         }

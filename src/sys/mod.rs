@@ -2,6 +2,7 @@
 #![allow(unsafe_code, reason = "this is its one place")]
 
 mod guard;
+pub(crate) mod inherited;
 pub(crate) mod rights;
 pub(crate) mod seccomp;
 mod status;
@@ -35,12 +36,13 @@ use nix::{
 
 pub(crate) use self::guard::Guard;
 pub(crate) use self::status::FileKind;
+use crate::core::ioctl::OWN_TYPE;
 
-/// Takes over a descriptor that came in a message (`SCM_RIGHTS`), was inherited, or was named by the user. To be called
-/// once with each.
-pub(crate) fn own_received(descriptor: RawFd) -> OwnedFd {
-    // SAFETY: by the callers' word the descriptor is one that this process was handed for its own, so nobody else in it
-    // owns it. If it is not open, its use fails with EBADF.
+/// Takes over a descriptor that the kernel has just given this process, or that it was started with. To be called once with each;
+/// that is why only the modules of this folder can.
+fn own_received(descriptor: RawFd) -> OwnedFd {
+    // SAFETY: the callers, all of this folder, got the number from the kernel for a descriptor of this process's own, and hand it on
+    // once. So nobody else owns it.
     unsafe { OwnedFd::from_raw_fd(descriptor) }
 }
 
@@ -261,10 +263,15 @@ fn received(result: libc::c_long) -> Result<OwnedFd, Errno> {
     Ok(own_received(RawFd::try_from(descriptor).map_err(|_| Errno::EBADF)?))
 }
 
-/// `ioctl(2)` with a command whose number claims no argument: what is passed is a value.
-pub(crate) fn ioctl_value(file: BorrowedFd<'_>, command: u32, value: u64) -> Result<i32, Errno> {
-    debug_assert_eq!(command >> 16, 0, "{command:#x} claims an argument");
-    // SAFETY: by the callers' word the file is one of ours, whose server takes a value and no address.
+/// `ioctl(2)` with a command of memtun's own, whose argument is a value.
+///
+/// # Panics
+///
+/// If the command is another.
+pub(crate) fn own_ioctl(file: BorrowedFd<'_>, command: u32, value: u64) -> Result<i32, Errno> {
+    assert_eq!(command >> 8, OWN_TYPE, "{command:#x} is no command of memtun's");
+    // SAFETY: no driver of Linux has commands of this type (Documentation/userspace-api/ioctl/ioctl-number.rst), and memtun takes a
+    // value with them, no address.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), command.into(), value) };
     Errno::result(result)
 }

@@ -146,7 +146,7 @@ fn carry(listener: &Listener, notification: &Notification, file_system: u64) -> 
         }
     };
     let (command, argument) = carried.encode();
-    let result = sys::ioctl_value(file.as_fd(), command, argument);
+    let result = sys::own_ioctl(file.as_fd(), command, argument);
     Some(Answer::Result(result.map(i64::from)))
 }
 

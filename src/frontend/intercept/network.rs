@@ -63,7 +63,7 @@ pub(super) fn find(file: BorrowedFd<'_>, subject: Subject, tid: u32) -> Result<O
     let places = [format!("/proc/{tid}/ns/net"), "/proc/self/ns/net".to_owned()];
     for network in places.iter().filter_map(|place| Network::try_from(File::open(place).ok()?).ok())
     {
-        match sys::ioctl_value(file, subject.question(), network.inode()) {
+        match sys::own_ioctl(file, subject.question(), network.inode()) {
             Ok(_) if opener::credentials(tid, 0, 0, Some(&network)).net_admin => {
                 return Ok(network.into());
             }
