@@ -1,6 +1,9 @@
 //! What harnesses cost: nobody waits for one that does not read, nor for what a client has open.
 
-use std::{process::{Command, Stdio}, time::Instant};
+use std::{
+    process::{Command, Stdio},
+    time::Instant,
+};
 
 use cuse_rs::fuse_file::FileOptions;
 use memtun_client::proto::list::List;
