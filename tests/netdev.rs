@@ -12,7 +12,10 @@ use std::{
 
 use bytes::Bytes;
 use memtun::{
-    abi::tun::{IfFlags, Name},
+    abi::{
+        tun::{IfFlags, Name, TunPi},
+        virtio_net::VnetHeader,
+    },
     core::{
         Core, Credentials, FileId, Instant, Interface, Limits, Look, MacAddress, MadeNetdev,
         NetdevRequest, Op, Origin, Request, RequestId, Scope, Sent, TunnelId, User, input,
@@ -222,8 +225,9 @@ pub fn echo(request: &[u8]) -> Vec<u8> {
 }
 
 fn datagrams_pass_both_ways() {
-    // With all the headers that there are, before an IP datagram: 4 and 10 bytes.
-    for (flags, headers) in [(TUN, 0), (IfFlags::TUN | IfFlags::VNET_HDR, 14)] {
+    // With all the headers that there are, before an IP datagram.
+    let all = TunPi::SIZE + VnetHeader::TUNNEL_SIZE;
+    for (flags, headers) in [(TUN, 0), (IfFlags::TUN | IfFlags::VNET_HDR, all)] {
         let rig = Rig::new();
         rig.make("tun0", flags);
         rig.network.ip(&["address", "add", "10.9.0.1", "peer", "10.9.0.2", "dev", "tun0"]);
@@ -254,12 +258,16 @@ fn write_gets_the_kernels_error() {
     let rig = Rig::new();
     rig.make("tun0", TUN | IfFlags::VNET_HDR);
     let datagram = crate::support::datagram(1);
-    let with_head = |head: [u8; 10]| [&head[..], &datagram].concat();
-    assert_eq!(rig.write(&with_head([0; 10])), Err(Errno::EIO));
+    let with_type = |gso_type| {
+        let mut head = [0; VnetHeader::TUNNEL_SIZE];
+        head[1] = gso_type;
+        [&head[..], &datagram].concat()
+    };
+    assert_eq!(rig.write(&with_type(0)), Err(Errno::EIO));
     rig.set(Setting::Up(true)).unwrap();
-    assert_eq!(rig.write(&with_head([0; 10])), Ok(38));
+    assert_eq!(rig.write(&with_type(0)), Ok(VnetHeader::TUNNEL_SIZE + datagram.len()));
     // A GSO type that there is not.
-    assert_eq!(rig.write(&with_head([0, 2, 0, 0, 0, 0, 0, 0, 0, 0])), Err(Errno::EINVAL));
+    assert_eq!(rig.write(&with_type(2)), Err(Errno::EINVAL));
     assert_eq!(rig.netdevs.write(LINK, FileId(999), &[]), Err(Errno::EBADFD));
 }
 
