@@ -271,13 +271,19 @@ fn paths_lead_to_the_notified_device(user: User) {
     let (folder, _) = folder();
     let script = r#"
         cd "$0" && ln -s /dev/net/tun link && ln -s link other
-        for path in /dev/net/tun /dev/../dev/net//tun link other /proc/self/root/dev/net/tun /proc/self/cwd/other; do
+        self=/proc/self
+        for path in /dev/net/tun /dev/../dev/net//tun link other "$self/root"/dev/net/tun "$self"/cwd/other; do
             cat "$path" 2>&1 | grep -q 'bad state' && echo "$path"
         done
         cat /etc/hostname link/ nothing 2>/dev/null >/dev/null; echo $?
         [ -c link ] && echo device"#;
     let told = notified(user, &["sh", "-c", script, folder.path().to_str().unwrap()]).succeeded();
-    let expected = "/dev/net/tun\n/dev/../dev/net//tun\nlink\nother\n/proc/self/root/dev/net/tun\n/proc/self/cwd/other\n1\ndevice\n";
+    let expected = concat!(
+        "/dev/net/tun\n/dev/../dev/net//tun\nlink\nother\n",
+        "/proc/self/root",
+        "/dev/net/tun\n/proc/self/cwd/other\n",
+        "1\ndevice\n"
+    );
     assert_eq!(told, expected);
 }
 
