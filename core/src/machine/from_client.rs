@@ -18,7 +18,7 @@ use alloc::{boxed::Box, sync::Arc};
 
 use super::{
     Core, DropReason, Event, FileId, Forward, Interface, Limits, Outcome, Output, Peer, Reply,
-    RequestId, TunnelId, WriteCall,
+    RequestId, Tunnel, TunnelId, User, WriteCall,
     queue::{Kept, Refused, cost},
     reserved::Reserved,
     to_client::Sender,
@@ -30,10 +30,12 @@ use crate::{
 };
 
 /// A write that passed the checks.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Written {
     by: RequestId,
     file: FileId,
+    /// Who opened the file, in whose memory the datagram is kept. The file may be closed by then.
+    user: Arc<User>,
     /// What the call returns.
     length: usize,
     /// It has returned that.
@@ -44,8 +46,8 @@ struct Written {
 #[derive(Debug)]
 pub(super) struct Withheld {
     written: Written,
-    /// Or why it is lost, and how long it was.
-    kept: Result<Kept, (DropReason, usize)>,
+    /// Or how long the datagram was for which there was no memory.
+    kept: Result<Kept, usize>,
     /// Its outcome reached the client; `None`: that is not known.
     delivered: Option<bool>,
 }
@@ -95,25 +97,22 @@ impl Core {
         if is_answered && file.detached && tunnel.flags.contains(IfFlags::NAPI) {
             return Err(Errno::EBUSY);
         }
-        let tunnel_id = tunnel.id;
-        if reports || !tunnel.withheld.is_empty() {
-            let written = Written { by: id, file: file_id, length, is_answered };
-            self.withhold(tunnel_id, written, datagram, reports);
+        let user = Arc::clone(&file.user);
+        let written = Written { by: id, file: file_id, user, length, is_answered };
+        let (tunnel, is_first) = (tunnel.id, tunnel.withheld.is_empty());
+        if reports || !is_first {
+            self.withhold(tunnel, written, datagram, reports);
         } else if is_answered {
-            self.pass_to_far_side(tunnel_id, file_id, datagram);
+            self.pass_to_far_side(tunnel, file_id, &written.user, datagram);
         } else {
-            self.pass_on(
-                tunnel_id,
-                Written { by: id, file: file_id, length, is_answered },
-                datagram,
-            );
+            self.pass_on(tunnel, written, datagram);
         }
         Ok(is_answered)
     }
 
     /// A datagram that passed the checks: to the kernel behind a bridge, or to the far side.
     fn pass_on(&mut self, id: TunnelId, written: Written, datagram: Datagram) {
-        let Written { by, file, length, is_answered } = written;
+        let Written { by, file, length, is_answered, .. } = written;
         let Some(tunnel) = self.tunnels.get(&id) else { return };
         if tunnel.interface == Interface::Bridge {
             let head = datagram::write_head(&datagram, tunnel.netdev_framing());
@@ -122,30 +121,26 @@ impl Core {
             self.outputs.push(Output::Forward(Box::new(forward)));
             return;
         }
-        self.pass_to_far_side(id, file, datagram);
-        self.answer(written);
+        self.pass_to_far_side(id, file, &written.user, datagram);
+        self.answer(&written);
     }
 
     /// Keeps a datagram until it is known whether the outcome reached the client, and that of each write before it.
     #[cold]
     fn withhold(&mut self, id: TunnelId, written: Written, datagram: Datagram, reports: bool) {
         let length = datagram.payload.len();
-        let Some(user) = self.files.get(&written.file).map(|file| Arc::clone(&file.user)) else {
-            return;
-        };
-        let kept = match self.charge_memory(&user, cost(&datagram)) {
-            Ok(charge) => Ok(Kept { datagram, charge }),
-            Err(_) => Err((DropReason::Memory, length)),
-        };
-        let limit = self.limits.written_datagrams;
-        let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
-        if !reports && tunnel.withheld.len() >= limit {
-            return self.lose_unseen(id, written, DropReason::WriteBufferFull, length);
+        let is_full = |tunnel: &Tunnel| tunnel.withheld.len() >= self.limits.written_datagrams;
+        if !reports && self.tunnels.get(&id).is_some_and(is_full) {
+            return self.lose_unseen(id, &written, DropReason::WriteBufferFull, length);
         }
+        let charged = self.charge_memory(&written.user, cost(&datagram));
+        let kept = charged.map(|charge| Kept { datagram, charge }).map_err(|_| length);
+        let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
+        let (by, file) = (written.by, written.file);
         let delivered = (!reports).then_some(true);
         tunnel.withheld.push_back(Withheld { written, kept, delivered });
         if reports {
-            self.reserve(written.by, Reserved::Write(id, written.file));
+            self.reserve(by, Reserved::Write(id, file));
         }
     }
 
@@ -167,25 +162,30 @@ impl Core {
                     drop(charge);
                     self.pass_on(id, written, datagram);
                 }
-                Err((reason, length)) => self.lose_unseen(id, written, reason, length),
+                Err(length) => self.lose_unseen(id, &written, DropReason::Memory, length),
             }
         }
         self.end_if_spent_and_tell(id);
     }
 
     /// A write of which nothing is left, though the client is told that it was taken.
-    fn lose_unseen(&mut self, id: TunnelId, written: Written, reason: DropReason, length: usize) {
+    fn lose_unseen(&mut self, id: TunnelId, written: &Written, reason: DropReason, length: usize) {
+        self.lose_passed(id, reason, length);
+        self.answer(written);
+    }
+
+    /// A datagram that passed the checks and came no further.
+    fn lose_passed(&mut self, id: TunnelId, reason: DropReason, length: usize) {
         if let Some(tunnel) = self.tunnels.get_mut(&id) {
             tunnel.counters.from_client.add(length);
         }
         self.lose_written(id, reason, length);
-        self.answer(written);
     }
 
     /// The client of a write is told that it was taken, unless it has been.
-    fn answer(&mut self, Written { by, length, is_answered, .. }: Written) {
+    fn answer(&mut self, Written { by, length, is_answered, .. }: &Written) {
         if !is_answered {
-            self.outputs.push(Output::Complete(by, Ok(Reply::Written(length))));
+            self.outputs.push(Output::Complete(*by, Ok(Reply::Written(*length))));
         }
     }
 
@@ -214,12 +214,13 @@ impl Core {
     /// The kernel took a datagram of a bridge, or not.
     pub(super) fn forwarded(&mut self, forward: Forward, taken: Result<(), Errno>) {
         let Forward { asker, tunnel, file, datagram, length, is_answered, .. } = forward;
-        let is_there = self.files.get(&file).is_some_and(|file| file.tunnel == Some(tunnel));
-        if taken.is_ok() && is_there {
-            self.pass_to_far_side(tunnel, file, datagram);
-        } else if taken.is_err() && is_answered {
-            let written = Written { by: asker, file, length, is_answered };
-            self.lose_unseen(tunnel, written, DropReason::Refused, datagram.payload.len());
+        let user = self.files.get(&file).filter(|file| file.tunnel == Some(tunnel));
+        match (&taken, user.map(|file| Arc::clone(&file.user))) {
+            (Ok(()), Some(user)) => self.pass_to_far_side(tunnel, file, &user, datagram),
+            (Err(_), _) if is_answered => {
+                self.lose_passed(tunnel, DropReason::Refused, datagram.payload.len());
+            }
+            (Ok(()), None) | (Err(_), _) => {}
         }
         if !is_answered {
             self.outputs.push(Output::Complete(asker, taken.map(|()| Reply::Written(length))));
@@ -227,7 +228,13 @@ impl Core {
     }
 
     /// A datagram that passed the checks: to whatever stands at the far side of the tunnel.
-    fn pass_to_far_side(&mut self, id: TunnelId, file: FileId, datagram: Datagram) {
+    fn pass_to_far_side(
+        &mut self,
+        id: TunnelId,
+        file: FileId,
+        user: &Arc<User>,
+        datagram: Datagram,
+    ) {
         let length = datagram.payload.len();
         let payload = self.observed.then(|| datagram.payload.clone());
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
@@ -246,23 +253,26 @@ impl Core {
         }
         match is_bridge {
             // The kernel has it. The harness may look at the latest.
-            true => self.copy_written(id, file, datagram),
-            false => self.keep_written(id, file, datagram),
+            true => self.copy_written(id, user, datagram),
+            false => self.keep_written(id, file, user, datagram),
         }
         self.outputs.extend(event.map(Output::Event));
     }
 
     /// Keeps what a client wrote, in the memory of the user who opened the file.
-    fn keep_written(&mut self, id: TunnelId, file_id: FileId, mut datagram: Datagram) {
+    fn keep_written(
+        &mut self,
+        id: TunnelId,
+        file: FileId,
+        user: &Arc<User>,
+        mut datagram: Datagram,
+    ) {
         let length = datagram.payload.len();
         loop {
-            let (Some(file), Some(tunnel)) = (self.files.get(&file_id), self.tunnels.get_mut(&id))
-            else {
-                return;
-            };
-            let reason = match tunnel.written.push(datagram, &file.user) {
+            let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
+            let reason = match tunnel.written.push(datagram, user) {
                 Ok(()) => {
-                    tunnel.last_writer = Some(file_id);
+                    tunnel.last_writer = Some(file);
                     if let Some(Peer::Outside(peer)) = tunnel.peer {
                         self.outputs.push(Output::Notify(peer));
                     }
@@ -270,9 +280,8 @@ impl Core {
                 }
                 Err(Refused::Full) => DropReason::WriteBufferFull,
                 Err(Refused::Memory(refused, exhausted)) => {
-                    let uid = file.user.uid();
                     datagram = refused;
-                    if self.reclaim(uid, exhausted).is_ok() {
+                    if self.reclaim(user.uid(), exhausted).is_ok() {
                         continue;
                     }
                     DropReason::Memory
@@ -283,10 +292,10 @@ impl Core {
     }
 
     /// Keeps a copy of what the kernel has; the oldest make room for it.
-    fn copy_written(&mut self, id: TunnelId, file: FileId, datagram: Datagram) {
+    fn copy_written(&mut self, id: TunnelId, user: &Arc<User>, datagram: Datagram) {
         let Limits { copied_datagrams: datagrams, copied_bytes: bytes, .. } = self.limits;
-        if let (Some(file), Some(tunnel)) = (self.files.get(&file), self.tunnels.get_mut(&id)) {
-            tunnel.written.push_over(datagram, &file.user, datagrams, bytes);
+        if let Some(tunnel) = self.tunnels.get_mut(&id) {
+            tunnel.written.push_over(datagram, user, datagrams, bytes);
         }
     }
 

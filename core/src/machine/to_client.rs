@@ -224,18 +224,19 @@ impl Core {
             if sent_by.is_none() {
                 woken = file.waker;
             }
-            match file.queue.push(datagram, &file.user) {
+            let waits = !file.parked.is_empty();
+            let queued = match file.queue.push(datagram, &file.user) {
                 Ok(()) => {
                     tunnel.counters.to_client.add(length);
-                    let queued = Delivery::Queued(file.queue.len());
-                    if !file.parked.is_empty() && self.serve_parked(file_id) {
-                        woken = None;
-                        Delivery::Read
-                    } else {
-                        queued
-                    }
+                    file.queue.len()
                 }
                 Err(refused) => self.push_again(to, name, file_id, refused, length)?,
+            };
+            if waits && self.serve_parked(file_id) {
+                woken = None;
+                Delivery::Read
+            } else {
+                Delivery::Queued(queued)
             }
         };
         if let Some(payload) = observed {
@@ -247,7 +248,7 @@ impl Core {
         Ok(delivery)
     }
 
-    /// A datagram for which there was no room at first.
+    /// A datagram for which there was no room at first; of how many it is then the last in the queue.
     #[cold]
     fn push_again(
         &mut self,
@@ -256,7 +257,7 @@ impl Core {
         file_id: FileId,
         mut refused: Refused,
         length: usize,
-    ) -> Result<Delivery, CommandError> {
+    ) -> Result<usize, CommandError> {
         loop {
             let file = self.files.get(&file_id).ok_or(CommandError::NoQueue(name))?;
             let (uid, datagrams) = (file.user.uid(), file.queue.len());
@@ -276,7 +277,7 @@ impl Core {
                     if let Some(tunnel) = self.tunnels.get_mut(&to) {
                         tunnel.counters.to_client.add(length);
                     }
-                    return Ok(Delivery::Queued(queued));
+                    return Ok(queued);
                 }
             }
         }
@@ -309,11 +310,7 @@ impl Core {
     ) -> Result<Injection, CommandError> {
         let datagram = self.checked(to, datagram, wrap)?;
         let tunnel = self.tunnel_or_unknown(to)?;
-        let rest = if !datagram.has_vnet() {
-            VecDeque::from([datagram])
-        } else {
-            offload::perform(datagram, tunnel.mode, tunnel.accepted())?.collect()
-        };
+        let rest = offload::perform(datagram, tunnel.mode, tunnel.accepted())?.collect();
         Ok(Injection { to, rest, injected: None })
     }
 

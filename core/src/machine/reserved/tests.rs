@@ -11,7 +11,14 @@ use alloc::{
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use super::super::{input::*, rig::Rig, *};
+use super::super::{
+    file::FILE_MEMORY,
+    input::*,
+    queue::DATAGRAM_MEMORY,
+    rig::{Rig, bytes_read},
+    tunnel::TUNNEL_MEMORY,
+    *,
+};
 use crate::{
     abi::tun::{IfFlags, IfReq, Name, ioctl},
     errno::Errno,
@@ -130,12 +137,12 @@ fn read_comes_back_to_the_front_and_wakes_those_who_wait() {
     let used = |rig: &Rig| rig.core.users().map(|user| user.used(Resource::Memory)).sum::<usize>();
     let before = (used(&rig), rig.wakes);
     let first = rig.ask(read(file, 9, true));
-    assert_eq!(rig.outcome(first).map(rig::bytes_read), Some(Ok(vec![1])));
+    assert_eq!(rig.outcome(first).map(bytes_read), Some(Ok(vec![1])));
     assert_eq!(rig.core.file(file).unwrap().queue().len(), 1, "it is gone for others");
     assert_eq!(used(&rig), before.0, "it is charged for");
     rig.report(first, false);
     assert_eq!((used(&rig), rig.wakes), (before.0, before.1 + 1));
-    assert_eq!(rig.made(read(file, 9, true)).map(|it| rig::bytes_read(Ok(it))), Ok(Ok(vec![1])));
+    assert_eq!(rig.made(read(file, 9, true)).map(|it| bytes_read(Ok(it))), Ok(Ok(vec![1])));
     assert!(used(&rig) < before.0);
 
     // Two threads in `read`: one is interrupted when its answer is on its way, and the other gets the datagram.
@@ -143,7 +150,7 @@ fn read_comes_back_to_the_front_and_wakes_those_who_wait() {
     let waiting = rig.ask(read(file, 9, false));
     assert_eq!(rig.outcome(waiting), None);
     rig.report(interrupted, false);
-    assert_eq!(rig.outcome(waiting).map(rig::bytes_read), Some(Ok(vec![2])));
+    assert_eq!(rig.outcome(waiting).map(bytes_read), Some(Ok(vec![2])));
     rig.report(waiting, true);
 
     // A datagram that a parked read was given at once comes back as well.
@@ -151,7 +158,7 @@ fn read_comes_back_to_the_front_and_wakes_those_who_wait() {
     assert_eq!(rig.inject(tunnel, &[3]), Ok(Delivery::Read));
     assert!(rig.outcome(parked).is_some());
     rig.report(parked, false);
-    assert_eq!(rig.made(read(file, 9, true)).map(|it| rig::bytes_read(Ok(it))), Ok(Ok(vec![3])));
+    assert_eq!(rig.made(read(file, 9, true)).map(|it| bytes_read(Ok(it))), Ok(Ok(vec![3])));
 }
 
 #[test]
@@ -181,6 +188,46 @@ fn write_is_seen_when_its_outcome_is_known_in_the_order_of_the_calls() {
 }
 
 #[test]
+fn answered_write_behind_another_outlives_its_file() {
+    let mut rig = reporting(Limits::default());
+    let (file, tunnel) = rig.with_tunnel("m", MULTI_QUEUE);
+    rig.origin = Origin(0);
+    let plain = rig.open();
+    rig.set_iff(plain, "m", MULTI_QUEUE).unwrap();
+    rig.origin = Origin(1);
+    let bare = |file, bytes: &'static [u8]| {
+        Op::Write(file, WriteCall { data: bytes.into(), offset: 0, nonblock: false })
+    };
+    let withheld = rig.ask(bare(file, &[0x45, 1]));
+    rig.origin = Origin(0);
+    let written = rig.ask(bare(plain, &[0x45, 2]));
+    assert_eq!(rig.outcome(written), Some(Ok(Reply::Written(2))), "at once");
+    rig.close(plain);
+    rig.origin = Origin(1);
+    rig.report(withheld, true);
+    assert_eq!(rig.take(tunnel), Some(vec![0x45, 1]));
+    assert_eq!(rig.take(tunnel), Some(vec![0x45, 2]), "its client was told that it was taken");
+}
+
+#[test]
+fn waiting_read_gets_what_others_make_room_for() {
+    let memory = Bound::unshared(3 * (FILE_MEMORY + TUNNEL_MEMORY) + DATAGRAM_MEMORY + 1_000);
+    let mut rig = reporting(Limits { memory, ..Limits::default() });
+    let (file, left) = rig.with_tunnel("left", TUN_NO_PI);
+    let call = WriteCall { data: vec![0x45; 1_000].into(), offset: 0, nonblock: false };
+    rig.made(Op::Write(file, call)).unwrap();
+    rig.made(Op::Close(file)).unwrap();
+    let (file, tunnel) = rig.with_tunnel("t", TUN_NO_PI);
+    let waits = rig.ask(read(file, 5_000, false));
+    assert_eq!(rig.outcome(waits), None);
+    let long = vec![0x45; 4_000];
+    assert_eq!(rig.inject(tunnel, &long), Ok(Delivery::Read));
+    assert!(rig.core.tunnel(left).is_none(), "what was kept of it made room");
+    assert_eq!(rig.outcome(waits).map(bytes_read), Some(Ok(long)));
+    rig.report(waits, true);
+}
+
+#[test]
 fn what_a_peer_gets_waits_too_and_outlives_the_tunnel() {
     let mut rig = reporting(Limits::default());
     let (file, tunnel) = rig.with_tunnel("a", TUN_NO_PI);
@@ -197,7 +244,7 @@ fn what_a_peer_gets_waits_too_and_outlives_the_tunnel() {
     assert!(rig.cancel(closed) && rig.outcome(closed).is_none(), "no signal ends a close");
     rig.report(written, true);
     assert_eq!(rig.outcome(closed), Some(Ok(Reply::Closed)));
-    let got = rig.made(read(other, 9, true)).map(|it| rig::bytes_read(Ok(it)));
+    let got = rig.made(read(other, 9, true)).map(|it| bytes_read(Ok(it)));
     assert_eq!(got, Ok(Ok(vec![0, 0, 8, 0, 0x45, 1])));
 
     let written = rig.ask(write(other, 1));
@@ -588,7 +635,7 @@ impl Model {
 
     fn give(&mut self, rig: &mut Rig, request: u64) {
         let number = self.readable.pop_first().expect("there is one");
-        let got = rig.outcome(request).map(rig::bytes_read);
+        let got = rig.outcome(request).map(bytes_read);
         assert_eq!(got, Some(Ok(bytes(number))));
         self.read.insert(request, number);
         self.undecided.push(request);
