@@ -74,7 +74,7 @@ impl VnetHeader {
     /// The header in all of these bytes, or in the first 24 of them; `None` of fewer than 10.
     #[must_use]
     pub fn read(bytes: &[u8]) -> Option<Self> {
-        let known = if bytes.len() < Self::TUNNEL_SIZE { Self::SIZE } else { Self::TUNNEL_SIZE };
+        let known = Self::known_of(bytes.len());
         let mut wire = [0; Self::TUNNEL_SIZE];
         wire[..known].copy_from_slice(bytes.get(..known)?);
         let wire: Wire = zerocopy::transmute!(wire);
@@ -85,15 +85,25 @@ impl VnetHeader {
             gso_size: wire.gso_size,
             csum_start: wire.csum_start,
             csum_offset: wire.csum_offset,
-            ..Self::default()
+            outer_th_offset: wire.outer_th_offset,
+            inner_nh_offset: wire.inner_nh_offset,
         };
-        let Wire { outer_th_offset, inner_nh_offset, .. } = wire;
-        let is_in_tunnel = header.is_in_tunnel();
-        Some(if is_in_tunnel {
-            Self { outer_th_offset, inner_nh_offset, ..header }
-        } else {
-            header
-        })
+        Some(header.normalized())
+    }
+
+    /// How many bytes of a header of this size, at least 10, are looked at.
+    #[must_use]
+    pub fn known_of(size: usize) -> usize {
+        if size < Self::TUNNEL_SIZE { Self::SIZE } else { Self::TUNNEL_SIZE }
+    }
+
+    /// With the fields of a UDP tunnel only if it is of one.
+    #[must_use]
+    pub(crate) fn normalized(self) -> Self {
+        if self.is_in_tunnel() {
+            return self;
+        }
+        Self { outer_th_offset: 0.into(), inner_nh_offset: 0.into(), ..self }
     }
 
     /// Its bytes; those of a shorter header are the first of them.

@@ -255,9 +255,7 @@ fn check_header_length(
     mode: Mode,
 ) -> Result<(), Errno> {
     let hint = usize::from(header.hdr_len.get());
-    let known =
-        if size < VnetHeader::TUNNEL_SIZE { VnetHeader::SIZE } else { VnetHeader::TUNNEL_SIZE };
-    if hint > length + (size - known)
+    if hint > length + (size - VnetHeader::known_of(size))
         || (mode == Mode::Tap && !header.needs_checksum() && (1..ETHERNET_HEADER).contains(&hint))
     {
         return Err(Errno::EINVAL);

@@ -30,7 +30,7 @@ impl Mode {
         }
     }
 
-    /// The type of its flag.
+    /// Its flag in TUNSETIFF.
     pub(crate) fn flag(self) -> IfFlags {
         match self {
             Self::Tun => IfFlags::TUN,

@@ -15,7 +15,7 @@ pub struct Datagram {
     pub payload: Bytes,
     /// 0 if there was none.
     protocol: u16,
-    /// What there was is in the two bits of its `gso_type` that no type has.
+    /// Two bits of `gso_type` that no type uses say whether there was a protocol, and a vnet header.
     vnet: VnetHeader,
 }
 
@@ -69,11 +69,8 @@ impl Datagram {
         self.vnet.gso_type |= HAS_PROTOCOL;
     }
 
-    pub(super) fn set_vnet(&mut self, mut vnet: VnetHeader) {
-        if !vnet.is_in_tunnel() {
-            vnet.outer_th_offset = 0.into();
-            vnet.inner_nh_offset = 0.into();
-        }
+    pub(super) fn set_vnet(&mut self, vnet: VnetHeader) {
+        let mut vnet = vnet.normalized();
         if vnet.gso_type & (HAS_PROTOCOL | HAS_VNET) != 0 {
             vnet.gso_type = UNKNOWN_TYPE;
         }

@@ -322,7 +322,7 @@ impl Core {
     }
 
     /// `tun_attach`, and what `tun_set_iff` does after it.
-    /// Attached it is in any case: with an error only the filter fails.
+    /// The file is attached even if this returns an error: then only the filter fails.
     pub(super) fn bind(
         &mut self,
         file_id: FileId,
@@ -379,7 +379,7 @@ impl Core {
         }
     }
 
-    /// Whether [`set_queue`](Self::set_queue) does anything, and what it says when it has.
+    /// What TUNSETQUEUE returns. `Err`: it is refused. `Ok`: it is not, but the filter that the queue gets may be bad.
     pub(super) fn check_set_queue(
         &self,
         file: FileId,
@@ -407,18 +407,24 @@ impl Core {
         if tunnel.last_writer == Some(file_id) {
             tunnel.last_writer = None;
         }
-        let is_unused = tunnel.is_unused();
         if tunnel.file_count() == 0 {
             tunnel.carrier = false;
         }
-        let deleted = is_unused && !tunnel.persistent;
         let name = tunnel.name;
-        if deleted {
+        let deleted = self.bury_if_unused(id, file_id);
+        self.event(|| Event::Detached { tunnel: id, name, file: file_id, deleted });
+    }
+
+    /// A file is no longer a tunnel's, and was perhaps its last: whether the tunnel goes with it.
+    pub(super) fn bury_if_unused(&mut self, id: TunnelId, file: FileId) -> bool {
+        let Some(tunnel) = self.tunnels.get(&id) else { return false };
+        let is_deleted = tunnel.is_unused() && !tunnel.persistent;
+        if is_deleted {
             self.bury(id, false);
         } else {
-            self.tell_netdev(id, |tunnel| NetdevRequest::Close { tunnel, file: file_id });
+            self.tell_netdev(id, |tunnel| NetdevRequest::Close { tunnel, file });
         }
-        self.event(|| Event::Detached { tunnel: id, name, file: file_id, deleted });
+        is_deleted
     }
 
     /// Deletes a tunnel under its open files, as `ip link delete` does (`tun_detach_all`): blocked reads end with `EFAULT`,

@@ -109,16 +109,22 @@ impl Core {
         self.last_file += 1;
         let id = FileId(self.last_file);
         let mut file = File::new(id, by, flags, opener, charges);
+        file.is_shown = false;
+        self.files.insert(id, file);
         if self.reports(by) {
-            file.is_shown = false;
-            self.files.insert(id, file);
             self.reserve(by, Reserved::Open(id));
         } else {
-            let (pid, command) = (file.opener.pid, file.opener.command.clone());
-            self.files.insert(id, file);
-            self.event(|| Event::Opened { file: id, pid, command });
+            self.show_opened(id);
         }
         Ok(Reply::Opened(id))
+    }
+
+    /// From now on harnesses see the file.
+    pub(super) fn show_opened(&mut self, id: FileId) {
+        let Some(file) = self.files.get_mut(&id) else { return };
+        file.is_shown = true;
+        let (pid, command) = (file.opener.pid, file.opener.command.clone());
+        self.event(|| Event::Opened { file: id, pid, command });
     }
 
     /// What a file takes, its user's place for its namespace included.

@@ -150,7 +150,8 @@ pub enum DropReason {
     ReadTooShort,
     /// A continuation of a write whose first part was taken already.
     Continuation,
-    /// A peer sent it, and the tunnel is down, has no carrier or no queue, or it is empty or too long.
+    /// A peer or the kernel sent it, and the tunnel is down, has no carrier or no queue, or it is empty, too long, or cannot be
+    /// cut; or the kernel behind a bridge refused what a client was told it had written.
     Refused,
     /// It is longer than the attached socket carries, or a host cannot do what its vnet header asks for.
     PeerLimit,

@@ -144,7 +144,12 @@ struct Argument<'a> {
     credentials: Option<&'a Credentials>,
 }
 
-impl Argument<'_> {
+impl<'a> Argument<'a> {
+    fn of(call: &'a IoctlCall) -> Self {
+        let credentials = call.credentials.as_deref();
+        Self { value: call.argument, input: &call.input, compat: call.compat, credentials }
+    }
+
     /// The low 32 bits, as `(unsigned int) arg`.
     fn low(&self) -> u32 {
         let [a, b, c, d, ..] = self.value.to_le_bytes();
@@ -168,7 +173,7 @@ impl Argument<'_> {
 /// The type byte of ioctls that memtun serves beside the driver's. Anybody may make them, and learns or changes nothing that is not
 /// theirs to know or change.
 pub const OWN_TYPE: u32 = 0xf5;
-/// Whether what TUNGETDEVNETNS is about is a network namespace, given by its inode number: 0, or `EPERM`.
+/// Whether the network namespace that TUNGETDEVNETNS gives is that of an inode number: 0, or `EPERM`.
 pub const IS_DEVNETNS: u32 = OWN_TYPE << 8 | ioctl::number_of(ioctl::TUNGETDEVNETNS);
 /// The same of SIOCGSKNS.
 pub const IS_SKNS: u32 = OWN_TYPE << 8 | ioctl::number_of(ioctl::SIOCGSKNS);
@@ -246,9 +251,7 @@ pub(super) fn tunsetiff(call: &IoctlCall) -> Option<IfReq> {
 
 /// What a command sets on the link beside its tunnel; `None` if nothing, or if its argument is still to be fetched.
 pub(super) fn netdev_setting(call: &IoctlCall, tunnel: &Tunnel) -> Option<NetdevSetting> {
-    let credentials = call.credentials.as_deref();
-    let argument =
-        Argument { value: call.argument, input: &call.input, compat: call.compat, credentials };
+    let argument = Argument::of(call);
     let setting = match call.command {
         ioctl::TUNSETPERSIST => NetdevSetting::Persistent(argument.value != 0),
         ioctl::TUNSETOWNER => NetdevSetting::Owner(argument.low()),
@@ -292,9 +295,9 @@ pub(super) fn tunsetqueue(call: &IoctlCall) -> Option<IfFlags> {
     IfReq::from_bytes(&call.input).filter(|_| is_whole).map(|request| request.flags())
 }
 
-/// Whether TUNSETQUEUE attaches or detaches; `None` if neither, or if its argument is still to be fetched.
+/// Whether TUNSETQUEUE attaches or detaches; `None` if neither, if its argument is still to be fetched, and for other calls.
 pub(super) fn queue_change(call: &IoctlCall) -> Option<bool> {
-    let flags = IfReq::from_bytes(&call.input)?.flags();
+    let flags = tunsetqueue(call)?;
     let attaches = flags.contains(IfFlags::ATTACH_QUEUE);
     (attaches || flags.contains(IfFlags::DETACH_QUEUE)).then_some(attaches)
 }
@@ -323,11 +326,5 @@ pub(super) fn perform(core: &mut Core, id: FileId, call: &IoctlCall) -> Outcome 
     if let Some(fetch) = row.shape.missing(call) {
         return Ok(fetch);
     }
-    let argument = Argument {
-        value: call.argument,
-        input: &call.input,
-        compat: call.compat,
-        credentials: call.credentials.as_deref(),
-    };
-    (row.effect)(core, id, argument)
+    (row.effect)(core, id, Argument::of(call))
 }

@@ -114,13 +114,10 @@ mod tests {
     use crate::{
         abi::tun::{self, POLL_READABLE},
         errno::Errno,
-        machine::rig::{Rig, bytes_read},
+        machine::rig::{Rig, bytes_read, flags::*},
         *,
     };
 
-    const TUN: u16 = 0x1;
-    const TAP_NO_PI: u16 = 0x1002;
-    const TUN_NO_PI: u16 = 0x1001;
     const PERSIST: u32 = tun::ioctl::TUNSETPERSIST;
 
     fn numbered(number: u16) -> Vec<u8> {
@@ -184,7 +181,6 @@ mod tests {
 
     #[test]
     fn each_gets_the_offloads_it_accepts_and_the_rest_done() {
-        const VNET_HDR: u16 = 0x4000;
         let mut rig = Rig::new();
         let (writer, one) = rig.attached("one", TUN_NO_PI | VNET_HDR);
         let (reader, two) = rig.attached("two", TUN_NO_PI | VNET_HDR);
@@ -261,7 +257,6 @@ mod tests {
 
     #[test]
     fn carrier_filters_and_queues_are_the_readers() {
-        const MULTI_QUEUE: u16 = 0x100;
         let mut rig = Rig::new();
         let (writer, one) = rig.attached("one", TAP_NO_PI);
         let (first, two) = rig.attached("two", TAP_NO_PI | MULTI_QUEUE);

@@ -78,9 +78,11 @@ mod tests {
     use alloc::vec;
 
     use super::*;
-    use crate::{Address, Answer, Condition, FileId, PeerId, input, machine::rig::Rig};
+    use crate::{
+        Address, Answer, Condition, FileId, PeerId, input,
+        machine::rig::{Rig, flags::TUN_NO_PI},
+    };
 
-    const TUN_NO_PI: u16 = 0x1001;
     const LEFT: Keeper = Keeper(1);
     const RIGHT: Keeper = Keeper(2);
 

@@ -13,7 +13,7 @@ use proptest::prelude::*;
 
 use self::step::{Step, step};
 use super::{
-    rig::{Rig, bytes_read},
+    rig::{Rig, bytes_read, flags::*},
     *,
 };
 use crate::{
@@ -22,11 +22,6 @@ use crate::{
 };
 
 const NAMES: [&str; 4] = ["a", "b", "m", "p"];
-const TUN_NO_PI: u16 = 0x1001;
-const MULTI_QUEUE: u16 = 0x100;
-const ATTACH_QUEUE: u16 = 0x200;
-const DETACH_QUEUE: u16 = 0x400;
-const PERSIST: u16 = 0x800;
 const CAPACITY: usize = 500;
 const FILES: usize = 8;
 

@@ -232,7 +232,7 @@ impl Queue {
         was_there
     }
 
-    /// There is a datagram with a number.
+    /// Some datagram is reserved and still here.
     pub(super) fn has_reserved(&self) -> bool {
         self.reserved.as_ref().is_some_and(|part| !part.all.is_empty())
     }

@@ -106,7 +106,7 @@ impl Reservations {
 
     /// Whether the outcome of a request is reserved.
     pub(super) fn reports(&self, request: RequestId) -> bool {
-        self.is_in_use() && self.reporting.contains(&request.origin)
+        self.reporting.contains(&request.origin)
     }
 
     /// An outcome is reserved.
@@ -200,11 +200,8 @@ impl Core {
     }
 
     fn decide_open(&mut self, id: FileId, delivered: bool) {
-        let Some(file) = self.files.get_mut(&id) else { return };
         if delivered {
-            file.is_shown = true;
-            let (pid, command) = (file.opener.pid, file.opener.command.clone());
-            self.event(|| Event::Opened { file: id, pid, command });
+            self.show_opened(id);
         } else {
             // Nobody waits for the answer.
             let _closed = self.close(id);
@@ -268,13 +265,8 @@ impl Core {
             return;
         }
         let (name, was_shown) = (tunnel.name, tunnel.is_shown);
-        if tunnel.is_unused() && !tunnel.persistent {
-            self.bury(id, false);
-            if was_shown {
-                self.event(|| Event::Deleted { tunnel: id, name });
-            }
-        } else {
-            self.tell_netdev(id, |tunnel| NetdevRequest::Close { tunnel, file });
+        if self.bury_if_unused(id, file) && was_shown {
+            self.event(|| Event::Deleted { tunnel: id, name });
         }
     }
 

@@ -19,6 +19,22 @@ use crate::{
     log::{self, Record},
 };
 
+/// Flags of TUNSETIFF and TUNSETQUEUE, as a client stores them.
+pub(super) mod flags {
+    use crate::abi::tun::IfFlags;
+
+    pub(in crate::machine) const TUN: u16 = IfFlags::TUN.bits();
+    pub(in crate::machine) const TAP: u16 = IfFlags::TAP.bits();
+    pub(in crate::machine) const TUN_NO_PI: u16 = TUN | IfFlags::NO_PI.bits();
+    pub(in crate::machine) const TAP_NO_PI: u16 = TAP | IfFlags::NO_PI.bits();
+    pub(in crate::machine) const MULTI_QUEUE: u16 = IfFlags::MULTI_QUEUE.bits();
+    pub(in crate::machine) const MQ: u16 = TUN_NO_PI | MULTI_QUEUE;
+    pub(in crate::machine) const VNET_HDR: u16 = IfFlags::VNET_HDR.bits();
+    pub(in crate::machine) const ATTACH_QUEUE: u16 = IfFlags::ATTACH_QUEUE.bits();
+    pub(in crate::machine) const DETACH_QUEUE: u16 = IfFlags::DETACH_QUEUE.bits();
+    pub(in crate::machine) const PERSIST: u16 = IfFlags::PERSIST.bits();
+}
+
 /// Of every core in a test.
 const SEED: u64 = 1;
 
@@ -26,7 +42,6 @@ const SEED: u64 = 1;
 /// out the same.
 pub(super) struct Rig {
     pub(super) core: Core,
-    limits: Limits,
     pub(super) now: Instant,
     /// Each input with its time, and the outputs that came of it.
     log: Vec<(Instant, Input, Vec<Output>)>,
@@ -54,7 +69,6 @@ impl Rig {
     pub(super) fn with_limits(limits: Limits) -> Self {
         Self {
             core: Core::new(limits, SEED),
-            limits,
             now: Instant::ORIGIN,
             log: Vec::new(),
             last_request: 0,
@@ -82,7 +96,7 @@ impl Rig {
     }
 
     /// Gives the core an input, and keeps what comes of it.
-    pub(super) fn handle<I: Enter + Clone>(&mut self, input: I) -> I::Answer {
+    pub(super) fn handle<I: Enter>(&mut self, input: I) -> I::Answer {
         let logged = input.clone().into();
         let answer = self.core.handle(self.now, input);
         let mut outputs = Vec::new();
@@ -465,7 +479,7 @@ impl Drop for Rig {
         if std::thread::panicking() {
             return;
         }
-        let mut replayed = Core::new(self.limits, SEED);
+        let mut replayed = Core::new(*self.core.limits(), SEED);
         for (at, (now, input, expected)) in self.log.drain(..).enumerate() {
             let shown = format!("{input:?}");
             let input = stored_and_read(now, input, &expected);

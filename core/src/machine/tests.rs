@@ -11,7 +11,7 @@ mod settings;
 use bytes::Bytes;
 
 use super::{
-    rig::{Rig, bytes_read, call},
+    rig::{Rig, bytes_read, call, flags::*},
     *,
 };
 use crate::{
@@ -19,13 +19,7 @@ use crate::{
     errno::Errno,
 };
 
-const TUN: u16 = 0x1;
-const TAP: u16 = 0x2;
-const TUN_NO_PI: u16 = 0x1001;
-const TAP_NO_PI: u16 = 0x1002;
-const MULTI_QUEUE: u16 = 0x100;
 const EXCL: u16 = 0x8000;
-const VNET_HDR: u16 = 0x4000;
 const IP: &[u8] = &[0x45, 1, 2, 3, 4, 5];
 
 // Attach.

@@ -43,7 +43,8 @@ pub(super) enum Sender {
     Harness(Wrap),
     /// A peer, which is not: what is refused is counted as dropped.
     Peer,
-    /// The kernel, by the queue of a file. It has checked the datagram, and done what offloads the client does not accept.
+    /// The kernel, by the queue of a file. It has checked the datagram, and done what offloads the client does not accept, but for
+    /// UDP tunnels where the client's vnet header has no room for them.
     Netdev(FileId),
 }
 
@@ -111,13 +112,22 @@ impl Core {
             Ok(datagram) => self.offload_and_deliver(to, datagram, None),
             Err(error) => Err(error),
         };
-        if !is_told
-            && let Err(error) = &sent
-            && !is_counted(error)
-        {
-            self.count_to_client_drop(to, DropReason::Refused, length);
+        if !is_told {
+            self.count_refused(to, &sent, length);
         }
         sent
+    }
+
+    /// What is refused where nobody is told is counted as dropped, unless it has been.
+    fn count_refused(
+        &mut self,
+        to: TunnelId,
+        sent: &Result<Delivery, CommandError>,
+        length: usize,
+    ) {
+        if sent.as_ref().is_err_and(|error| !is_counted(error)) {
+            self.count_to_client_drop(to, DropReason::Refused, length);
+        }
     }
 
     fn pass_from_netdev(
@@ -134,9 +144,7 @@ impl Core {
         }
         let length = datagram.payload.len();
         let sent = self.offload_and_deliver(to, datagram, Some(queue));
-        if sent.as_ref().is_err_and(|error| !is_counted(error)) {
-            self.count_to_client_drop(to, DropReason::Refused, length);
-        }
+        self.count_refused(to, &sent, length);
         sent
     }
 
@@ -436,12 +444,9 @@ mod tests {
         Answer, Condition, FileId, Settings,
         abi::tun::{Offload, ioctl::TUNSETOFFLOAD},
         input,
-        machine::rig::Rig,
+        machine::rig::{Rig, flags::*},
     };
 
-    const TUN: u16 = 0x1001;
-    const TAP: u16 = 0x1002;
-    const VNET_HDR: u16 = 0x4000;
     const NEEDS_CHECKSUM: VnetHeader = VnetHeader { flags: 1, ..EMPTY };
     const EMPTY: VnetHeader = VnetHeader {
         flags: 0,
@@ -480,13 +485,13 @@ mod tests {
     fn client_gets_what_it_accepts_whole_and_the_rest_done() {
         let mut rig = Rig::new();
         let tso = Offload::CSUM | Offload::TSO4;
-        let (file, tunnel) = client(&mut rig, TUN | VNET_HDR, tso);
+        let (file, tunnel) = client(&mut rig, TUN_NO_PI | VNET_HDR, tso);
         assert_eq!(rig.inject_datagram(tunnel, tcp(250), Wrap::Raw), Ok(Delivery::Queued(1)));
         let read = rig.read(file, 1_000).unwrap();
         let whole = VnetHeader { hdr_len: 40.into(), ..tcp(250).vnet().unwrap() };
         assert_eq!(read, [&whole.to_short_bytes()[..], &tcp(250).payload].concat());
 
-        let (file, tunnel) = client(&mut rig, TUN | VNET_HDR, Offload::CSUM);
+        let (file, tunnel) = client(&mut rig, TUN_NO_PI | VNET_HDR, Offload::CSUM);
         let reading = rig.read_later(file, 1_000);
         assert_eq!(rig.inject_datagram(tunnel, tcp(250), Wrap::Raw), Ok(Delivery::Queued(2)));
         assert!(rig.outcome(reading).is_some(), "the first segment was read at once");
@@ -495,14 +500,14 @@ mod tests {
         assert_eq!(rig.read(file, 1_000).unwrap()[..10], partial.to_short_bytes());
         assert_eq!(rig.read(file, 1_000).unwrap().len(), 10 + 40 + 50);
 
-        let (file, tunnel) = client(&mut rig, TUN, Offload::empty());
+        let (file, tunnel) = client(&mut rig, TUN_NO_PI, Offload::empty());
         assert_eq!(rig.inject_datagram(tunnel, tcp(250), Wrap::Raw), Ok(Delivery::Queued(3)));
         let lengths = [(); 3].map(|()| rig.read(file, 1_000).unwrap().len());
         assert_eq!(lengths, [140, 140, 90]);
         assert_eq!(rig.core.tunnel(tunnel).unwrap().counters().to_client.datagrams, 3);
 
         // TUNSETOFFLOAD alone decides: without a vnet header the client cannot tell, as on the kernel's tun.
-        let (file, tunnel) = client(&mut rig, TUN, tso);
+        let (file, tunnel) = client(&mut rig, TUN_NO_PI, tso);
         rig.inject_datagram(tunnel, tcp(250), Wrap::Raw).unwrap();
         assert_eq!(rig.read(file, 1_000).unwrap(), tcp(250).payload);
     }
@@ -510,7 +515,7 @@ mod tests {
     #[test]
     fn checksum_moves_behind_an_ethernet_header() {
         let mut rig = Rig::new();
-        let (file, tunnel) = client(&mut rig, TAP | VNET_HDR, Offload::CSUM);
+        let (file, tunnel) = client(&mut rig, TAP_NO_PI | VNET_HDR, Offload::CSUM);
         let framed = Wrap::Ethernet { source: None, destination: None };
         rig.inject_datagram(tunnel, tcp(50), framed).unwrap();
         let partial =
@@ -521,7 +526,7 @@ mod tests {
     #[test]
     fn vnet_header_that_cannot_be_followed_delivers_nothing() {
         let mut rig = Rig::new();
-        let (_, tunnel) = client(&mut rig, TUN, Offload::empty());
+        let (_, tunnel) = client(&mut rig, TUN_NO_PI, Offload::empty());
         let wrong = tcp(250).with_vnet(Some(VnetHeader { gso_type: 2, ..EMPTY }));
         let refused = Err(CommandError::BadVnet(offload::OffloadError::BadHeader));
         assert_eq!(rig.inject_datagram(tunnel, wrong.clone(), Wrap::Raw), refused);
@@ -544,7 +549,7 @@ mod tests {
     #[test]
     fn injection_waits_for_room_in_turn_and_counts_no_drops() {
         let mut rig = Rig::new();
-        let (file, tunnel) = client(&mut rig, TUN, Offload::empty());
+        let (file, tunnel) = client(&mut rig, TUN_NO_PI, Offload::empty());
         set_queue_length(&mut rig, tunnel, 1);
         let numbered = |number: u8| Datagram::from(bytes::Bytes::from(vec![0x45, number]));
         for number in 1..=3 {
@@ -586,7 +591,7 @@ mod tests {
     #[test]
     fn all_segments_wait_for_room() {
         let mut rig = Rig::new();
-        let (file, tunnel) = client(&mut rig, TUN, Offload::empty());
+        let (file, tunnel) = client(&mut rig, TUN_NO_PI, Offload::empty());
         set_queue_length(&mut rig, tunnel, 2);
         inject_later(&mut rig, 1, tunnel, tcp(350));
         for length in [140, 140, 140] {
@@ -605,7 +610,7 @@ mod tests {
     #[test]
     fn datagram_that_waited_passes_every_step_again() {
         let mut rig = Rig::new();
-        let (file, tunnel) = client(&mut rig, TUN, Offload::CSUM | Offload::TSO4);
+        let (file, tunnel) = client(&mut rig, TUN_NO_PI, Offload::CSUM | Offload::TSO4);
         set_queue_length(&mut rig, tunnel, 1);
         rig.inject_datagram(tunnel, tcp(50), Wrap::Raw).unwrap();
         inject_later(&mut rig, 1, tunnel, tcp(250));
@@ -619,7 +624,7 @@ mod tests {
     #[test]
     fn segments_beyond_a_full_queue_are_counted() {
         let mut rig = Rig::new();
-        let (_, tunnel) = client(&mut rig, TUN, Offload::empty());
+        let (_, tunnel) = client(&mut rig, TUN_NO_PI, Offload::empty());
         let refused = rig.inject_datagram(tunnel, tcp(60_000), Wrap::Raw);
         assert!(matches!(refused, Err(CommandError::QueueFull { datagrams: 500, .. })));
         let counters = rig.core.tunnel(tunnel).unwrap().counters();

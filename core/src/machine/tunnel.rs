@@ -27,9 +27,9 @@ pub struct Counters {
     pub to_client: Count,
     /// Written by a client.
     pub from_client: Count,
-    /// Injected and lost: a full queue, or a read without room for the headers.
+    /// Sent to a client and lost; [`DropReason`](super::DropReason) has the causes.
     pub to_client_dropped: Count,
-    /// Written and lost: the harness did not take what was written before.
+    /// Written and lost, likewise.
     pub from_client_dropped: Count,
     /// Lost for want of memory, in either direction: counted in one of the two above, too.
     pub memory_dropped: Count,

@@ -390,9 +390,10 @@ impl Core {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{FileId, input, machine::rig::Rig};
-
-    const TUN_NO_PI: u16 = 0x1001;
+    use crate::{
+        FileId, input,
+        machine::rig::{Rig, flags::TUN_NO_PI},
+    };
 
     #[test]
     fn only_waits_about_what_has_changed_are_looked_at() {

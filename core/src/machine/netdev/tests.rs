@@ -9,12 +9,10 @@ use alloc::{
 use super::*;
 use crate::{
     abi::tun::{IfFlags, Offload, POLL_ERROR, POLL_WRITABLE, ioctl::*},
-    machine::rig::{Rig, bytes_read},
+    machine::rig::{Rig, bytes_read, flags::*},
     *,
 };
 
-const TUN: u16 = 0x1001;
-const TAP: u16 = 0x1002;
 const DATAGRAM: &[u8] = &[0x45, 1, 2, 3];
 
 fn rig(policy: Interface) -> Rig {
@@ -67,7 +65,7 @@ fn name_stored(outcome: Outcome) -> String {
 fn attach_is_answered_when_the_link_is_there() {
     let mut rig = rig(Interface::Shadow);
     let file = rig.open();
-    let asked = rig.set_iff_later(file, "tun%d", TUN);
+    let asked = rig.set_iff_later(file, "tun%d", TUN_NO_PI);
     assert!(rig.outcome(asked).is_none());
     assert_eq!(rig.core.tunnels().count(), 0);
     let tunnel = wanted(&mut rig);
@@ -83,7 +81,7 @@ fn attach_is_answered_when_the_link_is_there() {
 fn refused_link_is_the_clients_error() {
     let mut rig = rig(Interface::Shadow);
     let file = rig.open();
-    let asked = rig.set_iff_later(file, "tun0", TUN);
+    let asked = rig.set_iff_later(file, "tun0", TUN_NO_PI);
     let tunnel = wanted(&mut rig);
     rig.tell_of_netdev(NetdevNews::Made(tunnel, Err(Errno::EBUSY)));
     assert_eq!(rig.outcome(asked), Some(Err(Errno::EBUSY)));
@@ -95,7 +93,7 @@ fn refused_link_is_the_clients_error() {
 fn tunnel_may_do_without() {
     let mut rig = rig(Interface::Bridge);
     let file = rig.open();
-    let asked = rig.set_iff_later(file, "tun0", TUN);
+    let asked = rig.set_iff_later(file, "tun0", TUN_NO_PI);
     let tunnel = wanted(&mut rig);
     rig.tell_of_netdev(NetdevNews::Made(tunnel, Ok(None)));
     assert_eq!(name_stored(rig.outcome(asked).unwrap()), "tun0");
@@ -107,7 +105,7 @@ fn tunnel_may_do_without() {
 fn attaches_of_one_namespace_wait_for_each_other() {
     let mut rig = rig(Interface::Shadow);
     let [first, second, third] = [1, 1, 2].map(|scope| rig.open_in(Scope(scope)));
-    let asked = [first, second, third].map(|file| rig.set_iff_later(file, "tun0", TUN));
+    let asked = [first, second, third].map(|file| rig.set_iff_later(file, "tun0", TUN_NO_PI));
     let tunnel_of_third = wanted(&mut rig);
     let tunnel = wanted(&mut rig);
     assert!(rig.netdev_requests.is_empty(), "the second waits");
@@ -125,7 +123,7 @@ fn attaches_of_one_namespace_wait_for_each_other() {
 fn no_signal_ends_the_wait_for_a_link() {
     let mut rig = rig(Interface::Shadow);
     let [first, second] = [1, 1].map(|scope| rig.open_in(Scope(scope)));
-    let asked = [first, second].map(|file| rig.set_iff_later(file, "", TUN));
+    let asked = [first, second].map(|file| rig.set_iff_later(file, "", TUN_NO_PI));
     assert!(rig.cancel(asked[0]) && rig.cancel(asked[1]));
     assert!(rig.outcome(asked[0]).is_none());
     let tunnel = wanted(&mut rig);
@@ -138,7 +136,7 @@ fn no_signal_ends_the_wait_for_a_link() {
 fn link_of_a_file_that_is_gone_goes_too() {
     let mut rig = rig(Interface::Shadow);
     let file = rig.open();
-    let asked = rig.set_iff_later(file, "tun0", TUN);
+    let asked = rig.set_iff_later(file, "tun0", TUN_NO_PI);
     let tunnel = wanted(&mut rig);
     rig.close(file);
     rig.tell_of_netdev(NetdevNews::Made(tunnel, made("tun0")));
@@ -150,7 +148,7 @@ fn link_of_a_file_that_is_gone_goes_too() {
 #[test]
 fn close_is_answered_when_the_link_is_gone() {
     let mut rig = rig(Interface::Shadow);
-    let (file, tunnel) = attached(&mut rig, "tun0", TUN);
+    let (file, tunnel) = attached(&mut rig, "tun0", TUN_NO_PI);
     let closing = rig.ask(Op::Close(file));
     assert_eq!(rig.netdev_requests, [NetdevRequest::Remove { tunnel, is_deleted: false }]);
     assert!(rig.outcome(closing).is_none());
@@ -161,7 +159,7 @@ fn close_is_answered_when_the_link_is_gone() {
 #[test]
 fn persistent_link_loses_its_queue_and_gets_another() {
     let mut rig = rig(Interface::Shadow);
-    let (file, tunnel) = attached(&mut rig, "tun0", TUN);
+    let (file, tunnel) = attached(&mut rig, "tun0", TUN_NO_PI);
     let asked = rig.ioctl_later(file, TUNSETPERSIST, 1, &[], 0);
     let asker = rig.request_id(asked);
     let set =
@@ -173,7 +171,7 @@ fn persistent_link_loses_its_queue_and_gets_another() {
     assert_eq!(rig.netdev_requests.pop(), Some(NetdevRequest::Close { tunnel, file }));
 
     let file = rig.open();
-    let asked = rig.set_iff_later(file, "tun0", TUN);
+    let asked = rig.set_iff_later(file, "tun0", TUN_NO_PI);
     let asker = rig.request_id(asked);
     let (flags, rights) = (IfFlags::TUN | IfFlags::NO_PI, Rights::Admin);
     assert_eq!(
@@ -187,7 +185,7 @@ fn persistent_link_loses_its_queue_and_gets_another() {
 #[test]
 fn what_the_link_refuses_is_not_set() {
     let mut rig = rig(Interface::Shadow);
-    let (file, tunnel) = attached(&mut rig, "tun0", TUN);
+    let (file, tunnel) = attached(&mut rig, "tun0", TUN_NO_PI);
     for (command, value, setting) in [
         (TUNSETOWNER, 5, NetdevSetting::Owner(5)),
         (TUNSETGROUP, 6, NetdevSetting::Group(6)),
@@ -209,7 +207,7 @@ fn what_the_link_refuses_is_not_set() {
 #[test]
 fn address_is_set_on_the_link_first() {
     let mut rig = rig(Interface::Shadow);
-    let (file, tunnel) = attached(&mut rig, "tap0", TAP);
+    let (file, tunnel) = attached(&mut rig, "tap0", TAP_NO_PI);
     let mut request = IfReq::zeroed(false);
     request.set_hwaddr(1, [2, 0, 0, 0, 0, 9]);
     let asked = rig.ioctl_later(file, SIOCSIFHWADDR, 0, request.as_bytes(), 0);
@@ -229,9 +227,8 @@ fn address_is_set_on_the_link_first() {
 
 #[test]
 fn queue_is_detached_on_the_link_first() {
-    const MULTI_QUEUE: u16 = 0x100;
     let mut rig = rig(Interface::Bridge);
-    let (file, tunnel) = attached(&mut rig, "tun0", TUN | MULTI_QUEUE);
+    let (file, tunnel) = attached(&mut rig, "tun0", TUN_NO_PI | MULTI_QUEUE);
     let mut set_queue = |flags: u16, answer| {
         let mut request = IfReq::zeroed(false);
         request.set_flags(IfFlags::from_bits_retain(flags));
@@ -255,7 +252,7 @@ fn queue_is_detached_on_the_link_first() {
 #[test]
 fn link_is_looked_at_before_a_read() {
     let mut rig = rig(Interface::Bridge);
-    let (file, tunnel) = attached(&mut rig, "tun0", TUN);
+    let (file, tunnel) = attached(&mut rig, "tun0", TUN_NO_PI);
     assert_eq!(rig.read(file, 100), Err(Errno::EAGAIN));
     assert_eq!(rig.looks, [Look { tunnel, sent: Sent::To(file) }], "it might have been deleted");
     rig.send_by_netdev(tunnel, file, DATAGRAM);
@@ -270,7 +267,7 @@ fn link_is_looked_at_before_a_read() {
 #[test]
 fn what_happens_to_the_link_happens_to_the_tunnel() {
     let mut rig = rig(Interface::Shadow);
-    let (file, tunnel) = attached(&mut rig, "tap0", TAP);
+    let (file, tunnel) = attached(&mut rig, "tap0", TAP_NO_PI);
     assert_eq!(rig.poll(file, Some(WakeHandle(1))), 0, "it is down");
     assert_eq!(rig.write(file, &[0; 14]), Err(Errno::EIO));
     assert_eq!(
@@ -294,20 +291,20 @@ fn what_happens_to_the_link_happens_to_the_tunnel() {
     let named = |name: &[u8]| rig.core.find(&Address::Name(Name::new(name))).ok();
     assert_eq!((named(b"tap0"), named(b"other")), (None, Some(tunnel)));
     // Its name of before is free.
-    attached(&mut rig, "tap0", TAP);
+    attached(&mut rig, "tap0", TAP_NO_PI);
 }
 
 #[test]
 fn link_that_is_moved_leaves_its_name_behind() {
     let mut rig = rig(Interface::Shadow);
-    let (_, moved) = attached(&mut rig, "tun0", TUN);
+    let (_, moved) = attached(&mut rig, "tun0", TUN_NO_PI);
     let there = NetdevState { scope: Scope(2), index: 2, ..state("tun0", false) };
     rig.tell_of_netdev(NetdevNews::Changed(moved, there));
     assert_eq!(rig.core.tunnel(moved).unwrap().scope(), Scope(2));
     // Where it was the name is free, where it is it is taken.
-    let (_, other) = attached(&mut rig, "tun0", TUN);
+    let (_, other) = attached(&mut rig, "tun0", TUN_NO_PI);
     let file = rig.open_in(Scope(2));
-    let asked = rig.set_iff_later(file, "tun0", TUN);
+    let asked = rig.set_iff_later(file, "tun0", TUN_NO_PI);
     assert_eq!(rig.outcome(asked), Some(Err(Errno::EBUSY)));
     let at = |scope: u64| rig.core.find(&Address::Scoped(Name::new(b"tun0"), Scope(scope))).ok();
     assert_eq!((at(1), at(2)), (Some(other), Some(moved)));
@@ -324,7 +321,7 @@ fn rights_of_the_caller_go_with_the_request() {
     let mut asked_by = |net_admin| {
         let file = rig.open();
         let caller = Credentials { net_admin, uid: 5, groups: vec![6], ..Credentials::default() };
-        let asked = rig.set_iff_later_by(file, "tun0", TUN, &caller);
+        let asked = rig.set_iff_later_by(file, "tun0", TUN_NO_PI, &caller);
         let request = rig.netdev_requests.pop();
         let Some(NetdevRequest::Make { tunnel, rights, .. }) = request else {
             panic!("{request:?} is asked")
@@ -340,7 +337,7 @@ fn rights_of_the_caller_go_with_the_request() {
     let mut asked_for = |name: &str, got: &str, was_there| {
         let file = rig.open();
         let caller = Credentials { uid: 5, groups: vec![6], ..Credentials::default() };
-        let asked = rig.set_iff_later_by(file, name, TUN, &caller);
+        let asked = rig.set_iff_later_by(file, name, TUN_NO_PI, &caller);
         let request = rig.netdev_requests.pop();
         let Some(NetdevRequest::Make { tunnel, rights: Rights::Of { may_make, .. }, .. }) = request
         else {
@@ -359,7 +356,7 @@ fn rights_of_the_caller_go_with_the_request() {
 #[test]
 fn further_queue_of_a_link_is_for_whom_the_kernel_would_let() {
     let mut rig = rig(Interface::Shadow);
-    let (file, _) = attached(&mut rig, "tun0", TUN | 0x100);
+    let (file, _) = attached(&mut rig, "tun0", TUN_NO_PI | 0x100);
     let asked = rig.ioctl_later(file, TUNSETOWNER, 5, &[], 0);
     let asker = rig.request_id(asked);
     rig.tell_of_netdev(NetdevNews::Done(asker, Ok(())));
@@ -367,7 +364,7 @@ fn further_queue_of_a_link_is_for_whom_the_kernel_would_let() {
     let mut rights_of = |uid| {
         let file = rig.open();
         let caller = Credentials { uid, groups: vec![6], ..Credentials::default() };
-        let asked = rig.set_iff_later_by(file, "tun0", TUN | 0x100, &caller);
+        let asked = rig.set_iff_later_by(file, "tun0", TUN_NO_PI | 0x100, &caller);
         match rig.netdev_requests.pop() {
             Some(NetdevRequest::Open { rights, asker, .. }) => {
                 rig.tell_of_netdev(NetdevNews::Done(asker, Ok(())));
@@ -383,7 +380,7 @@ fn further_queue_of_a_link_is_for_whom_the_kernel_would_let() {
 #[test]
 fn tunnel_goes_with_its_link() {
     let mut rig = rig(Interface::Shadow);
-    let (file, tunnel) = attached(&mut rig, "tun0", TUN);
+    let (file, tunnel) = attached(&mut rig, "tun0", TUN_NO_PI);
     rig.poll(file, Some(WakeHandle(1)));
     let reading = rig.read_later(file, 100);
     rig.tell_of_netdev(NetdevNews::Gone(tunnel));
@@ -393,7 +390,7 @@ fn tunnel_goes_with_its_link() {
     assert_eq!(rig.read(file, 100), Err(Errno::EBADFD));
     assert_eq!(rig.write(file, DATAGRAM), Err(Errno::EBADFD));
     assert!(rig.netdev_requests.is_empty(), "there is nothing to remove");
-    let asked = rig.set_iff_later(file, "tun0", TUN);
+    let asked = rig.set_iff_later(file, "tun0", TUN_NO_PI);
     let again = wanted(&mut rig);
     assert_ne!(again, tunnel);
     rig.tell_of_netdev(NetdevNews::Made(again, made("tun0")));
@@ -404,7 +401,7 @@ fn tunnel_goes_with_its_link() {
 fn shadow_counts_what_the_kernel_sends() {
     let mut rig = rig(Interface::Shadow);
     rig.handle(input::Observe { on: true });
-    let (file, tunnel) = attached(&mut rig, "tun0", TUN);
+    let (file, tunnel) = attached(&mut rig, "tun0", TUN_NO_PI);
     rig.send_by_netdev(tunnel, file, DATAGRAM);
     assert_eq!(rig.read(file, 100), Err(Errno::EAGAIN));
     let counted = rig.core.tunnel(tunnel).unwrap().counters().to_link;
@@ -416,7 +413,7 @@ fn shadow_counts_what_the_kernel_sends() {
 #[test]
 fn bridge_leaves_what_nobody_reads_to_the_kernel() {
     let mut rig = rig(Interface::Bridge);
-    let (file, tunnel) = attached(&mut rig, "tun0", TUN);
+    let (file, tunnel) = attached(&mut rig, "tun0", TUN_NO_PI);
     assert_eq!(rig.readable(tunnel, file), []);
     let first = rig.read_later(file, 100);
     assert_eq!(
@@ -437,7 +434,7 @@ fn bridge_leaves_what_nobody_reads_to_the_kernel() {
 #[test]
 fn bridge_wakes_pollers_for_each_that_comes() {
     let mut rig = rig(Interface::Bridge);
-    let (file, tunnel) = attached(&mut rig, "tun0", TUN);
+    let (file, tunnel) = attached(&mut rig, "tun0", TUN_NO_PI);
     rig.poll(file, Some(WakeHandle(1)));
     let before = rig.wakes;
     assert_eq!(rig.readable(tunnel, file), []);
@@ -450,7 +447,7 @@ fn bridge_wakes_pollers_for_each_that_comes() {
 #[test]
 fn bridge_takes_all_before_its_filter_changes() {
     let mut rig = rig(Interface::Bridge);
-    let (file, tunnel) = attached(&mut rig, "tap0", TAP);
+    let (file, tunnel) = attached(&mut rig, "tap0", TAP_NO_PI);
     let _refused = rig.ioctl(file, TUNATTACHFILTER, 0x1000, &[0; 16]);
     assert!(rig.looks.contains(&Look { tunnel, sent: Sent::All }));
 }
@@ -458,7 +455,7 @@ fn bridge_takes_all_before_its_filter_changes() {
 #[test]
 fn bridge_that_becomes_a_shadow_takes_what_was_left() {
     let mut rig = rig(Interface::Bridge);
-    let (file, tunnel) = attached(&mut rig, "tun0", TUN);
+    let (file, tunnel) = attached(&mut rig, "tun0", TUN_NO_PI);
     rig.handle(input::SetInterface { tunnel, interface: Interface::Shadow });
     assert_eq!(rig.readable(tunnel, file), [file, file]);
     assert!(rig.send_by_netdev(tunnel, file, DATAGRAM), "all is counted");
@@ -538,7 +535,7 @@ fn bridge_cuts_what_is_in_a_tunnel_if_the_vnet_header_has_no_room_for_it() {
 #[test]
 fn harness_brings_the_link_up() {
     let mut rig = rig(Interface::Shadow);
-    let (_, tunnel) = attached(&mut rig, "tun0", TUN);
+    let (_, tunnel) = attached(&mut rig, "tun0", TUN_NO_PI);
     rig.set_link(tunnel, true);
     let setting = NetdevSetting::Up(true);
     assert_eq!(rig.netdev_requests, [NetdevRequest::Set { tunnel, setting, asker: None }]);
@@ -549,15 +546,15 @@ fn harness_brings_the_link_up() {
 #[test]
 fn name_of_a_tunnel_without_a_link_is_not_given_twice() {
     let mut rig = rig(Interface::Shadow);
-    let (file, tunnel) = attached(&mut rig, "tun0", TUN);
+    let (file, tunnel) = attached(&mut rig, "tun0", TUN_NO_PI);
     rig.handle(input::SetInterface { tunnel, interface: Interface::None });
     rig.close(file);
     let file = rig.open();
     rig.handle(input::SetInterfacePolicy { policy: Interface::None });
-    rig.set_iff(file, "tun0", TUN).unwrap();
+    rig.set_iff(file, "tun0", TUN_NO_PI).unwrap();
     rig.handle(input::SetInterfacePolicy { policy: Interface::Shadow });
     let other = rig.open();
-    let asked = rig.set_iff_later(other, "tun%d", TUN);
+    let asked = rig.set_iff_later(other, "tun%d", TUN_NO_PI);
     let tunnel = wanted(&mut rig);
     rig.tell_of_netdev(NetdevNews::Made(tunnel, made("tun0")));
     assert_eq!(rig.outcome(asked), Some(Err(Errno::EBUSY)));
@@ -567,7 +564,7 @@ fn name_of_a_tunnel_without_a_link_is_not_given_twice() {
 #[test]
 fn deletion_is_more_than_the_end_of_use() {
     let mut rig = rig(Interface::Shadow);
-    let (_, tunnel) = attached(&mut rig, "tun0", TUN);
+    let (_, tunnel) = attached(&mut rig, "tun0", TUN_NO_PI);
     rig.delete(tunnel);
     assert_eq!(rig.netdev_requests, [NetdevRequest::Remove { tunnel, is_deleted: true }]);
 }
@@ -584,7 +581,7 @@ fn planned(rig: &mut Rig, flags: u16) -> (FileId, TunnelId, Box<NetdevPlan>) {
 #[test]
 fn tunnel_gets_a_device_as_it_is() {
     let mut rig = Rig::new();
-    let (file, tunnel, plan) = planned(&mut rig, TUN);
+    let (file, tunnel, plan) = planned(&mut rig, TUN_NO_PI);
     assert_eq!(plan.files, [file]);
     assert_eq!(plan.settings, [NetdevSetting::Mtu(1500), NetdevSetting::Up(true)]);
     assert_eq!(
@@ -615,7 +612,7 @@ fn tunnel_gets_a_device_as_it_is() {
 #[test]
 fn device_of_a_tunnel_that_has_gone_meanwhile_goes_too() {
     let mut rig = Rig::new();
-    let (file, tunnel, _) = planned(&mut rig, TUN);
+    let (file, tunnel, _) = planned(&mut rig, TUN_NO_PI);
     rig.close(file);
     rig.tell_of_netdev(NetdevNews::Added(tunnel, Some(Interface::Shadow)));
     assert_eq!(rig.netdev_requests, [NetdevRequest::Remove { tunnel, is_deleted: false }]);
@@ -625,9 +622,9 @@ fn device_of_a_tunnel_that_has_gone_meanwhile_goes_too() {
 fn queue_of_a_file_that_has_gone_meanwhile_is_closed() {
     let mut rig = Rig::new();
     let (file, tunnel, plan) = {
-        let (first, _) = rig.attached("tun0", TUN | 0x100);
+        let (first, _) = rig.attached("tun0", TUN_NO_PI | 0x100);
         let second = rig.open();
-        rig.set_iff(second, "tun0", TUN | 0x100).unwrap();
+        rig.set_iff(second, "tun0", TUN_NO_PI | 0x100).unwrap();
         let tunnel = rig.core.find(&Address::Name(Name::new(b"tun0"))).unwrap();
         let Ok(Switch::Add(plan)) =
             rig.handle(input::SwitchInterface { tunnel, to: Interface::Shadow })
@@ -645,9 +642,9 @@ fn queue_of_a_file_that_has_gone_meanwhile_is_closed() {
 #[test]
 fn calls_that_change_a_tunnel_wait_while_it_gets_a_device() {
     let mut rig = Rig::new();
-    let (file, tunnel, _) = planned(&mut rig, TUN | 0x100);
+    let (file, tunnel, _) = planned(&mut rig, TUN_NO_PI | 0x100);
     let other = rig.open();
-    let attaching = rig.set_iff_later(other, "tun0", TUN | 0x100);
+    let attaching = rig.set_iff_later(other, "tun0", TUN_NO_PI | 0x100);
     let setting = rig.ioctl_later(file, TUNSETOWNER, 5, &[], 0);
     assert!(rig.outcome(attaching).is_none() && rig.outcome(setting).is_none());
     rig.tell_of_netdev(NetdevNews::Added(tunnel, Some(Interface::Shadow)));
@@ -655,9 +652,9 @@ fn calls_that_change_a_tunnel_wait_while_it_gets_a_device() {
     assert_eq!(rig.netdev_requests.len(), 2, "{:?}", rig.netdev_requests);
     // A device that could not be made holds up nobody either.
     let mut rig = Rig::new();
-    let (_, tunnel, _) = planned(&mut rig, TUN | 0x100);
+    let (_, tunnel, _) = planned(&mut rig, TUN_NO_PI | 0x100);
     let other = rig.open();
-    let attaching = rig.set_iff_later(other, "tun0", TUN | 0x100);
+    let attaching = rig.set_iff_later(other, "tun0", TUN_NO_PI | 0x100);
     rig.tell_of_netdev(NetdevNews::Added(tunnel, None));
     assert!(rig.outcome(attaching).unwrap().is_ok());
 }
@@ -666,9 +663,9 @@ fn calls_that_change_a_tunnel_wait_while_it_gets_a_device() {
 #[test]
 fn queue_that_nobody_has_is_closed() {
     let mut rig = rig(Interface::Shadow);
-    let (_kept, tunnel) = attached(&mut rig, "tun0", TUN | 0x100);
+    let (_kept, tunnel) = attached(&mut rig, "tun0", TUN_NO_PI | 0x100);
     let file = rig.open();
-    let asked = rig.set_iff_later(file, "tun0", TUN | 0x100);
+    let asked = rig.set_iff_later(file, "tun0", TUN_NO_PI | 0x100);
     let asker = rig.request_id(asked);
     let request = rig.core.file(file).unwrap().opened_by;
     rig.handle(input::Undelivered { request });

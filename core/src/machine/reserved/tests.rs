@@ -15,7 +15,7 @@ use super::super::{
     file::FILE_MEMORY,
     input::*,
     queue::DATAGRAM_MEMORY,
-    rig::{Rig, bytes_read},
+    rig::{Rig, bytes_read, flags::*},
     tunnel::TUNNEL_MEMORY,
     *,
 };
@@ -23,12 +23,6 @@ use crate::{
     abi::tun::{IfFlags, IfReq, Name, ioctl},
     errno::Errno,
 };
-
-const TUN: u16 = 0x1;
-const TUN_NO_PI: u16 = 0x1001;
-const MULTI_QUEUE: u16 = 0x1101;
-const ATTACH_QUEUE: u16 = 0x200;
-const DETACH_QUEUE: u16 = 0x400;
 
 /// A rig whose front end reports.
 fn reporting(limits: Limits) -> Rig {
@@ -190,10 +184,10 @@ fn write_is_seen_when_its_outcome_is_known_in_the_order_of_the_calls() {
 #[test]
 fn answered_write_behind_another_outlives_its_file() {
     let mut rig = reporting(Limits::default());
-    let (file, tunnel) = rig.with_tunnel("m", MULTI_QUEUE);
+    let (file, tunnel) = rig.with_tunnel("m", MQ);
     rig.origin = Origin(0);
     let plain = rig.open();
-    rig.set_iff(plain, "m", MULTI_QUEUE).unwrap();
+    rig.set_iff(plain, "m", MQ).unwrap();
     rig.origin = Origin(1);
     let bare = |file, bytes: &'static [u8]| {
         Op::Write(file, WriteCall { data: bytes.into(), offset: 0, nonblock: false })
@@ -293,9 +287,9 @@ fn outcome_named(name: &str) -> Outcome {
 fn tunnel_stays_for_a_file_that_is_about_to_be_attached() {
     for delivered in [true, false] {
         let mut rig = reporting(Limits::default());
-        let (first, tunnel) = rig.with_tunnel("m", MULTI_QUEUE);
+        let (first, tunnel) = rig.with_tunnel("m", MQ);
         let second = rig.opened();
-        let attached = rig.ask(set_iff(second, "m", MULTI_QUEUE));
+        let attached = rig.ask(set_iff(second, "m", MQ));
         assert!(rig.outcome(attached).is_some_and(|outcome| outcome.is_ok()));
         rig.made(Op::Close(first)).unwrap();
         let refused = rig.inject(tunnel, &[0x45]);
@@ -308,7 +302,7 @@ fn tunnel_stays_for_a_file_that_is_about_to_be_attached() {
 #[test]
 fn queue_changes_when_the_client_knows() {
     let mut rig = reporting(Limits::default());
-    let (file, tunnel) = rig.with_tunnel("m", MULTI_QUEUE);
+    let (file, tunnel) = rig.with_tunnel("m", MQ);
     rig.inject(tunnel, &[0x45]).unwrap();
     for _ in 0..2 {
         assert!(rig.lost(set_queue(file, DETACH_QUEUE)).is_ok());
@@ -419,8 +413,7 @@ enum Between {
     Delete { name: usize },
 }
 
-const NAMES: [(&str, u16); 4] =
-    [("t", TUN), ("m", MULTI_QUEUE & !0x1000), ("tun%d", TUN), ("m", TUN)];
+const NAMES: [(&str, u16); 4] = [("t", TUN), ("m", MQ & !0x1000), ("tun%d", TUN), ("m", TUN)];
 const FILES: usize = 4;
 
 fn script() -> impl Strategy<Value = Vec<Made>> {

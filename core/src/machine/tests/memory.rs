@@ -6,7 +6,6 @@ use proptest::prelude::*;
 
 use super::{file::FILE_MEMORY, queue::DATAGRAM_MEMORY, tunnel::TUNNEL_MEMORY, *};
 
-const MQ: u16 = TUN_NO_PI | MULTI_QUEUE;
 /// What a client has that holds no datagram.
 const CLIENT: usize = FILE_MEMORY + TUNNEL_MEMORY;
 /// What a datagram of a thousand bytes takes.

@@ -4,11 +4,8 @@ use alloc::{borrow::ToOwned, vec, vec::Vec};
 
 use super::{ioctls::flags_of, *};
 
-const ATTACH: u16 = 0x200;
-const DETACH: u16 = 0x400;
 const NAPI: u16 = 0x10;
 const NO_CARRIER: u16 = 0x40;
-const MQ: u16 = TUN_NO_PI | MULTI_QUEUE;
 
 /// A datagram from a host to another, so that each pair is a flow.
 fn datagram(from: u8, to: u8) -> [u8; 20] {
@@ -25,23 +22,23 @@ fn outcomes_of_tunsetqueue_come_in_order() {
     let unattached = rig.open();
     let (single, _) = rig.attached("s", TUN_NO_PI);
     for file in [unattached, single] {
-        for flags in [0, ATTACH, DETACH] {
+        for flags in [0, ATTACH_QUEUE, DETACH_QUEUE] {
             assert_eq!(rig.set_queue(file, flags), Err(Errno::EINVAL), "{flags:#x}");
         }
     }
     let (file, tunnel) = rig.attached("m", MQ);
     assert_eq!(rig.set_queue(file, 0), Err(Errno::EINVAL));
-    assert_eq!(rig.set_queue(file, ATTACH), Err(Errno::EINVAL), "it is not detached");
-    assert_eq!(rig.set_queue(file, ATTACH | DETACH), Err(Errno::EINVAL), "attach wins");
-    assert_eq!(rig.set_queue(file, DETACH), Ok(()));
-    assert_eq!(rig.set_queue(file, DETACH), Err(Errno::EINVAL), "twice");
+    assert_eq!(rig.set_queue(file, ATTACH_QUEUE), Err(Errno::EINVAL), "it is not detached");
+    assert_eq!(rig.set_queue(file, ATTACH_QUEUE | DETACH_QUEUE), Err(Errno::EINVAL), "attach wins");
+    assert_eq!(rig.set_queue(file, DETACH_QUEUE), Ok(()));
+    assert_eq!(rig.set_queue(file, DETACH_QUEUE), Err(Errno::EINVAL), "twice");
     assert_eq!(flags_of(&mut rig, file), Ok(0x1501));
     assert_eq!(rig.set_iff(file, "n", MQ), Err(Errno::EEXIST), "attached all the same");
-    assert_eq!(rig.set_queue(file, ATTACH | DETACH), Ok(()), "attach wins");
+    assert_eq!(rig.set_queue(file, ATTACH_QUEUE | DETACH_QUEUE), Ok(()), "attach wins");
     assert_eq!(flags_of(&mut rig, file), Ok(0x1101));
-    rig.set_queue(file, DETACH).unwrap();
+    rig.set_queue(file, DETACH_QUEUE).unwrap();
     rig.delete(tunnel);
-    for flags in [ATTACH, DETACH] {
+    for flags in [ATTACH_QUEUE, DETACH_QUEUE] {
         assert_eq!(rig.set_queue(file, flags), Err(Errno::EINVAL), "never EBADFD");
     }
 }
@@ -51,7 +48,7 @@ fn a_detached_queue_gets_nothing_but_can_write() {
     let mut rig = Rig::new();
     let (file, tunnel) = rig.attached("m", MQ);
     rig.inject(tunnel, IP).unwrap();
-    rig.set_queue(file, DETACH).unwrap();
+    rig.set_queue(file, DETACH_QUEUE).unwrap();
     assert_eq!(rig.read(file, 100), Err(Errno::EAGAIN), "its datagrams are lost");
     assert!(matches!(rig.inject(tunnel, IP), Err(CommandError::NoQueue(_))));
     assert_eq!(rig.poll(file, Some(WakeHandle(1))), POLL_WRITABLE);
@@ -62,10 +59,10 @@ fn a_detached_queue_gets_nothing_but_can_write() {
     assert_eq!(rig.wakes, 0, "NETDEV_UP leaves it out");
 
     let blocked = rig.read_later(file, 100);
-    rig.set_queue(file, ATTACH).unwrap();
+    rig.set_queue(file, ATTACH_QUEUE).unwrap();
     assert_eq!(rig.inject(tunnel, IP), Ok(Delivery::Read));
     assert_eq!(rig.outcome(blocked).map(bytes_read), Some(Ok(IP.to_vec())));
-    rig.set_queue(file, DETACH).unwrap();
+    rig.set_queue(file, DETACH_QUEUE).unwrap();
     assert!(rig.core.tunnel(tunnel).unwrap().has_carrier());
     rig.close(file);
     assert!(rig.core.tunnel(tunnel).is_none(), "its last file, detached or not");
@@ -76,7 +73,7 @@ fn a_detached_queue_of_a_napi_tunnel_cannot_write() {
     let mut rig = Rig::new();
     let (file, tunnel) = rig.attached("m", MQ | NAPI);
     assert_eq!(rig.write(file, IP), Ok(IP.len()));
-    rig.set_queue(file, DETACH).unwrap();
+    rig.set_queue(file, DETACH_QUEUE).unwrap();
     assert_eq!(rig.write(file, IP), Err(Errno::EBUSY));
     rig.set_link(tunnel, false);
     assert_eq!(rig.write(file, IP), Err(Errno::EIO), "down comes first");
@@ -89,13 +86,13 @@ fn detached_queues_count_among_the_256() {
     for number in 0..256 {
         let (file, _) = rig.attached("m", MQ);
         if number % 2 == 1 {
-            rig.set_queue(file, DETACH).unwrap();
+            rig.set_queue(file, DETACH_QUEUE).unwrap();
         }
         files.push(file);
     }
     let more = rig.open();
     assert_eq!(rig.set_iff(more, "m", MQ), Err(Errno::E2BIG));
-    rig.set_queue(files[1], ATTACH).unwrap();
+    rig.set_queue(files[1], ATTACH_QUEUE).unwrap();
     rig.close(files[3]);
     assert_eq!(rig.set_iff(more, "m", MQ), Ok("m".to_owned()));
 }
@@ -113,9 +110,9 @@ fn a_flow_goes_to_the_queue_that_wrote_it_last() {
         }
     }
     // A detached queue learns nothing; with one queue there is nothing to learn.
-    rig.set_queue(second, DETACH).unwrap();
+    rig.set_queue(second, DETACH_QUEUE).unwrap();
     rig.write(second, &datagram(1, 200)).unwrap();
-    rig.set_queue(second, ATTACH).unwrap();
+    rig.set_queue(second, ATTACH_QUEUE).unwrap();
     rig.inject(tunnel, &datagram(200, 1)).unwrap();
     assert_eq!(rig.read(first, 100), Ok(datagram(200, 1).to_vec()));
 }
@@ -162,13 +159,13 @@ fn flows_of_a_queue_that_leaves_go_to_the_first_until_the_next_one_leaves() {
     }
     // Measured on Linux 6.18, up to the hash.
     assert_eq!(spread(&mut rig, tunnel, &files), [0, 0, 0, 40]);
-    rig.set_queue(files[3], DETACH).unwrap();
+    rig.set_queue(files[3], DETACH_QUEUE).unwrap();
     assert_eq!(spread(&mut rig, tunnel, &files), [40, 0, 0, 0]);
-    rig.set_queue(files[2], DETACH).unwrap();
+    rig.set_queue(files[2], DETACH_QUEUE).unwrap();
     let of_two = spread(&mut rig, tunnel, &files);
     assert!(of_two[0] > 0 && of_two[1] > 0 && of_two[0] + of_two[1] == 40, "{of_two:?}");
-    rig.set_queue(files[2], ATTACH).unwrap();
-    rig.set_queue(files[3], ATTACH).unwrap();
+    rig.set_queue(files[2], ATTACH_QUEUE).unwrap();
+    rig.set_queue(files[3], ATTACH_QUEUE).unwrap();
     assert_eq!(spread(&mut rig, tunnel, &files), by_hash, "the flows are forgotten");
 }
 
@@ -188,7 +185,7 @@ fn one_queue_learns_no_flows() {
 fn what_further_queues_ask_for_is_ignored() {
     let mut rig = Rig::new();
     let (first, tunnel) = rig.attached("m", MQ | VNET_HDR);
-    rig.set_queue(first, DETACH).unwrap();
+    rig.set_queue(first, DETACH_QUEUE).unwrap();
     let (second, _) = rig.attached("m", TUN | MULTI_QUEUE | NO_CARRIER);
     assert_eq!(flags_of(&mut rig, second), Ok(0x5101), "even if the others are detached");
     assert!(rig.core.tunnel(tunnel).unwrap().has_carrier());
@@ -218,7 +215,7 @@ fn a_deleted_tunnel_leaves_its_files_unattached() {
     let mut rig = Rig::new();
     let (first, tunnel) = rig.attached("d", MQ);
     let (second, _) = rig.attached("d", MQ);
-    rig.set_queue(second, DETACH).unwrap();
+    rig.set_queue(second, DETACH_QUEUE).unwrap();
     rig.handle(input::Observe { on: true });
     rig.wait(1, Condition::Detached(Address::Id(tunnel)), 100).unwrap();
     rig.write(first, IP).unwrap();
