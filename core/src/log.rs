@@ -61,7 +61,7 @@ pub enum End {
 impl End {
     /// What a byte says; `None` if no log has it.
     #[must_use]
-    pub fn from_byte(byte: u8) -> Option<Self> {
+    pub(crate) fn from_byte(byte: u8) -> Option<Self> {
         [Self::None, Self::Stopped, Self::TooSlow, Self::WriteFailed]
             .into_iter()
             .find(|end| *end as u8 == byte)

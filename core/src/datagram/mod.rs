@@ -2,7 +2,7 @@
 //!
 //! Inside the core a datagram has no headers: PI and vnet header are put on when a client reads and taken off when it
 //! writes (`tun_put_user` and `tun_get_user` in `drivers/net/tun.c`). [`read_part`] and [`parse_write`] are those two
-//! functions; [`ethernet_frame`] is what the harness needs to hand a bare IP datagram to a tap.
+//! functions; `ethernet_frame` is what the harness needs to hand a bare IP datagram to a tap.
 
 mod head;
 pub(crate) mod headers;
@@ -176,7 +176,7 @@ pub fn read_part(datagram: &Datagram, framing: Framing, limit: usize) -> Result<
 
 /// The headers before a datagram that is handed to the kernel: as the client wrote them, in the framing of the link.
 #[must_use]
-pub fn write_head(datagram: &Datagram, framing: Framing) -> Head {
+pub(crate) fn write_head(datagram: &Datagram, framing: Framing) -> Head {
     let mut head = Head::default();
     if framing.pi {
         let protocol = datagram.protocol().unwrap_or_default();
@@ -194,7 +194,7 @@ pub fn write_head(datagram: &Datagram, framing: Framing) -> Head {
 /// The datagram in what the kernel sent into a link; `None` if it is cut short. It is not checked: the client gets it as it
 /// came.
 #[must_use]
-pub fn parse_sent(mut data: Bytes, framing: Framing) -> Option<Datagram> {
+pub(crate) fn parse_sent(mut data: Bytes, framing: Framing) -> Option<Datagram> {
     if framing.pi {
         data.try_get_u32().ok()?;
     }
@@ -286,7 +286,7 @@ fn ethertype_of_ip(version: u8) -> u16 {
 
 /// An Ethernet header before a bare IP datagram; `None` if it is neither IPv4 nor IPv6 by its first nibble.
 #[must_use]
-pub fn ethernet_frame(
+pub(crate) fn ethernet_frame(
     source: MacAddress,
     destination: MacAddress,
     payload: &[u8],
@@ -302,7 +302,7 @@ pub fn ethernet_frame(
 
 /// A hash that both directions of a flow share: over the IP addresses, and the ports of TCP and UDP.
 #[must_use]
-pub fn flow_hash(payload: &[u8], mode: Mode) -> u64 {
+pub(crate) fn flow_hash(payload: &[u8], mode: Mode) -> u64 {
     let packet = match mode {
         Mode::Tun => payload,
         Mode::Tap => payload.get(ETHERNET_HEADER..).unwrap_or_default(),

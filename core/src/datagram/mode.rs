@@ -40,7 +40,7 @@ impl Mode {
 
     /// `max_mtu`.
     #[must_use]
-    pub fn max_mtu(self) -> u32 {
+    pub(crate) fn max_mtu(self) -> u32 {
         match self {
             Self::Tun => MAX_MTU,
             Self::Tap => MAX_MTU - 14,

@@ -42,7 +42,7 @@ impl Datagram {
 
     /// There is a vnet header.
     #[must_use]
-    pub fn has_vnet(&self) -> bool {
+    pub(crate) fn has_vnet(&self) -> bool {
         self.vnet.gso_type & HAS_VNET != 0
     }
 

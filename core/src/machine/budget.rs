@@ -268,7 +268,7 @@ impl Charge {
     /// # Errors
     ///
     /// [`Exhausted`], and nothing is taken.
-    pub fn grow(&mut self, more: usize) -> Result<(), Exhausted> {
+    pub(crate) fn grow(&mut self, more: usize) -> Result<(), Exhausted> {
         let bound = self.user.budget.bound(self.resource);
         self.take(more, bound)
     }

@@ -256,7 +256,7 @@ impl Tunnel {
     }
 
     /// Those among them whose queue TUNSETQUEUE has detached.
-    pub fn detached_files(&self) -> impl Iterator<Item = FileId> {
+    pub(crate) fn detached_files(&self) -> impl Iterator<Item = FileId> {
         self.detached.iter().copied()
     }
 
