@@ -287,17 +287,21 @@ impl Core {
         file: FileId,
         call: &IoctlCall,
     ) -> Option<NetdevRequest> {
+        if let Some(attached) = ioctl::queue_change(call) {
+            let tunnel = self.whose_queue_changes(file, attached)?;
+            return Some(NetdevRequest::SetQueue { tunnel, file, attached, asker });
+        }
         let id = self.files.get(&file)?.tunnel?;
         let tunnel = self.tunnels.get(&id).filter(|it| it.interface != Interface::None)?;
-        if call.command == tun::ioctl::TUNSETQUEUE {
-            let attached = ioctl::queue_change(call)?;
-            if attached && tunnel.has_filter() {
-                return None;
-            }
-            return Some(NetdevRequest::SetQueue { tunnel: id, file, attached, asker });
-        }
         let setting = ioctl::netdev_setting(call, tunnel)?;
         Some(NetdevRequest::Set { tunnel: id, setting, asker: Some(asker) })
+    }
+
+    /// The tunnel whose device has a queue of a file that TUNSETQUEUE changes. With a filter it attaches none.
+    pub(super) fn whose_queue_changes(&self, file: FileId, attaches: bool) -> Option<TunnelId> {
+        let tunnel = self.tunnels.get(&self.files.get(&file)?.tunnel?)?;
+        let stays = attaches && tunnel.has_filter();
+        (tunnel.interface != Interface::None && !stays).then_some(tunnel.id)
     }
 
     /// TUNSETIFF, as far as it goes without waiting.

@@ -28,8 +28,8 @@
 use alloc::{collections::BTreeMap, vec::Vec};
 
 use super::{
-    Core, DropReason, Event, FileId, Interface, IoctlCall, NetdevRequest, Op, Origin, Outcome,
-    Output, Request, RequestId, Scope, TunnelId,
+    Core, DropReason, Event, FileId, IoctlCall, NetdevRequest, Op, Origin, Outcome, Output,
+    Request, RequestId, Scope, TunnelId,
     attach::{Attachment, inheritable},
     ioctl,
 };
@@ -300,10 +300,7 @@ impl Core {
             return;
         }
         let attaches = flags.contains(IfFlags::ATTACH_QUEUE);
-        let tunnel = self.tunnel_of_mut(file).filter(|tunnel| {
-            tunnel.interface != Interface::None && !(attaches && tunnel.has_filter())
-        });
-        if let Some(tunnel) = tunnel.map(|tunnel| tunnel.id) {
+        if let Some(tunnel) = self.whose_queue_changes(file, attaches) {
             // The device's queue has changed already.
             let attached = !attaches;
             let back = NetdevRequest::SetQueue { tunnel, file, attached, asker };
